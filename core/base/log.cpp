@@ -1,0 +1,57 @@
+#include "core/base/log.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+
+namespace octet {
+namespace {
+
+std::atomic<bool> progress_line_shown{false};
+
+spdlog::logger& logger() {
+  static const std::shared_ptr<spdlog::logger> instance = [] {
+    const bool color = std::getenv("NO_COLOR") == nullptr;
+    auto made = std::make_shared<spdlog::logger>(
+        "octet", std::make_shared<spdlog::sinks::stderr_color_sink_mt>(color ? spdlog::color_mode::automatic
+                                                                             : spdlog::color_mode::never));
+    made->set_pattern("%H:%M:%S %^%l%$ %v");
+    const char* level = std::getenv("OCTET_LOG");
+    made->set_level(level == nullptr ? spdlog::level::info : spdlog::level::from_str(level));
+    return made;
+  }();
+  return *instance;
+}
+
+spdlog::level::level_enum to_spdlog(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
+  }
+  return spdlog::level::info;
+}
+
+}  // namespace
+
+bool detail::log_enabled(LogLevel level) { return logger().should_log(to_spdlog(level)); }
+
+void detail::log_line(LogLevel level, std::string_view text) {
+  if (progress_line_shown.load(std::memory_order_relaxed)) {
+    const char clear[] = "\r\033[K";
+    [[maybe_unused]] const auto written = ::write(STDERR_FILENO, clear, sizeof clear - 1);
+  }
+  logger().log(to_spdlog(level), "{}", text);
+}
+
+void set_progress_line_shown(bool shown) { progress_line_shown.store(shown, std::memory_order_relaxed); }
+
+}  // namespace octet

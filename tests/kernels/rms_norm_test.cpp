@@ -1,0 +1,79 @@
+#include "kernels/rms_norm.h"
+
+#include "tests/support/numeric.h"
+
+namespace octet::test {
+namespace {
+
+constexpr float kEps = 1e-3f;  // large enough that leaving it out fails the test
+
+Doubles reference(const Doubles& x, const Doubles& weight) {
+  const size_t D = weight.size();
+  Doubles y(x.size());
+  for (size_t row = 0; row < x.size(); row += D) {
+    double sum = 0.0;
+    for (size_t d = 0; d < D; ++d) sum += x[row + d] * x[row + d];
+    for (size_t d = 0; d < D; ++d) y[row + d] = x[row + d] / std::sqrt(sum / double(D) + kEps) * weight[d];
+  }
+  return y;
+}
+
+template <class Scalar>
+void check(int64_t T, int64_t D, Isa isa) {
+  const UseIsa use(isa);
+  auto x = uniform<Scalar>(T * D, 1), dy = uniform<Scalar>(T * D, 3);
+  auto weight = uniform(D, 2);
+  std::vector<Scalar> y(x.size()), dx(x.size());
+  std::vector<float> rstd(static_cast<size_t>(T)), dweight(static_cast<size_t>(D), 0.0f);
+  Stream& stream = default_stream();
+  kernels::rms_norm_forward(
+      {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
+      stream);
+  kernels::rms_norm_backward({.dy = view(dy, {T, D}),
+                              .x = view(x, {T, D}),
+                              .weight = view(weight, {D}),
+                              .rstd = view(rstd, {T}),
+                              .dx = view(dx, {T, D}),
+                              .dweight = view(dweight, {D})},
+                             stream);
+  const Doubles xs = doubles(x), ws = doubles(weight), dys = doubles(dy);
+  // float32 sums of D terms err like sqrt(D) ulp; a bfloat16 result is rounded once more, by half an ulp.
+  const double stored = std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2;
+  const double tolerance = 4 * std::sqrt(double(D)) * kEpsilonF32 + stored;
+  CHECK_THAT(doubles(y), NearAll(reference(xs, ws), tolerance));
+  CHECK_THAT(doubles(dx), NearAll(central_difference([&](const Doubles& v) { return reference(v, ws); }, dys, xs),
+                                  tolerance + 1e-8, /*floor=*/1.0));
+  CHECK_THAT(doubles(dweight), NearAll(central_difference([&](const Doubles& v) { return reference(xs, v); }, dys, ws),
+                                       4 * std::sqrt(double(T + D)) * kEpsilonF32 + 1e-8));
+}
+
+}  // namespace
+
+TEST_CASE("rms_norm follows its formula, forward and backward", "[kernels][rms_norm]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const int64_t T = GENERATE(0, 1, 7), D = GENERATE(1, 31, 64);
+  CAPTURE(name_of(isa), T, D);
+  check<float>(T, D, isa);
+  check<bfloat16>(T, D, isa);
+}
+
+TEST_CASE("rms_norm gives the same bits on every instruction set", "[kernels][rms_norm]") {
+  const int64_t T = 130, D = 77;
+  auto x = uniform<bfloat16>(T * D, 1);
+  auto weight = uniform(D, 2);
+  std::vector<std::vector<uint16_t>> results;
+  for (const Isa isa : supported_isas()) {
+    const UseIsa use(isa);
+    std::vector<bfloat16> y(x.size());
+    std::vector<float> rstd(static_cast<size_t>(T));
+    kernels::rms_norm_forward(
+        {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
+        default_stream());
+    std::vector<uint16_t> bits;
+    for (const bfloat16 value : y) bits.push_back(value.bits);
+    results.push_back(bits);
+  }
+  for (const auto& result : results) CHECK(result == results.front());
+}
+
+}  // namespace octet::test
