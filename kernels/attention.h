@@ -1,0 +1,55 @@
+// Causal attention with grouped key-value heads, without ever storing the score matrix (arXiv:2205.14135).
+//   for each sequence b, head h, its key-value head h / (H / Hkv), and position i:
+//   p[j] = exp(scale * q[i] . k[j] - lse[i]), j <= i;   lse[i] = log sum_j exp(scale * q[i] . k[j]);   o[i] = sum_j
+//   p[j] v[j] backward: D[i] = do[i] . o[i];  ds[i,j] = p[i,j] (do[i] . v[j] - D[i]);  dq = scale ds k;  dk = scale
+//   ds^T q;  dv = p^T do
+// q . k, softmax and all sums are float32; dk and dv add the query heads of a group and the query blocks in order.
+// T = batch * S; a token's row holds its heads side by side. B or S may be 0.
+#pragma once
+
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+struct AttentionForward {
+  ConstView q;  // [T, H * head_dim] float32 or bfloat16, rows may be strided (a slice of a fused projection)
+  ConstView k;  // [T, Hkv * head_dim] as q, strided
+  ConstView v;  // [T, Hkv * value_dim] as q, strided
+  View o;       // [T, H * value_dim] as q
+  View lse;     // [T, H] float32, kept for the backward pass
+  int64_t batch, num_heads, num_kv_heads;
+  float scale;  // usually 1 / sqrt(head_dim)
+};
+struct AttentionBackward {
+  ConstView grad_o;      // [T, H * value_dim]
+  ConstView q, k, v, o;  // as in the forward pass
+  ConstView lse;         // [T, H] float32
+  View dq, dk, dv;       // shapes of q, k, v; rows may be strided
+  int64_t batch, num_heads, num_kv_heads;
+  float scale;
+};
+struct AttentionDecode {
+  ConstView q;        // [N, H * head_dim] float32 or bfloat16: the newest N tokens of one sequence, N >= 1
+  ConstView k_cache;  // [capacity, Hkv * head_dim] as q: the keys of positions 0 .. length - 1, the newest N included
+  ConstView v_cache;  // [capacity, Hkv * value_dim] as q
+  View o;             // [N, H * value_dim] as q; token n attends to positions 0 .. length - N + n
+  int64_t length, num_heads, num_kv_heads;
+  float scale;  // the same bits as AttentionForward gives for the same tokens
+};
+namespace cpu {
+void attention_forward(const AttentionForward& args, Stream& stream);
+void attention_backward(const AttentionBackward& args, Stream& stream);
+void attention_decode(const AttentionDecode& args, Stream& stream);
+}  // namespace cpu
+inline void attention_forward(const AttentionForward& args, Stream& stream) {
+  dispatch<cpu::attention_forward>(args, stream);
+}
+inline void attention_backward(const AttentionBackward& args, Stream& stream) {
+  dispatch<cpu::attention_backward>(args, stream);
+}
+inline void attention_decode(const AttentionDecode& args, Stream& stream) {
+  dispatch<cpu::attention_decode>(args, stream);
+}
+
+}  // namespace octet::kernels

@@ -1,0 +1,46 @@
+// Small kernels over flat arrays.
+#pragma once
+
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+struct AddInto {
+  // y[i] = a[i] + b[i] in float32, rounded once
+  ConstView a, b;  // float32 or bfloat16, each its own
+  View y;          // float32 or bfloat16; may be a or b
+};
+struct Scale {
+  View x;  // float32 or bfloat16: x[i] = x[i] * factor
+  float factor;
+};
+struct Cast {
+  ConstView x;  // float32 or bfloat16
+  View y;       // the same number of elements, float32 or bfloat16
+};
+struct SumOfSquares {
+  // sum += sum_i x[i]^2 in float64: pieces of 65536 elements, then the pieces in order
+  ConstView x;  // float32 or bfloat16
+  double* sum;
+};
+struct CountNonFinite {
+  ConstView x;     // float32 or bfloat16
+  int64_t* count;  // added to
+};
+namespace cpu {
+void add_into(const AddInto& args, Stream& stream);
+void scale(const Scale& args, Stream& stream);
+void cast(const Cast& args, Stream& stream);
+void sum_of_squares(const SumOfSquares& args, Stream& stream);
+void count_non_finite(const CountNonFinite& args, Stream& stream);
+}  // namespace cpu
+inline void add_into(const AddInto& args, Stream& stream) { dispatch<cpu::add_into>(args, stream); }
+inline void scale(const Scale& args, Stream& stream) { dispatch<cpu::scale>(args, stream); }
+inline void cast(const Cast& args, Stream& stream) { dispatch<cpu::cast>(args, stream); }
+inline void sum_of_squares(const SumOfSquares& args, Stream& stream) { dispatch<cpu::sum_of_squares>(args, stream); }
+inline void count_non_finite(const CountNonFinite& args, Stream& stream) {
+  dispatch<cpu::count_non_finite>(args, stream);
+}
+
+}  // namespace octet::kernels

@@ -1,0 +1,52 @@
+// Block-scaled FP8 matrix products (arXiv:2412.19437, section 3.3). For each block b of 128 along the summed axis
+//   acc = fma(p_b, a_scale * b_scale, acc),   p_b = sum over the block of code products
+// and acc starts from 0; a block's p_b is formed as the emulation says:
+//   kIdeal   float32, k in pairs: fma(a[2j+1], b[2j+1], p), then fma(a[2j], b[2j], p); the fast form of the CPU
+//   kHopper  the H100 tensor core's own arithmetic, bit for bit (docs/numerics.md): 32 products at a time and p are
+//   aligned
+//            to the largest exponent, cut toward zero after 13 fraction bits, added exactly, cut to E8M13
+//   kFp64    p_b exact in float64, and acc too; rounded to float32 at the end: an oracle
+// With kIdeal and kHopper every instruction set gives the same bits. Scales are powers of two, so a_scale * b_scale is
+// exact. The result is rounded to the dtype of c once; where c is accumulated into, c = c + acc in float32.
+#pragma once
+
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+enum class Emulation { kIdeal, kHopper, kFp64 };
+
+struct Fp8GroupedGemm {
+  // c[r,n] = sum_k a[row(r),k] * b[g,n,k], g the group of r
+  ConstView a;        // [S, K] float8_e4m3
+  ConstView a_scale;  // [S, ceil(K/128)] float32
+  ConstView b;        // [G, N, K] float8_e4m3 (or [N, K])
+  ConstView b_scale;  // [G, ceil(N/128), ceil(K/128)] float32
+  ConstView offsets;  // [G + 1] int64; not defined: one group of all rows
+  ConstView rows;     // [R] int32: gathers the rows of a and a_scale; not defined: none
+  View c;             // [R, N] float32 or bfloat16, rows may be strided
+  Emulation emulation;
+};
+struct Fp8GroupedWgrad {
+  // dw[g,n,k] += sum over columns p of group g of dy[n,p] * x[k,p]; group g is columns 128 * block_offsets[g] and on
+  ConstView dy;             // [N, P] float8_e4m3, as kernels/quantize.h QuantizeColumns leaves it
+  ConstView dy_scale;       // [N, P/128] float32
+  ConstView x;              // [K, P] float8_e4m3
+  ConstView x_scale;        // [K, P/128] float32
+  ConstView block_offsets;  // [G + 1] int64
+  View dw;                  // [G, N, K] float32 (or [N, K])
+  Emulation emulation;
+};
+namespace cpu {
+void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream);
+void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream);
+}  // namespace cpu
+inline void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
+  dispatch<cpu::fp8_grouped_gemm>(args, stream);
+}
+inline void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
+  dispatch<cpu::fp8_grouped_wgrad>(args, stream);
+}
+
+}  // namespace octet::kernels

@@ -1,0 +1,57 @@
+// Moves tokens to their experts and back. Rows are the T * K pairs (token, choice) sorted by expert and, within an
+// expert, by token: row_of[t,k] is the place of pair (t, k) and source[r] the token of row r. Expert e owns rows
+// offsets[e] .. offsets[e+1] - 1; an expert with no rows is a normal case.
+#pragma once
+
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+struct BuildPermutation {
+  ConstView indices;  // [T, K] int32 in [0, E)
+  View offsets;       // [E + 1] int64
+  View row_of;        // [T, K] int32
+  View source;        // [T * K] int32
+};
+struct GatherRows {
+  // y[r,:] = x[source[r],:], any dtype
+  ConstView x;       // [T, C]
+  ConstView source;  // [R] int32
+  View y;            // [R, C] as x
+};
+struct CombineForward {
+  // y[t,:] = base[t,:] + sum_k weights[t,k] * rows[row_of[t,k],:], k in order, in float32, rounded once
+  ConstView rows;     // [R, D] float32 or bfloat16
+  ConstView row_of;   // [T, K] int32
+  ConstView weights;  // [T, K] float32; not defined: all 1
+  ConstView base;     // [T, D] as rows; not defined: 0. May be y.
+  View y;             // [T, D] as rows
+};
+struct CombineBackward {
+  // drows[row_of[t,k],:] = weights[t,k] * dy[t,:];   dweights[t,k] = dy[t,:] . rows[row_of[t,k],:]
+  ConstView dy;       // [T, D] float32 or bfloat16
+  ConstView rows;     // [R, D] as dy
+  ConstView row_of;   // [T, K] int32
+  ConstView weights;  // [T, K] float32
+  View drows;         // [R, D] as dy
+  View dweights;      // [T, K] float32
+};
+namespace cpu {
+void build_permutation(const BuildPermutation& args, Stream& stream);
+void gather_rows(const GatherRows& args, Stream& stream);
+void combine_forward(const CombineForward& args, Stream& stream);
+void combine_backward(const CombineBackward& args, Stream& stream);
+}  // namespace cpu
+inline void build_permutation(const BuildPermutation& args, Stream& stream) {
+  dispatch<cpu::build_permutation>(args, stream);
+}
+inline void gather_rows(const GatherRows& args, Stream& stream) { dispatch<cpu::gather_rows>(args, stream); }
+inline void combine_forward(const CombineForward& args, Stream& stream) {
+  dispatch<cpu::combine_forward>(args, stream);
+}
+inline void combine_backward(const CombineBackward& args, Stream& stream) {
+  dispatch<cpu::combine_backward>(args, stream);
+}
+
+}  // namespace octet::kernels

@@ -1,0 +1,84 @@
+// Between float and E4M3 with power-of-two scales (docs/numerics.md).
+//   scale = 2^ceil(log2(amax / 448)) of a block, amax over its finite elements, 1 where amax is 0;  code = e4m3(x /
+//   scale) e4m3 rounds to nearest even and saturates at 448; NaN becomes 0x7f and infinities +-448: both are counted,
+//   not hidden the real value is code * scale. A block at a ragged edge is shorter, never padded with neighbours. The
+//   exponent of scale is kept in [-126, 127], so that it and its reciprocal are normal float32 numbers.
+// Three kinds of block: a row's 128 columns (activations and output gradients, 1x128), a column's 128 rows inside a
+// group (operands of a weight gradient, 128x1), and a 128x128 tile (weights). A grouped matrix of R rows is cut at
+// offsets[0..G]; for weight gradients group g begins at column 128 * block_offsets[g] of the transposed result and is
+// padded with code 0 to a multiple of 128: block_offsets[g+1] = block_offsets[g] + ceil((offsets[g+1] - offsets[g]) /
+// 128), P = 128 * block_offsets[G].
+#pragma once
+
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+struct QuantizeStats {
+  int64_t count = 0;       // elements seen
+  int64_t flushed = 0;     // not 0 before, 0 after
+  int64_t saturated = 0;   // finite, beyond 448 * scale after rounding (never with these scales; a check on them)
+  int64_t non_finite = 0;  // NaN or infinite
+};
+
+struct QuantizeRows {
+  ConstView x;           // [R, C] float32 or bfloat16, rows may be strided
+  View codes;            // [R, C] float8_e4m3
+  View scale;            // [R, ceil(C/128)] float32
+  QuantizeStats* stats;  // added to; null: none
+};
+struct DequantizeRows {
+  ConstView codes;  // [R, C] float8_e4m3
+  ConstView scale;  // [R, ceil(C/128)] float32
+  View x;           // [R, C] float32 or bfloat16
+};
+struct QuantizeColumns {
+  ConstView x;              // [R, C] float32 or bfloat16
+  ConstView offsets;        // [G + 1] int64
+  ConstView block_offsets;  // [G + 1] int64
+  View codes;               // [C, P] float8_e4m3: transposed
+  View scale;               // [C, P/128] float32
+  QuantizeStats* stats;     // added to; null: none
+};
+struct RequantizeColumns {
+  // As QuantizeColumns of the matrix whose row r is row rows[r] of codes * scale: dequantise, transpose, quantise.
+  ConstView codes;          // [S, C] float8_e4m3
+  ConstView scale;          // [S, ceil(C/128)] float32
+  ConstView rows;           // [R] int32; not defined: R = S and row r is r
+  ConstView offsets;        // [G + 1] int64, offsets[G] = R
+  ConstView block_offsets;  // [G + 1] int64
+  View out_codes;           // [C, P] float8_e4m3
+  View out_scale;           // [C, P/128] float32
+  QuantizeStats* stats;     // flushed: values that were not 0 before and are after. Null: none
+};
+struct QuantizeBlocks {
+  ConstView x;           // [G, N, K] float32 or bfloat16, or [N, K]
+  View codes;            // [G, N, K] float8_e4m3
+  View scale;            // [G, ceil(N/128), ceil(K/128)] float32
+  View codes_t;          // [G, K, N] float8_e4m3: the same codes transposed; not defined: none
+  View scale_t;          // [G, ceil(K/128), ceil(N/128)] float32
+  QuantizeStats* stats;  // added to; null: none
+};
+namespace cpu {
+void quantize_rows(const QuantizeRows& args, Stream& stream);
+void dequantize_rows(const DequantizeRows& args, Stream& stream);
+void quantize_columns(const QuantizeColumns& args, Stream& stream);
+void requantize_columns(const RequantizeColumns& args, Stream& stream);
+void quantize_blocks(const QuantizeBlocks& args, Stream& stream);
+}  // namespace cpu
+inline void quantize_rows(const QuantizeRows& args, Stream& stream) { dispatch<cpu::quantize_rows>(args, stream); }
+inline void dequantize_rows(const DequantizeRows& args, Stream& stream) {
+  dispatch<cpu::dequantize_rows>(args, stream);
+}
+inline void quantize_columns(const QuantizeColumns& args, Stream& stream) {
+  dispatch<cpu::quantize_columns>(args, stream);
+}
+inline void requantize_columns(const RequantizeColumns& args, Stream& stream) {
+  dispatch<cpu::requantize_columns>(args, stream);
+}
+inline void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
+  dispatch<cpu::quantize_blocks>(args, stream);
+}
+
+}  // namespace octet::kernels
