@@ -26,6 +26,12 @@ class WritableFile {
   virtual void sync() = 0;
 };
 
+// Held until it is destroyed or the process ends, however it ends.
+class FileLock {
+ public:
+  virtual ~FileLock() = default;
+};
+
 struct FileInfo {
   bool is_directory = false;
   bool is_regular = false;  // false for links, pipes and devices
@@ -49,10 +55,12 @@ class FileSystem {
   virtual void make_directories(const std::string& path) = 0;               // as mkdir -p
   virtual void rename(const std::string& from, const std::string& to) = 0;
   virtual void remove_file(const std::string& path) = 0;
-  virtual void remove_tree(const std::string& path) = 0;
+  virtual void remove_tree(const std::string& path) = 0;  // links are removed, not followed; absence is no error
   // Returns when the directory's entries are on the disk.
   virtual void sync_directory(const std::string& path) = 0;
   virtual uint64_t free_bytes(const std::string& path) = 0;
+  // Locks a file, made where there is none, against every other lock of it; null where another holds it.
+  virtual std::unique_ptr<FileLock> try_lock(const std::string& path) = 0;
 
   std::string read_text(const std::string& path, uint64_t limit_bytes = uint64_t(1) << 30);
   // Writes a temporary file beside `path`, syncs it and renames it: a reader sees the old or the new content, whole.
