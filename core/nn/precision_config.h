@@ -1,0 +1,48 @@
+// The number formats of a run; docs/numerics.md has the reasons.
+#pragma once
+
+#include "core/base/enum_names.h"
+#include "core/base/problems.h"
+#include "kernels/fp8_gemm.h"
+
+namespace octet {
+
+enum class Recipe {
+  kFp32,      // float32 throughout: the reference
+  kBf16,      // bfloat16 weights and activations, float32 master weights and gradients
+  kFp8Block,  // as kBf16, with E4M3 operands in every Linear of attention and experts (arXiv:2412.19437, section 3.3)
+};
+enum class MomentType { kBf16, kFp32 };
+
+template <>
+struct EnumNames<Recipe> {
+  static constexpr std::pair<Recipe, std::string_view> values[] = {
+      {Recipe::kFp32, "fp32"}, {Recipe::kBf16, "bf16"}, {Recipe::kFp8Block, "fp8_block"}};
+};
+template <>
+struct EnumNames<kernels::Emulation> {
+  static constexpr std::pair<kernels::Emulation, std::string_view> values[] = {{kernels::Emulation::kIdeal, "ideal"},
+                                                                               {kernels::Emulation::kHopper, "hopper"},
+                                                                               {kernels::Emulation::kFp64, "fp64"}};
+};
+template <>
+struct EnumNames<MomentType> {
+  static constexpr std::pair<MomentType, std::string_view> values[] = {{MomentType::kBf16, "bf16"},
+                                                                       {MomentType::kFp32, "fp32"}};
+};
+
+struct PrecisionConfig {
+  Recipe recipe = Recipe::kFp8Block;
+  kernels::Emulation emulation = kernels::Emulation::kIdeal;
+  MomentType moments = MomentType::kBf16;  // as DeepSeek-V3; half the memory of float32 and no loss seen from it
+
+  void fields(auto&& visit) {
+    visit("recipe", recipe, "formats of weights, activations and gradients");
+    visit("emulation", emulation,
+          "arithmetic inside an FP8 product: float32, the H100 tensor core's, or exact; only fp8_block reads it");
+    visit("moments", moments, "storage of Adam's two moments");
+  }
+  void validate(Problems&) const {}  // every combination runs
+};
+
+}  // namespace octet
