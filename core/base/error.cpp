@@ -54,19 +54,42 @@ const char* code_meaning(int code) {
 Error::Error(ErrorKind kind, Report report)
     : std::runtime_error(report.what), kind_(kind), report_(std::move(report)) {}
 
+Error::Error(ErrorKind kind, std::string_view summary, std::vector<Report> parts)
+    : std::runtime_error(fmt::format("{}: {}{}", summary, parts.front().what,
+                                     parts.size() == 1 ? "" : fmt::format(", and {} more", parts.size() - 1))),
+      kind_(kind) {
+  if (parts.size() == 1) {
+    report_ = std::move(parts.front());
+  } else {
+    report_.what = fmt::format("{}: {} problems", summary, parts.size());
+    parts_ = std::move(parts);
+  }
+}
+
 std::string Error::block() const {
   std::string text = "octet: error: " + report_.what + "\n";
-  const auto line = [&text](const char* name, const std::string& part) {
-    if (!part.empty()) text += fmt::format("  {:<6} {}\n", name, part);
+  const auto line = [&text](const char* name, const std::string& part, const char* indent = "  ") {
+    if (!part.empty()) text += fmt::format("{}{:<6} {}\n", indent, name, part);
   };
-  line("where:", report_.where);
-  line("why:", report_.why);
-  line("do:", report_.fix);
+  const auto lines = [&line](const Report& report, const char* indent) {
+    line("where:", report.where, indent);
+    line("why:", report.why, indent);
+    line("do:", report.fix, indent);
+  };
+  lines(report_, "  ");
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    text += fmt::format("  {}. {}\n", i + 1, parts_[i].what);
+    lines(parts_[i], "     ");
+  }
   line("code:", fmt::format("{} ({})", code(), code_meaning(code())));
   return text;
 }
 
 void fail(ErrorKind kind, Report report) { throw Error(kind, std::move(report)); }
+
+void fail(ErrorKind kind, std::string_view summary, std::vector<Report> parts) {
+  throw Error(kind, summary, std::move(parts));
+}
 
 void detail::throw_at(ErrorKind kind, std::string what, const std::source_location& place) {
   log_debug("{} at {}:{}", what, place.file_name(), place.line());

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace octet {
 
@@ -41,19 +42,26 @@ struct Report {
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, Report report);
+  // Several faults found in one pass; there is at least one. The report is that of the only one, or says `summary` and
+  // how many there are.
+  Error(ErrorKind kind, std::string_view summary, std::vector<Report> parts);
   ErrorKind kind() const { return kind_; }
   int code() const { return exit_code(kind_); }
   const Report& report() const { return report_; }
-  // The block a user sees: "octet: error: what", then an indented line for each part there is, then the code.
+  const std::vector<Report>& parts() const { return parts_; }  // empty where there is one fault
+  // The block a user sees: "octet: error: what", then an indented line for each part there is, then the code. Several
+  // faults are numbered.
   std::string block() const;
 
  private:
   ErrorKind kind_;
   Report report_;
+  std::vector<Report> parts_;
 };
 
-// Throws an Error with the whole report.
+// Throws an Error with the whole report, or with several.
 [[noreturn]] void fail(ErrorKind kind, Report report);
+[[noreturn]] void fail(ErrorKind kind, std::string_view summary, std::vector<Report> parts);
 
 namespace detail {
 // A format string that the compiler checks, together with the place of the call.
