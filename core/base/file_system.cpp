@@ -53,12 +53,16 @@ std::string fix_for(int error) {
   }
 }
 
-[[noreturn]] void fail_io(const char* call, const std::string& path, int error) {
+}  // namespace
+
+void fail_storage(const char* call, const std::string& path, int error) {
   fail(ErrorKind::kStorage, {.what = fmt::format("cannot {} {}: {}", call, path, std::strerror(error)),
                              .where = path,
                              .why = "",
                              .fix = fix_for(error)});
 }
+
+namespace {
 
 class Descriptor {
  public:
@@ -108,10 +112,10 @@ Descriptor open_regular(const char* call, const std::string& path, int flags) {
                                  .why = "only regular files are opened; anything else may block or lead elsewhere",
                                  .fix = "name the file itself"});
     }
-    fail_io(call, path, error);
+    fail_storage(call, path, error);
   }
   struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) fail_io(call, path, errno);
+  if (::fstat(fd.get(), &status) != 0) fail_storage(call, path, errno);
   if (!S_ISREG(status.st_mode)) {
     fail(ErrorKind::kStorage, {.what = fmt::format("cannot {} {}: it is {}", call, path, kind_of(status.st_mode)),
                                .where = path,
@@ -125,7 +129,7 @@ class RealReadableFile final : public ReadableFile {
  public:
   explicit RealReadableFile(const std::string& path) : path_(path), fd_(open_regular("open", path, O_RDONLY)) {
     struct stat status {};
-    if (::fstat(fd_.get(), &status) != 0) fail_io("open", path_, errno);
+    if (::fstat(fd_.get(), &status) != 0) fail_storage("open", path_, errno);
     size_ = uint64_t(status.st_size);
   }
   uint64_t size() const override { return size_; }
@@ -134,7 +138,7 @@ class RealReadableFile final : public ReadableFile {
     const Transfer read = transfer_fully(bytes, [&](uint64_t done, uint64_t wanted) {
       return ::pread(fd_.get(), static_cast<char*>(to) + done, wanted, off_t(offset + done));
     });
-    if (read.error != 0) fail_io("read", path_, read.error);
+    if (read.error != 0) fail_storage("read", path_, read.error);
     if (read.bytes < bytes) {
       fail(ErrorKind::kStorage,
            {.what = fmt::format("cannot read {}: it ends after byte {}; wanted {} bytes from byte {}", path_,
@@ -159,10 +163,10 @@ class RealWritableFile final : public WritableFile {
     const Transfer written = transfer_fully(bytes, [&](uint64_t done, uint64_t wanted) {
       return ::write(fd_.get(), static_cast<const char*>(from) + done, wanted);
     });
-    if (written.bytes < bytes) fail_io("write", path_, written.error != 0 ? written.error : ENOSPC);
+    if (written.bytes < bytes) fail_storage("write", path_, written.error != 0 ? written.error : ENOSPC);
   }
   void sync() override {
-    if (retried([&] { return ::fsync(fd_.get()); }) != 0) fail_io("sync", path_, errno);
+    if (retried([&] { return ::fsync(fd_.get()); }) != 0) fail_storage("sync", path_, errno);
   }
 
  private:
@@ -180,7 +184,7 @@ class RealFileLock final : public FileLock {
 
 std::vector<std::string> names_in(const std::string& path, Descriptor fd) {
   DIR* directory = ::fdopendir(fd.get());
-  if (directory == nullptr) fail_io("list", path, errno);
+  if (directory == nullptr) fail_storage("list", path, errno);
   fd.release();
   std::vector<std::string> names;
   errno = 0;
@@ -191,7 +195,7 @@ std::vector<std::string> names_in(const std::string& path, Descriptor fd) {
   }
   const int error = errno;
   ::closedir(directory);
-  if (error != 0) fail_io("list", path, error);
+  if (error != 0) fail_storage("list", path, error);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -199,7 +203,7 @@ std::vector<std::string> names_in(const std::string& path, Descriptor fd) {
 Descriptor open_directory(const char* call, const std::string& path, int parent, const char* name) {
   Descriptor fd(
       retried([&] { return ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); }));
-  if (fd.get() < 0) fail_io(call, path, errno);
+  if (fd.get() < 0) fail_storage(call, path, errno);
   return fd;
 }
 
@@ -208,17 +212,17 @@ void remove_below(const std::string& path, int parent, const char* name) {
   struct stat status {};
   if (::fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
     if (errno == ENOENT) return;
-    fail_io("remove", path, errno);
+    fail_storage("remove", path, errno);
   }
   if (!S_ISDIR(status.st_mode)) {
-    if (::unlinkat(parent, name, 0) != 0 && errno != ENOENT) fail_io("remove", path, errno);
+    if (::unlinkat(parent, name, 0) != 0 && errno != ENOENT) fail_storage("remove", path, errno);
     return;
   }
   const Descriptor directory = open_directory("remove", path, parent, name);
   for (const std::string& child : names_in(path, Descriptor(::fcntl(directory.get(), F_DUPFD_CLOEXEC, 0)))) {
     remove_below(join_path(path, child), directory.get(), child.c_str());
   }
-  if (::unlinkat(parent, name, AT_REMOVEDIR) != 0 && errno != ENOENT) fail_io("remove", path, errno);
+  if (::unlinkat(parent, name, AT_REMOVEDIR) != 0 && errno != ENOENT) fail_storage("remove", path, errno);
 }
 
 class RealFileSystem final : public FileSystem {
@@ -235,12 +239,12 @@ class RealFileSystem final : public FileSystem {
   bool exists(const std::string& path) override {
     struct stat status {};
     if (::lstat(path.c_str(), &status) == 0) return true;
-    if (errno != ENOENT && errno != ENOTDIR) fail_io("look at", path, errno);
+    if (errno != ENOENT && errno != ENOTDIR) fail_storage("look at", path, errno);
     return false;
   }
   FileInfo info(const std::string& path) override {
     struct stat status {};
-    if (::lstat(path.c_str(), &status) != 0) fail_io("look at", path, errno);
+    if (::lstat(path.c_str(), &status) != 0) fail_storage("look at", path, errno);
     return {.is_directory = S_ISDIR(status.st_mode),
             .is_regular = S_ISREG(status.st_mode),
             .size = uint64_t(status.st_size),
@@ -248,23 +252,23 @@ class RealFileSystem final : public FileSystem {
   }
   std::vector<std::string> list(const std::string& directory) override {
     Descriptor fd(retried([&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC); }));
-    if (fd.get() < 0) fail_io("list", directory, errno);
+    if (fd.get() < 0) fail_storage("list", directory, errno);
     return names_in(directory, std::move(fd));
   }
   void make_directory(const std::string& path) override {
-    if (::mkdir(path.c_str(), 0700) != 0) fail_io("create directory", path, errno);
+    if (::mkdir(path.c_str(), 0700) != 0) fail_storage("create directory", path, errno);
   }
   void make_directories(const std::string& path) override {
     struct stat status {};
     if (::stat(path.c_str(), &status) == 0) {
-      if (!S_ISDIR(status.st_mode)) fail_io("create directory", path, ENOTDIR);
+      if (!S_ISDIR(status.st_mode)) fail_storage("create directory", path, ENOTDIR);
       return;
     }
-    if (errno != ENOENT) fail_io("create directory", path, errno);
+    if (errno != ENOENT) fail_storage("create directory", path, errno);
     const std::string parent = directory_of(path);
     if (parent != path) make_directories(parent);
     // Another process may make the same directory at the same moment.
-    if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) fail_io("create directory", path, errno);
+    if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) fail_storage("create directory", path, errno);
   }
   void rename(const std::string& from, const std::string& to) override {
     if (::rename(from.c_str(), to.c_str()) != 0) {
@@ -276,18 +280,19 @@ class RealFileSystem final : public FileSystem {
     }
   }
   void remove_file(const std::string& path) override {
-    if (::unlink(path.c_str()) != 0) fail_io("remove", path, errno);
+    if (::unlink(path.c_str()) != 0) fail_storage("remove", path, errno);
   }
   void remove_tree(const std::string& path) override { remove_below(path, AT_FDCWD, path.c_str()); }
   void sync_directory(const std::string& path) override {
     const Descriptor fd(retried([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-    if (fd.get() < 0) fail_io("sync directory", path, errno);
+    if (fd.get() < 0) fail_storage("sync directory", path, errno);
     // Some network file systems cannot sync a directory and say so with EINVAL; their renames are synchronous.
-    if (retried([&] { return ::fsync(fd.get()); }) != 0 && errno != EINVAL) fail_io("sync directory", path, errno);
+    if (retried([&] { return ::fsync(fd.get()); }) != 0 && errno != EINVAL) fail_storage("sync directory", path, errno);
   }
   uint64_t free_bytes(const std::string& path) override {
     struct statvfs status {};
-    if (retried([&] { return ::statvfs(path.c_str(), &status); }) != 0) fail_io("look at free space of", path, errno);
+    if (retried([&] { return ::statvfs(path.c_str(), &status); }) != 0)
+      fail_storage("look at free space of", path, errno);
     return uint64_t(status.f_bavail) * uint64_t(status.f_frsize);
   }
   std::unique_ptr<FileLock> try_lock(const std::string& path) override {
@@ -301,7 +306,7 @@ class RealFileSystem final : public FileSystem {
       return std::make_unique<RealFileLock>(std::move(fd));
     }
     if (errno == EAGAIN || errno == EACCES) return nullptr;
-    fail_io("lock", path, errno);
+    fail_storage("lock", path, errno);
   }
 };
 

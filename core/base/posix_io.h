@@ -1,11 +1,15 @@
-// Loops around read and write calls that may be interrupted or do part of the work. The call is an argument, so that a
-// test can interrupt and shorten it at will.
+// What implementations of FileSystem share: the words for an errno, and a loop around read and write calls that may be
+// interrupted or do part of the work. The call is an argument, so that a test can interrupt and shorten it at will.
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
+#include <string>
 
 namespace octet {
+
+// Throws Error(kStorage) "cannot CALL PATH: reason", with what to do about this errno.
+[[noreturn]] void fail_storage(const char* call, const std::string& path, int error);
 
 // Linux moves at most 2^31 - 4096 bytes in one call.
 inline constexpr uint64_t kMaxTransferBytes = uint64_t(1) << 30;
