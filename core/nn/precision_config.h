@@ -3,15 +3,10 @@
 
 #include "core/base/enum_names.h"
 #include "core/base/problems.h"
-#include "kernels/fp8_gemm.h"
+#include "core/ops/numerics.h"
 
 namespace octet {
 
-enum class Recipe {
-  kFp32,      // float32 throughout: the reference
-  kBf16,      // bfloat16 weights and activations, float32 master weights and gradients
-  kFp8Block,  // as kBf16, with E4M3 operands in every Linear of attention and experts (arXiv:2412.19437, section 3.3)
-};
 enum class MomentType { kBf16, kFp32 };
 
 template <>

@@ -1,0 +1,27 @@
+// What every layer of a model shares: its numerics, what it recomputes, and the pass it is in.
+#pragma once
+
+#include "core/ops/numerics.h"
+#include "core/tensor/tensor.h"
+
+namespace octet {
+
+// Parts of a block whose forward pass is run again in the backward pass rather than kept. The numbers stay the same.
+struct RecomputeParts {
+  bool norm = false;       // the outputs of RMSNorm
+  bool swiglu = false;     // the outputs of SwiGLU (the FP8 recipe always does)
+  bool attention = false;  // the attention layer from its input on
+  bool block = false;      // the whole block from its input on
+};
+
+struct ModelContext {
+  Numerics numerics;
+  RecomputeParts recompute;
+
+  // Of the pass that runs.
+  int64_t batch = 1;               // sequences side by side in a [T, D] activation
+  bool training = false;           // router loads are counted
+  float micro_batch_share = 1.0f;  // of this pass in its optimizer step, for the losses that balance experts
+};
+
+}  // namespace octet

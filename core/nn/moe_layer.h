@@ -1,0 +1,37 @@
+// A mixture-of-experts feed-forward layer: y[t] = shared(x[t]) + sum_k w[t,k] expert_{i[t,k]}(x[t]) (arXiv:2401.06066).
+// Dropless: each expert takes as many tokens as choose it, none being a normal case.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "core/nn/dispatcher.h"
+#include "core/nn/feed_forward.h"
+#include "core/nn/router.h"
+
+namespace octet {
+
+class MoeLayer {
+ public:
+  // prefix: "model.layers.3.mlp."; on disk each expert has names of its own: experts.17.gate_proj.weight.
+  MoeLayer(const std::string& prefix, const ModelConfig& config, const ModelContext& context, Dispatcher& dispatcher);
+
+  Tensor forward(const LinearInput& input, const Tensor& replayed = {});  // [T, D] to [T, D]
+  Router& router() { return router_; }
+
+  void visit_parameters(auto&& visit) {
+    router_.visit_parameters(visit);
+    visit(w13_), visit(w2_);
+    if (shared_) shared_->visit_parameters(visit);
+  }
+
+ private:
+  const ModelContext& context_;
+  Dispatcher& dispatcher_;
+  Router router_;
+  Parameter w13_;  // [E, 2F, D]: gate, then up
+  Parameter w2_;   // [E, D, F]
+  std::optional<FeedForward> shared_;
+};
+
+}  // namespace octet

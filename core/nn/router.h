@@ -1,0 +1,46 @@
+// Chooses the experts of each token and keeps their load even (kernels/router.h; arXiv:2408.15664).
+#pragma once
+
+#include <vector>
+
+#include "core/nn/context.h"
+#include "core/nn/model_config.h"
+#include "core/ops/linear.h"
+#include "core/ops/route.h"
+
+namespace octet {
+
+class Router {
+ public:
+  // prefix: "model.layers.0.mlp.gate."
+  Router(const std::string& prefix, const ModelConfig& config, const ModelContext& context);
+
+  // input: [T, D]. replayed: [T, K] int32 to send tokens where an earlier pass sent them, or not defined.
+  Routing forward(const LinearInput& input, const Tensor& replayed = {});
+
+  // Choices per expert since the last end_step, over all micro-batches: ranks add theirs before end_step.
+  std::vector<int64_t>& load() { return load_; }
+  float balance_loss() const { return balance_loss_; }
+  float z_loss() const { return z_loss_; }
+  // Once an optimizer step, with the load of the whole global batch in load():
+  //   bias[i] += rate * sign(mean(load) - load[i]), then minus the mean of that step where bias_centered
+  // and the load becomes the one that aux_loss global_batch balances against. Clears load and losses.
+  void end_step();
+
+  const Tensor& bias() const { return bias_; }                   // [E] float32, saved as `bias_name`
+  const Tensor& last_load_share() const { return last_share_; }  // [E] float32, all 1/E before the first step
+  const std::string& prefix() const { return prefix_; }
+
+  void visit_parameters(auto&& visit) { visit(gate_); }
+
+ private:
+  std::string prefix_;
+  const MoeConfig& config_;
+  const ModelContext& context_;
+  Parameter gate_;  // [E, D]
+  Tensor bias_, last_share_;
+  std::vector<int64_t> load_;
+  float balance_loss_ = 0, z_loss_ = 0;
+};
+
+}  // namespace octet

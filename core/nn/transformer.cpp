@@ -1,0 +1,158 @@
+#include "core/nn/transformer.h"
+
+#include "core/nn/init.h"
+#include "core/ops/add.h"
+#include "core/ops/embedding.h"
+#include "core/ops/rms_norm.h"
+
+namespace octet {
+
+Block::Block(int64_t layer, const ModelConfig& config, const ModelContext& context, const Rotary& rotary,
+             Dispatcher& dispatcher)
+    : context_(context),
+      eps_(config.norm_eps),
+      attention_norm_(fmt::format("model.layers.{}.input_layernorm.weight", layer), {config.hidden},
+                      WeightForm::kFloat32, /*decays=*/false),
+      ffn_norm_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), {config.hidden},
+                WeightForm::kFloat32, /*decays=*/false),
+      attention_(fmt::format("model.layers.{}.self_attn.", layer), config, context, rotary) {
+  const std::string mlp = fmt::format("model.layers.{}.mlp.", layer);
+  if (config.is_moe_layer(layer)) {
+    moe_.emplace(mlp, config, context, dispatcher);
+  } else {
+    dense_.emplace(mlp, config.hidden, config.ffn_hidden, context);
+  }
+}
+
+LinearInput Block::normed(const Tensor& x, Parameter& weight) const {
+  RmsNormOutput norm = rms_norm(x, weight, eps_);
+  if (!context_.recompute.norm) norm.again = {};
+  return LinearInput(norm.y, context_.numerics, std::move(norm.again));
+}
+
+Tensor Block::attend(const Tensor& x) { return attention_.forward(normed(x, attention_norm_)); }
+
+Tensor Block::feed_forward(const Tensor& x) {
+  const LinearInput input = normed(x, ffn_norm_);
+  return moe_ ? moe_->forward(input) : dense_->forward(input);
+}
+
+Tensor Block::forward(const Tensor& x) {
+  const auto body = [this](const Tensor& in) {
+    const Tensor attended = context_.recompute.attention && !context_.recompute.block
+                                ? recompute(in, [this](const Tensor& inner) { return attend(inner); })
+                                : attend(in);
+    const Tensor middle = add(in, attended);
+    return add(middle, feed_forward(middle));
+  };
+  return context_.recompute.block ? recompute(x, body) : body(x);
+}
+
+Tensor Block::decode(const Tensor& x, KvCache& cache) {
+  const Tensor middle = add(x, attention_.decode(normed(x, attention_norm_), cache));
+  return add(middle, feed_forward(middle));
+}
+
+Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& precision,
+                         const RecomputeParts& recompute_parts, int64_t max_positions,
+                         std::unique_ptr<Dispatcher> dispatcher)
+    : config_(config),
+      context_{.numerics = {.recipe = precision.recipe, .emulation = precision.emulation},
+               .recompute = recompute_parts},
+      rotary_{.cos_sin = empty({max_positions, config.head_width()}, DType::kFloat32, MemoryCategory::kWeights),
+              .layout = config.rope_layout},
+      dispatcher_(std::move(dispatcher)),
+      embedding_("model.embed_tokens.weight", {config.vocab_size, config.hidden}, high_precision_form(precision.recipe),
+                 /*decays=*/true),
+      final_norm_("model.norm.weight", {config.hidden}, WeightForm::kFloat32, /*decays=*/false) {
+  require(config.vocab_size >= 1, "Transformer: vocab_size is {}; wanted 1 or more", config.vocab_size);
+  kernels::fill_rope_table(rotary_.cos_sin, config.head_width(), double(config.rope_theta));
+  for (int64_t layer = 0; layer < config_.layers; ++layer) {
+    blocks_.push_back(std::make_unique<Block>(layer, config_, context_, rotary_, *dispatcher_));
+  }
+  if (!config_.tied_head) {
+    head_.emplace("lm_head.weight", Shape{config.vocab_size, config.hidden}, high_precision_form(precision.recipe),
+                  /*decays=*/true);
+  }
+}
+
+std::vector<Parameter*> Transformer::parameters() {
+  std::vector<Parameter*> all = {&embedding_};
+  for (auto& block : blocks_) block->visit_parameters([&all](Parameter& parameter) { all.push_back(&parameter); });
+  all.push_back(&final_norm_);
+  if (head_) all.push_back(&*head_);
+  return all;
+}
+
+std::vector<Router*> Transformer::routers() {
+  std::vector<Router*> all;
+  for (auto& block : blocks_) {
+    if (MoeLayer* moe = block->moe()) all.push_back(&moe->router());
+  }
+  return all;
+}
+
+void Transformer::init_weights(uint64_t seed) {
+  for (Parameter* parameter : parameters()) {
+    if (parameter->shape().rank() == 1) {
+      init_ones(*parameter);
+    } else {
+      init_normal(*parameter, seed, config_.init_std);
+    }
+  }
+  refresh_weights();
+}
+
+void Transformer::refresh_weights(Fp8Counts* counts) {
+  for (Parameter* parameter : parameters()) parameter->refresh(counts == nullptr ? nullptr : &counts->weight);
+}
+
+Tensor Transformer::hidden(const Tensor& ids) {
+  Tensor x = embedding(ids, embedding_);  // [T, D]
+  for (auto& block : blocks_) x = block->forward(x);
+  return rms_norm(x, final_norm_, config_.norm_eps).y;
+}
+
+Transformer::Loss Transformer::train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch,
+                                                 float loss_scale, float micro_batch_share) {
+  context_.batch = batch;
+  context_.training = true;
+  context_.micro_batch_share = micro_batch_share;
+  const Recording on(true);
+  const HeadLoss loss = head_loss(hidden(ids), head(), targets, loss_scale);
+  backward(loss.anchor, loss.anchor.detach());
+  return {loss.sum, loss.tokens};
+}
+
+Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets, int64_t batch) {
+  context_.batch = batch;
+  context_.training = false;
+  const Recording off(false);
+  const HeadLoss loss = head_loss(hidden(ids), head(), targets, 1.0f);
+  return {loss.sum, loss.tokens};
+}
+
+Tensor Transformer::logits(const Tensor& ids, int64_t batch) {
+  context_.batch = batch;
+  context_.training = false;
+  const Recording off(false);
+  return head_logits(hidden(ids), head());
+}
+
+std::vector<KvCache> Transformer::make_caches(int64_t capacity) const {
+  std::vector<KvCache> caches;
+  for (const auto& block : blocks_) caches.push_back(block->make_cache(capacity));
+  return caches;
+}
+
+Tensor Transformer::decode(const Tensor& ids, std::vector<KvCache>& caches) {
+  context_.batch = 1;
+  context_.training = false;
+  const Recording off(false);
+  Tensor x = embedding(ids, embedding_);
+  for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->decode(x, caches[i]);
+  const Tensor last = x.slice_rows(x.rows() - 1, 1);
+  return head_logits(rms_norm(last, final_norm_, config_.norm_eps).y, head());
+}
+
+}  // namespace octet

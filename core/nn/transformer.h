@@ -1,0 +1,98 @@
+// A decoder-only transformer: token embedding; blocks of x += attention(norm(x)), x += ffn(norm(x)); norm; head. The
+// feed-forward layer of the first blocks is dense, that of the others a mixture of experts.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/nn/attention_layer.h"
+#include "core/nn/feed_forward.h"
+#include "core/nn/moe_layer.h"
+#include "core/nn/precision_config.h"
+#include "core/ops/head_loss.h"
+
+namespace octet {
+
+class Block {
+ public:
+  Block(int64_t layer, const ModelConfig& config, const ModelContext& context, const Rotary& rotary,
+        Dispatcher& dispatcher);
+
+  Tensor forward(const Tensor& x);  // [T, D] to [T, D]
+  Tensor decode(const Tensor& x, KvCache& cache);
+  KvCache make_cache(int64_t capacity) const { return attention_.make_cache(capacity); }
+  MoeLayer* moe() { return moe_ ? &*moe_ : nullptr; }
+
+  void visit_parameters(auto&& visit) {
+    visit(attention_norm_);
+    attention_.visit_parameters(visit);
+    visit(ffn_norm_);
+    if (moe_) moe_->visit_parameters(visit);
+    if (dense_) dense_->visit_parameters(visit);
+  }
+
+ private:
+  LinearInput normed(const Tensor& x, Parameter& weight) const;
+  Tensor attend(const Tensor& x);
+  Tensor feed_forward(const Tensor& x);
+
+  const ModelContext& context_;
+  float eps_;
+  Parameter attention_norm_, ffn_norm_;  // [D]
+  AttentionLayer attention_;
+  std::optional<MoeLayer> moe_;
+  std::optional<FeedForward> dense_;
+};
+
+class Transformer {
+ public:
+  // config.vocab_size must be set. max_positions: longest sequence the rotary table serves.
+  Transformer(const ModelConfig& config, const PrecisionConfig& precision, const RecomputeParts& recompute,
+              int64_t max_positions, std::unique_ptr<Dispatcher> dispatcher = std::make_unique<LocalDispatcher>());
+  Transformer(const Transformer&) = delete;  // layers point at the context and the rotary table
+  Transformer& operator=(const Transformer&) = delete;
+
+  void init_weights(uint64_t seed);
+  // After any change to a master weight.
+  void refresh_weights(Fp8Counts* counts = nullptr);
+
+  struct Loss {
+    double sum = 0;  // of cross-entropy over the tokens, nats
+    int64_t tokens = 0;
+  };
+  // One micro-batch, forward and backward: adds the gradient of
+  //   loss_scale * sum over tokens of cross-entropy + micro_batch_share * (balance losses)
+  // to each parameter's grad(). ids, targets: [batch * S] int32.
+  Loss train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch, float loss_scale,
+                         float micro_batch_share);
+  Loss evaluate(const Tensor& ids, const Tensor& targets, int64_t batch);
+
+  // Generation: the logits of the last of `ids`, [1, V] float32, after the tokens that `caches` holds.
+  std::vector<KvCache> make_caches(int64_t capacity) const;
+  Tensor decode(const Tensor& ids, std::vector<KvCache>& caches);
+  // Logits of every position, [batch * S, V].
+  Tensor logits(const Tensor& ids, int64_t batch);
+
+  // All parameters, in the order of the forward pass; a tied head counts once.
+  std::vector<Parameter*> parameters();
+  std::vector<Router*> routers();  // of the mixture-of-experts layers, in order
+  ModelContext& context() { return context_; }
+  const ModelConfig& config() const { return config_; }
+  int64_t max_positions() const { return rotary_.cos_sin.size(0); }
+
+ private:
+  Tensor hidden(const Tensor& ids);  // [T, D], normed: what the head reads
+  Parameter& head() { return head_ ? *head_ : embedding_; }
+
+  ModelConfig config_;
+  ModelContext context_;
+  Rotary rotary_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  Parameter embedding_;  // [V, D]
+  std::vector<std::unique_ptr<Block>> blocks_;
+  Parameter final_norm_;
+  std::optional<Parameter> head_;  // [V, D]; none where tied
+};
+
+}  // namespace octet

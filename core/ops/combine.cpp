@@ -1,0 +1,28 @@
+#include "core/ops/combine.h"
+
+#include "kernels/permute.h"
+
+namespace octet {
+
+Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, const Tensor& base) {
+  Tensor y = empty({row_of.rows(), rows.cols()}, rows.dtype());  // [T, D]
+  kernels::combine_forward({.rows = rows, .row_of = row_of, .weights = weights, .base = base, .y = y}, y.stream());
+  return record(
+      "combine", y, {rows, weights, base},
+      [rows = rows.detach(), row_of, weights = weights.detach()](const Tensor& dy) -> Gradients {
+        Tensor drows = empty_like(rows);                            // [R, D]
+        Tensor dweights = empty(weights.shape(), DType::kFloat32);  // [T, K]
+        kernels::combine_backward(
+            {.dy = dy, .rows = rows, .row_of = row_of, .weights = weights, .drows = drows, .dweights = dweights},
+            dy.stream());
+        return {drows, dweights, dy};
+      });
+}
+
+Tensor sum_rows_of_tokens(const Tensor& drows, const Tensor& row_of) {
+  Tensor dx = empty({row_of.rows(), drows.cols()}, drows.dtype());
+  kernels::combine_forward({.rows = drows, .row_of = row_of, .weights = {}, .base = {}, .y = dx}, dx.stream());
+  return dx;
+}
+
+}  // namespace octet

@@ -1,0 +1,15 @@
+// From the rows of experts back to tokens (kernels/permute.h).
+#pragma once
+
+#include "core/autograd/tape.h"
+
+namespace octet {
+
+// y[t] = base[t] + sum_k weights[t,k] * rows[row_of[t,k]].  rows: [R, D]; row_of: [T, K] int32; weights: [T, K]
+// float32, base: [T, D] as rows, or not defined. All three may be on the tape.
+Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, const Tensor& base);
+
+// The gradient of a token from those of its rows: dx[t] = sum_k drows[row_of[t,k]].
+Tensor sum_rows_of_tokens(const Tensor& drows, const Tensor& row_of);
+
+}  // namespace octet

@@ -1,0 +1,24 @@
+// The output projection and the cross-entropy loss in one, a chunk of tokens at a time, so that the logits of a whole
+// batch are never stored.
+#pragma once
+
+#include "core/autograd/tape.h"
+#include "core/ops/product.h"
+
+namespace octet {
+
+struct HeadLoss {
+  Tensor anchor;       // [1] on the tape: the place to run back from
+  double sum = 0;      // of the losses of all tokens, in nats
+  int64_t tokens = 0;  // that have a target
+};
+
+// x: [T, D]; weight: [V, D] float32 or bfloat16, as x; targets: [T] int32 in [0, V), or -1 for none.
+// Recorded: the gradient of grad_scale * sum is computed here, chunk by chunk while the logits are at hand. That of
+// weight is added to weight.grad() at once, that of x is kept and handed on by backward(anchor, ...).
+HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, float grad_scale);
+
+// Logits of each row, [T, V] float32. Not recorded.
+Tensor head_logits(const Tensor& x, const Parameter& weight);
+
+}  // namespace octet

@@ -1,0 +1,58 @@
+#include "core/ops/linear_input.h"
+
+namespace octet {
+
+Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats) {
+  Fp8Rows rows{.codes = empty({x.rows(), x.cols()}, DType::kFloat8E4M3),
+               .scale = empty({x.rows(), (x.cols() + 127) / 128}, DType::kFloat32)};
+  kernels::quantize_rows({.x = x, .codes = rows.codes, .scale = rows.scale, .stats = stats}, x.stream());
+  return rows;
+}
+
+Tensor dequantize_rows(const Fp8Rows& rows, DType dtype) {
+  Tensor x = empty(rows.codes.shape(), dtype);
+  kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = x}, x.stream());
+  return x;
+}
+
+const Tensor& SavedInput::values() {
+  if (!values_.is_defined()) values_ = again_();
+  return values_;
+}
+
+const Fp8Rows& SavedInput::quantized() {
+  if (!quantized_.codes.is_defined()) quantized_ = quantize_rows(values(), nullptr);
+  return quantized_;
+}
+
+LinearInput::LinearInput(const Tensor& x, const Numerics& numerics, std::function<Tensor()> again)
+    : x_(x),
+      values_(x.detach()),
+      numerics_(numerics),
+      quantized_(std::make_shared<Fp8Rows>()),
+      saved_(std::make_shared<SavedInput>()) {
+  saved_->again_ = std::move(again);
+}
+
+LinearInput LinearInput::at(const Tensor& place) const {
+  LinearInput moved = *this;
+  moved.x_ = place;
+  return moved;
+}
+
+const Fp8Rows& LinearInput::quantized() const {
+  if (!quantized_->codes.is_defined()) *quantized_ = quantize_rows(values_, numerics_.stats(&Fp8Counts::activation));
+  return *quantized_;
+}
+
+std::shared_ptr<SavedInput> LinearInput::keep_values() const {
+  if (!saved_->again_) saved_->values_ = values_;
+  return saved_;
+}
+
+std::shared_ptr<SavedInput> LinearInput::keep_quantized() const {
+  if (!saved_->again_) saved_->quantized_ = quantized();
+  return saved_;
+}
+
+}  // namespace octet

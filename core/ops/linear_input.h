@@ -1,0 +1,58 @@
+// The input of linear layers: quantised once for all that read it, and kept for the backward pass in the smallest form.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "core/ops/numerics.h"
+#include "core/tensor/tensor.h"
+
+namespace octet {
+
+// Rows in E4M3 with a power-of-two scale for each 128 columns: the canonical FP8 form (kernels/quantize.h).
+struct Fp8Rows {
+  Tensor codes;  // [R, C] float8_e4m3
+  Tensor scale;  // [R, ceil(C/128)] float32
+};
+Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats);
+Tensor dequantize_rows(const Fp8Rows& rows, DType dtype);
+
+// What a backward pass needs of a linear input: its values or its codes, kept or made again. Several closures share
+// one, and it is freed with the last of them.
+class SavedInput {
+ public:
+  const Tensor& values();      // [R, C] in the activation dtype
+  const Fp8Rows& quantized();  // the same codes as in the forward pass
+
+ private:
+  friend class LinearInput;
+  Tensor values_;
+  Fp8Rows quantized_;
+  std::function<Tensor()> again_;
+};
+
+class LinearInput {
+ public:
+  // x: [R, C] in the activation dtype. again, where given, makes the bits of x anew: nothing is then kept.
+  LinearInput(const Tensor& x, const Numerics& numerics, std::function<Tensor()> again = {});
+  // The same numbers at another place of the tape (a dispatch: core/nn/dispatcher.h).
+  LinearInput at(const Tensor& place) const;
+
+  const Tensor& x() const { return x_; }  // its place on the tape; has no data after at()
+  const Tensor& values() const { return values_; }
+  // In the FP8 recipe: the codes. Quantised at the first call, and for all copies of this input.
+  const Fp8Rows& quantized() const;
+  const Numerics& numerics() const { return numerics_; }
+
+  // Called when an op is recorded: what its closure will ask for stays alive.
+  std::shared_ptr<SavedInput> keep_values() const;
+  std::shared_ptr<SavedInput> keep_quantized() const;
+
+ private:
+  Tensor x_, values_;
+  Numerics numerics_;
+  std::shared_ptr<Fp8Rows> quantized_;
+  std::shared_ptr<SavedInput> saved_;
+};
+
+}  // namespace octet

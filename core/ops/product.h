@@ -1,0 +1,43 @@
+// The three products of a linear layer, y = x w^T, in the form that the weight has: forward (fprop), gradient of the
+// input (dgrad) and gradient of the weight (wgrad). Not recorded: core/ops/linear.h and core/ops/swiglu_ffn.h build on
+// them.
+//   FP8:  fprop  x 1x128 by w 128x128        dgrad  dy 1x128 by w^T 128x128
+//         wgrad  dy 128x1 by x 128x1, the columns of x made from its cached rows; added to the float32 gradient
+#pragma once
+
+#include "core/autograd/parameter.h"
+#include "core/ops/linear_input.h"
+#include "core/ops/row_groups.h"
+
+namespace octet {
+
+// y[r,:] = input[source[r],:] w_g^T, [R, N], g the group of r.
+Tensor fprop(const LinearInput& input, const RowGroups& groups, const Parameter& weight, DType out);
+// The same for an input that is in FP8 already, or in the weight's own dtype.
+Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter& weight, kernels::Emulation emulation,
+                 DType out);
+Tensor fprop_plain(const Tensor& input, const RowGroups& groups, const Parameter& weight, DType out);
+
+// An output gradient in the forms that dgrad and wgrad read, each made once.
+class OutputGradient {
+ public:
+  // dy: [R, N] in the dtype that activation gradients have, or float32.
+  OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight, const Numerics& numerics);
+
+  // dy w_g, [R, K]: rows in the order of the groups; a gather is not undone.
+  Tensor dgrad() const;
+  // weight.grad += dy^T x. x: as fprop read it.
+  void wgrad(SavedInput& x, Parameter& weight) const;
+  // The same for values that are not a saved input: [R, K], rows in the order of the groups.
+  void wgrad_values(const Tensor& x, Parameter& weight) const;
+
+ private:
+  void wgrad_fp8(const Fp8Rows& columns_of_x, Parameter& weight) const;
+
+  Tensor dy_;
+  const RowGroups& groups_;
+  const Parameter& weight_;
+  const Numerics& numerics_;
+};
+
+}  // namespace octet

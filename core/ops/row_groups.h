@@ -1,0 +1,22 @@
+// How the rows of a product are divided among weights: expert e takes rows offsets[e] .. offsets[e+1] - 1.
+#pragma once
+
+#include "core/tensor/tensor.h"
+
+namespace octet {
+
+struct RowGroups {
+  Tensor offsets;        // [G + 1] int64
+  Tensor block_offsets;  // [G + 1] int64, in blocks of 128 rows, each group rounded up (kernels/quantize.h)
+  Tensor source;         // [R] int32: row r is row source[r] of the input; not defined: row r is r
+  int64_t num_rows = 0;  // R
+
+  int64_t num_groups() const { return offsets.size(0) - 1; }
+  // P: columns of a transposed FP8 operand, each group padded to whole blocks.
+  int64_t num_padded_rows() const { return block_offsets.data<int64_t>()[num_groups()] * 128; }
+
+  static RowGroups dense(int64_t num_rows);
+  static RowGroups of_offsets(const Tensor& offsets, const Tensor& source, int64_t num_rows);
+};
+
+}  // namespace octet

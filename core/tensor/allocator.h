@@ -1,0 +1,46 @@
+// Memory for tensors. Freed blocks are kept by size class and handed out again, so that a training step in its steady
+// state asks the system for nothing; use is counted by category, and the peak of each is kept.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace octet {
+
+enum class MemoryCategory { kWeights, kGradients, kOptimizer, kActivations, kWorkspace };
+inline constexpr int kMemoryCategories = 5;
+std::string_view name_of(MemoryCategory category);
+
+struct MemoryUse {
+  std::array<int64_t, kMemoryCategories> current_bytes{};
+  std::array<int64_t, kMemoryCategories> peak_bytes{};  // of each category by itself
+  int64_t peak_total_bytes = 0;                         // of the sum
+  int64_t held_bytes = 0;                               // from the system, in use or kept
+};
+
+// 64-byte aligned memory, not initialised. bytes may be 0: the result is then a valid address too. Throws
+// Error(kMemory) that names the size, the category and what holds the most.
+void* allocate(int64_t bytes, MemoryCategory category);
+void release(void* memory, int64_t bytes, MemoryCategory category) noexcept;
+
+MemoryUse memory_use();
+void reset_peak_memory();
+// Gives kept blocks back to the system.
+void release_kept_memory();
+
+// What an op allocates without saying is kActivations while this object lives on this thread, or the category given.
+class AllocateAs {
+ public:
+  explicit AllocateAs(MemoryCategory category);
+  ~AllocateAs();
+  AllocateAs(const AllocateAs&) = delete;
+  AllocateAs& operator=(const AllocateAs&) = delete;
+
+ private:
+  MemoryCategory before_;
+};
+MemoryCategory current_memory_category();
+
+}  // namespace octet
