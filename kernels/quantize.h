@@ -1,13 +1,13 @@
 // Between float and E4M3 with power-of-two scales (docs/numerics.md).
-//   scale = 2^ceil(log2(amax / 448)) of a block, amax over its finite elements, 1 where amax is 0;  code = e4m3(x /
-//   scale) e4m3 rounds to nearest even and saturates at 448; NaN becomes 0x7f and infinities +-448: both are counted,
-//   not hidden the real value is code * scale. A block at a ragged edge is shorter, never padded with neighbours. The
-//   exponent of scale is kept in [-126, 127], so that it and its reciprocal are normal float32 numbers.
-// Three kinds of block: a row's 128 columns (activations and output gradients, 1x128), a column's 128 rows inside a
-// group (operands of a weight gradient, 128x1), and a 128x128 tile (weights). A grouped matrix of R rows is cut at
-// offsets[0..G]; for weight gradients group g begins at column 128 * block_offsets[g] of the transposed result and is
-// padded with code 0 to a multiple of 128: block_offsets[g+1] = block_offsets[g] + ceil((offsets[g+1] - offsets[g]) /
-// 128), P = 128 * block_offsets[G].
+//   scale = 2^ceil(log2(amax / 448)) of a block, amax over its finite elements, 1 where amax is 0 (power_of_two_scale
+//   of core/base/fp8.h);  code = e4m3(x / scale);  the real value is code * scale
+// e4m3 rounds to nearest even and saturates at 448; NaN becomes 0x7f and infinities +-448: both are counted, not
+// hidden. A block at a ragged edge is shorter, never padded with neighbours. The exponent of scale lies in [-126, 120],
+// so that it and its reciprocal are normal float32 numbers. Three kinds of block: a row's 128 columns (activations and
+// output gradients, 1x128), a column's 128 rows inside a group (operands of a weight gradient, 128x1), and a 128x128
+// tile (weights). A grouped matrix of R rows is cut at offsets[0..G]; for weight gradients group g begins at column 128
+// * block_offsets[g] of the transposed result and is padded with code 0 to a multiple of 128: block_offsets[g+1] =
+// block_offsets[g] + ceil((offsets[g+1] - offsets[g]) / 128), P = 128 * block_offsets[G].
 #pragma once
 
 #include "core/base/view.h"
