@@ -16,17 +16,10 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePage = int64_t(2) << 20;
 
-// Sizes are rounded up to four steps per power of two: at most a quarter is wasted, and blocks find each other again.
-int64_t size_class(int64_t bytes) {
-  if (bytes <= kAlignment) return kAlignment;
-  const int64_t step = std::max<int64_t>(kAlignment, int64_t(std::bit_floor(uint64_t(bytes))) / 4);
-  return (bytes + step - 1) / step * step;
-}
-
 class Pool {
  public:
   void* allocate(int64_t bytes, MemoryCategory category) {
-    const int64_t rounded = size_class(bytes);
+    const int64_t rounded = allocated_bytes(bytes);
     const std::lock_guard lock(mutex_);
     void* memory = nullptr;
     auto& kept = kept_[rounded];
@@ -51,7 +44,7 @@ class Pool {
   }
 
   void release(void* memory, int64_t bytes, MemoryCategory category) {
-    const int64_t rounded = size_class(bytes);
+    const int64_t rounded = allocated_bytes(bytes);
     const std::lock_guard lock(mutex_);
     kept_[rounded].push_back(memory);
     use_.current_bytes[size_t(category)] -= rounded;

@@ -2,7 +2,9 @@
 // state asks the system for nothing; use is counted by category, and the peak of each is kept.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -19,6 +21,15 @@ struct MemoryUse {
   int64_t peak_total_bytes = 0;                         // of the sum
   int64_t held_bytes = 0;                               // from the system, in use or kept
 };
+
+// What a tensor of this many bytes takes: sizes are rounded up to four steps per power of two, so that at most a
+// quarter is wasted and blocks find each other again.
+constexpr int64_t allocated_bytes(int64_t bytes) {
+  constexpr int64_t kLeast = 64;
+  if (bytes <= kLeast) return kLeast;
+  const int64_t step = std::max<int64_t>(kLeast, int64_t(std::bit_floor(uint64_t(bytes))) / 4);
+  return (bytes + step - 1) / step * step;
+}
 
 // 64-byte aligned memory, not initialised. bytes may be 0: the result is then a valid address too. Throws
 // Error(kMemory) that names the size, the category and what holds the most.

@@ -18,6 +18,7 @@ struct DataConfig {
   }
   void validate(Problems& problems) const {
     problems.require(!path.empty(), "path", "is empty; wanted the directory that `octet prepare` wrote");
+    problems.require(path.size() <= 4096, "path", "has {} bytes; wanted at most 4096", path.size());
     problems.require(seq_len >= 1 && seq_len <= 1 << 20, "seq_len", "is {}; wanted 1 to 1048576", seq_len);
   }
 };
