@@ -1,0 +1,132 @@
+#include <bit>
+#include <limits>
+
+#include "tests/kernels/same_bits.h"
+#include "tests/kernels/simd_probe.h"
+
+namespace octet::test {
+namespace {
+
+using kernels::SimdProbe;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::vector<float> probe(SimdProbe::Function function, std::vector<float> x, Stream& stream = default_stream()) {
+  const size_t n = x.size();
+  while (x.size() % 256 != 0) x.push_back(1.0f);
+  std::vector<float> y(x.size());
+  kernels::cpu::simd_probe({.function = function, .x = x.data(), .y = y.data(), .n = int64_t(x.size())}, stream);
+  y.resize(n);
+  return y;
+}
+
+// Every 4099th float, which visits each exponent about 2047 times for each sign.
+std::vector<float> floats() {
+  std::vector<float> x;
+  for (uint64_t u = 0; u < (uint64_t(1) << 32); u += 4099) {
+    const float value = std::bit_cast<float>(uint32_t(u));
+    if (!std::isnan(value)) x.push_back(value);
+  }
+  return x;
+}
+
+// |got - wanted| in units of the distance between float32 numbers at wanted.
+double ulps(float got, double wanted) {
+  if (std::isinf(got) || std::isinf(wanted)) return double(got) == wanted ? 0 : 1e9;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(wanted), -126) - 23);
+  return std::abs(double(got) - wanted) / unit;
+}
+
+}  // namespace
+
+TEST_CASE("exp, log and sigmoid are close to those of float64 on all of float32", "[kernels][simd]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  std::vector<float> x = floats();
+  for (float near : {-104.0f, -88.0f, -87.34f, -1.0f, 0.5f, 88.0f, 88.7228f}) {
+    for (int i = -2000; i < 2000; ++i) x.push_back(near + float(i) * 0x1p-17f);
+  }
+  const std::vector<float> e = probe(SimdProbe::kExp, x), l = probe(SimdProbe::kLog, x),
+                           s = probe(SimdProbe::kSigmoid, x);
+  double worst_exp = 0, worst_log = 0, worst_sigmoid = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double v = double(x[i]);
+    const double want_exp = std::exp(v) < 0x1p-126 ? 0.0 : std::exp(v) > 0x1.fffffep127 ? INFINITY : std::exp(v);
+    // Within half a unit of the limits of normal numbers either answer is right.
+    const bool at_limit = std::abs(v - -87.3365448) < 1e-5 || std::abs(v - 88.7228391) < 1e-5;
+    if (!at_limit) worst_exp = std::max(worst_exp, ulps(e[i], want_exp));
+    if (v > 0) {
+      worst_log = std::max(worst_log, ulps(l[i], std::log(v)));
+    } else if (v == 0) {
+      CHECK(l[i] == -kInfinity);
+    } else if (!std::isnan(l[i])) {
+      FAIL("log of " << v << " is " << l[i]);
+    }
+    const double want_sigmoid = 1 / (1 + std::exp(-v));
+    if (std::abs(v) < 87) worst_sigmoid = std::max(worst_sigmoid, ulps(s[i], want_sigmoid));
+    if (v >= 87 && s[i] != 1.0f) FAIL("sigmoid of " << v << " is " << s[i]);
+    if (v <= -89 && s[i] != 0.0f) FAIL("sigmoid of " << v << " is " << s[i]);
+  }
+  CHECK(worst_exp < 2.0);
+  CHECK(worst_log < 1.5);
+  CHECK(worst_sigmoid < 3.5);  // of exp 2, of the sum and the quotient half a unit each, which the quotient may double
+}
+
+TEST_CASE("exp and log at their edges", "[kernels][simd]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> e =
+      probe(SimdProbe::kExp, {0.0f, -0.0f, kInfinity, -kInfinity, nan, 1e30f, -1e30f, 88.8f, -87.4f});
+  CHECK(e[0] == 1.0f);
+  CHECK(e[1] == 1.0f);
+  CHECK(e[2] == kInfinity);
+  CHECK((e[3] == 0.0f && !std::signbit(e[3])));
+  CHECK(std::isnan(e[4]));
+  CHECK(e[5] == kInfinity);
+  CHECK(e[6] == 0.0f);
+  CHECK(e[7] == kInfinity);
+  CHECK(e[8] == 0.0f);
+  const std::vector<float> l =
+      probe(SimdProbe::kLog, {1.0f, 0.0f, -0.0f, kInfinity, -kInfinity, nan, -1.0f, 0x1p-149f, 0x1.fffffep127f});
+  CHECK((l[0] == 0.0f && !std::signbit(l[0])));
+  CHECK(l[1] == -kInfinity);
+  CHECK(l[2] == -kInfinity);
+  CHECK(l[3] == kInfinity);
+  CHECK(std::isnan(l[4]));
+  CHECK(std::isnan(l[5]));
+  CHECK(std::isnan(l[6]));
+  CHECK(l[7] == Approx(-103.2789299));
+  CHECK(l[8] == Approx(88.7228391));
+}
+
+TEST_CASE("lanes move to where they are told", "[kernels][simd]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  std::vector<float> x(256);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = float(i);
+  const std::vector<float> swapped = probe(SimdProbe::kSwapPairs, x), transposed = probe(SimdProbe::kTranspose, x);
+  const std::vector<float> sums = probe(SimdProbe::kSumFloat64, x);
+  for (size_t i = 0; i < x.size(); ++i) {
+    CHECK(swapped[i] == float(i ^ 1));
+    CHECK(transposed[i] == float(i % 16 * 16 + i / 16));
+    const double first = double(i / 16 * 16);
+    CHECK(sums[i] == float(16 * first * first + 2 * first * 120 + 1240 + 16));
+  }
+}
+
+TEST_CASE("the mathematics has the same bits on every instruction set", "[kernels][simd]") {
+  const std::vector<float> x = floats();
+  check_same_bits([&](Stream& stream, std::string& bytes) {
+    for (const auto function : {SimdProbe::kExp, SimdProbe::kSigmoid, SimdProbe::kSumFloat64}) {
+      append_bytes(bytes, probe(function, x, stream));
+    }
+    std::vector<float> l = probe(SimdProbe::kLog, x, stream);
+    for (float& value : l) value = std::isnan(value) ? 0.0f : value;  // the sign of a made NaN is no one's promise
+    append_bytes(bytes, l);
+  });
+}
+
+}  // namespace octet::test
