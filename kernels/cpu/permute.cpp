@@ -1,0 +1,92 @@
+#include "kernels/permute.h"
+
+#include "kernels/cpu/isa_headers.h"
+//
+#include "kernels/cpu/isa_begin.inc"
+
+// Rows that one thread takes at a time: about 16384 elements.
+OCTET_INLINE int64_t permute_grain(int64_t columns) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
+}
+
+// A stable counting sort: counts, their running sum, and each pair to the next free place of its expert.
+void build_permutation(const BuildPermutation& args, Stream&) {
+  const int64_t T = args.indices.rows(), K = args.indices.cols();
+  const int64_t E = args.offsets.num_elements() - 1;
+  int64_t* offsets = args.offsets.data<int64_t>();
+  int32_t* source = args.source.data<int32_t>();
+  std::fill_n(offsets, E + 1, int64_t(0));
+  for (int64_t t = 0; t < T; ++t) {
+    const int32_t* experts = args.indices.row<int32_t>(t);
+    for (int64_t k = 0; k < K; ++k) ++offsets[experts[k] + 1];
+  }
+  for (int64_t e = 0; e < E; ++e) offsets[e + 1] += offsets[e];
+  std::vector<int64_t> next(offsets, offsets + E);
+  for (int64_t t = 0; t < T; ++t) {
+    const int32_t* experts = args.indices.row<int32_t>(t);
+    int32_t* row_of = args.row_of.row<int32_t>(t);
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t r = next[size_t(experts[k])]++;
+      row_of[k] = int32_t(r);
+      source[r] = int32_t(t);
+    }
+  }
+}
+
+void gather_rows(const GatherRows& args, Stream& stream) {
+  const int64_t size = size_of(args.x.dtype()), bytes = args.x.cols() * size;
+  const int32_t* source = args.source.data<int32_t>();
+  const char* x = args.x.data<char>();
+  char* y = args.y.data<char>();
+  const int64_t x_stride = args.x.row_stride() * size, y_stride = args.y.row_stride() * size;
+  stream.parallel_for(args.y.rows(), permute_grain(args.x.cols()),
+                      [=](int64_t r) { std::memcpy(y + r * y_stride, x + source[r] * x_stride, size_t(bytes)); });
+}
+
+void combine_forward(const CombineForward& args, Stream& stream) {
+  visit_float(args.y.dtype(), [&]<class Scalar>() {
+    const int64_t D = args.y.cols(), K = args.row_of.cols();
+    stream.parallel_for(args.y.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
+      const int32_t* row_of = args.row_of.row<int32_t>(t);
+      const float* weights = args.weights.is_defined() ? args.weights.row<float>(t) : nullptr;
+      const Scalar* base = args.base.is_defined() ? args.base.row<Scalar>(t) : nullptr;
+      Scalar* y = args.y.row<Scalar>(t);
+      for_lanes(D, [&](int64_t d, auto lanes) {
+        f32x16 sum = base == nullptr ? splat(0.0f) : lanes.load(base + d);
+        for (int64_t k = 0; k < K; ++k) {
+          const f32x16 row = lanes.load(args.rows.row<Scalar>(row_of[k]) + d);
+          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), row, sum);
+        }
+        lanes.store(y + d, sum);
+      });
+    });
+  });
+}
+
+void combine_backward(const CombineBackward& args, Stream& stream) {
+  visit_float(args.dy.dtype(), [&]<class Scalar>() {
+    const int64_t D = args.dy.cols(), K = args.row_of.cols();
+    stream.parallel_for(args.dy.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
+      const Scalar* dy = args.dy.row<Scalar>(t);
+      for (int64_t k = 0; k < K; ++k) {
+        const int64_t r = args.row_of.row<int32_t>(t)[k];
+        const Scalar* row = args.rows.row<Scalar>(r);
+        Scalar* drow = args.drows.row<Scalar>(r);
+        const f32x16 weight = splat(args.weights.row<float>(t)[k]);
+        f32x16 dot = splat(0.0f);
+        for_lanes(D, [&](int64_t d, auto lanes) {
+          const f32x16 g = lanes.load(dy + d);
+          dot = fma(g, lanes.load(row + d), dot);
+          lanes.store(drow + d, weight * g);
+        });
+        args.dweights.row<float>(t)[k] = reduce_add(dot);
+      }
+    });
+  });
+}
+
+#include "kernels/cpu/isa_end.inc"
+OCTET_CPU_KERNEL(build_permutation, BuildPermutation)
+OCTET_CPU_KERNEL(gather_rows, GatherRows)
+OCTET_CPU_KERNEL(combine_forward, CombineForward)
+OCTET_CPU_KERNEL(combine_backward, CombineBackward)
