@@ -3,8 +3,7 @@
 //   c[t,i] = s[t,i] + bias[i];  with G > 1 groups of E/G experts: only the `kept_groups` groups with the largest sum of
 //   their 2 largest c (1 where a group has one expert) keep c, all others get -inf
 //   indices[t,:] = the K largest c, largest first, ties to the lower index (groups too)
-//   w[t,k] = s[t,i_k], then / (sum_k w[t,k] + 1e-20) where `normalize`, then * scaling.   The bias never enters a
-//   weight.
+//   w[t,k] = s[t,i_k], then / (sum_k w[t,k] + 1e-20) where `normalize`, then * scaling.  The bias enters no weight.
 // Backward of w:  with u[k] = dw[k] * scaling:  ds[i_k] += u[k]                                     (raw)
 //                 ds[i_k] += (u[k] - sum_j u[j] w[j] / scaling) / (sum + 1e-20)                     (normalised)
 //   dscores, the gradient that the balance losses put on s, is added; then through sigmoid or softmax to dlogits.
@@ -44,6 +43,7 @@ struct BalanceLoss {
   // Load-balance loss over groups of `tokens_per_group` consecutive tokens (equations 17 to 20 of the paper):
   //   P[g,i] = mean_t s[t,i] / sum_j s[t,j];   f[g,i] = E / (K T_g) * #{t : i among the K largest raw s[t,:]}
   //   loss = alpha * mean_g sum_i f[g,i] P[g,i];  f is a constant for the gradient, which is added to dscores
+  // The last group may be shorter. A token whose scores are all 0 adds nothing to P.
   // With `load` defined, f[g,i] = E * load[i] for every group instead: the share of each expert in some earlier batch.
   ConstView scores;  // [T, E] float32
   ConstView load;    // [E] float32 that sums to 1, or not defined
