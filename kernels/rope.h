@@ -1,8 +1,9 @@
 // Rotary position embedding (arXiv:2104.09864), in place on each head of each token.
-//   pair i of a head, i in [0, head_dim/2), is (x[i], x[i + head_dim/2]) in the half layout (GPT-NeoX, Llama in HF
-//   form) and (x[2i], x[2i+1]) in the interleaved layout (the paper's own, DeepSeek) angle = positions[t] *
-//   theta^(-2i/head_dim) (a, b) -> (a cos - b sin, a sin + b cos);  the inverse turns back by the same angle: it is the
-//   backward pass
+//   angle = positions[t] * theta^(-2i/head_dim)         for pair i of a head, i in [0, head_dim/2)
+//   (a, b) -> (a cos - b sin, a sin + b cos)
+// Pair i is (x[i], x[i + head_dim/2]) in the half layout (GPT-NeoX, Llama in its Hugging Face form) and
+// (x[2i], x[2i+1]) in the interleaved one (the paper's own, DeepSeek). The inverse turns back by the same angle: it is
+// the backward pass.
 // The products and sums are float32. The table holds cos and sin, rounded to float32 from float64.
 #pragma once
 
@@ -21,6 +22,8 @@ struct Rope {
   RopeLayout layout;
   bool inverse;
 };
+// Fills cos_sin, [max_positions, head_dim] float32, for Rope: angles in float64, their cos and sin rounded once.
+void fill_rope_table(View cos_sin, int64_t head_dim, double theta);
 namespace cpu {
 void rope(const Rope& args, Stream& stream);
 }  // namespace cpu
