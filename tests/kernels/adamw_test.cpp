@@ -1,0 +1,117 @@
+#include "kernels/adamw.h"
+
+#include "tests/kernels/same_bits.h"
+
+namespace octet::test {
+namespace {
+
+struct Settings {
+  float lr = 0.1f, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-3f, weight_decay = 0.5f, grad_scale = 0.25f;
+};
+
+// Steps of the formula in float64, moments kept as Moment between the steps.
+template <class Moment>
+struct Reference {
+  Doubles p, m, v;
+  void step(const Doubles& grad, const Settings& s, int64_t step) {
+    for (size_t i = 0; i < p.size(); ++i) {
+      const double g = grad[i] * double(s.grad_scale);
+      m[i] = double(s.beta1) * m[i] + (1 - double(s.beta1)) * g;
+      v[i] = double(s.beta2) * v[i] + (1 - double(s.beta2)) * g * g;
+      const double m_hat = m[i] / (1 - std::pow(double(s.beta1), double(step)));
+      const double v_hat = v[i] / (1 - std::pow(double(s.beta2), double(step)));
+      p[i] = p[i] * (1 - double(s.lr) * double(s.weight_decay)) -
+             double(s.lr) * m_hat / (std::sqrt(v_hat) + double(s.eps));
+      m[i] = double(Moment(float(m[i]))), v[i] = double(Moment(float(v[i])));
+    }
+  }
+};
+
+template <class Moment, class Weight>
+void run_step(std::vector<float>& master, std::vector<float>& grad, std::vector<Moment>& m, std::vector<Moment>& v,
+              std::vector<Weight>* weight, int64_t step, Stream& stream, const Settings& s = {}) {
+  const int64_t N = int64_t(master.size());
+  kernels::adamw_step({.master = view(master, {N}),
+                       .grad = view(grad, {N}),
+                       .m = view(m, {N}),
+                       .v = view(v, {N}),
+                       .weight = weight == nullptr ? View() : view(*weight, {N}),
+                       .lr = s.lr,
+                       .beta1 = s.beta1,
+                       .beta2 = s.beta2,
+                       .eps = s.eps,
+                       .weight_decay = s.weight_decay,
+                       .grad_scale = s.grad_scale,
+                       .step = step},
+                      stream);
+}
+
+template <class Moment, class Weight>
+void check(int64_t N) {
+  auto master = uniform(N, 1);
+  std::vector<Moment> m(master.size(), Moment(0.0f)), v(master.size(), Moment(0.0f));
+  std::vector<Weight> weight(master.size());
+  Reference<Moment> reference{doubles(master), Doubles(master.size()), Doubles(master.size())};
+  // A moment that lies between two bfloat16 numbers may be rounded the other way in float64.
+  const double tolerance = std::is_same_v<Moment, float> ? 16 * kEpsilonF32 : kEpsilonBF16;
+  for (int64_t step = 1; step <= 3; ++step) {
+    auto grad = uniform(N, uint64_t(10 + step));
+    run_step(master, grad, m, v, &weight, step, default_stream());
+    reference.step(doubles(grad), {}, step);
+    CHECK_THAT(doubles(m), NearAll(reference.m, tolerance));
+    CHECK_THAT(doubles(v), NearAll(reference.v, tolerance));
+    // What the moments err by is felt in lr * m / sqrt(v), of size lr.
+    CHECK_THAT(doubles(master), NearAll(reference.p, 8 * kEpsilonF32 + 0.1 * 2 * tolerance, /*floor=*/1.0));
+    size_t different = 0;
+    for (size_t i = 0; i < weight.size(); ++i) different += double(weight[i]) != double(Weight(master[i]));
+    CHECK(different == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("adamw follows its formula", "[kernels][adamw]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const int64_t N = GENERATE(0, 1, 37, 16384 + 19);
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa), N);
+  check<float, float>(N);
+  check<bfloat16, bfloat16>(N);
+  check<float, bfloat16>(N);
+}
+
+TEST_CASE("the update uses the moments before they are rounded", "[kernels][adamw]") {
+  // m after the step is 1 + 2^-9, which bfloat16 cannot hold: with lr = 1 and v = 1 the parameter shows which was used.
+  std::vector<float> master = {0.0f}, grad = {1.0f + 0x1p-9f};
+  std::vector<bfloat16> m = {bfloat16(0.0f)}, v = {bfloat16(0.0f)};
+  const Settings s{.lr = 1, .beta1 = 0, .beta2 = 0, .eps = 1, .weight_decay = 0, .grad_scale = 1};
+  run_step<bfloat16, float>(master, grad, m, v, nullptr, 1, default_stream(), s);
+  CHECK(float(m[0]) == 1.0f);
+  CHECK(double(master[0]) == Approx(-(1.0 + 0x1p-9) / (2.0 + 0x1p-9)).epsilon(1e-6));
+}
+
+TEST_CASE("a parameter without gradient only decays, and the first step has the size of lr", "[kernels][adamw]") {
+  std::vector<float> master = {2.0f, 2.0f}, grad = {0.0f, 1e-3f}, m(2), v(2);
+  Settings s;
+  s.eps = 1e-12f;
+  run_step<float, float>(master, grad, m, v, nullptr, 1, default_stream(), s);
+  CHECK(master[0] == Approx(2.0 * 0.95));
+  CHECK(master[1] == Approx(2.0 * 0.95 - 0.1));
+  CHECK((m[0] == 0.0f && v[0] == 0.0f));
+}
+
+TEST_CASE("adamw gives the same bits everywhere", "[kernels][adamw]") {
+  const int64_t N = 16384 * 2 + 333;
+  auto grad = uniform(N, 2);
+  check_same_bits([&](Stream& stream, std::string& bytes) {
+    auto master = uniform(N, 1);
+    std::vector<bfloat16> m(grad.size()), v(grad.size()), weight(grad.size());
+    for (int64_t step = 1; step <= 2; ++step) run_step(master, grad, m, v, &weight, step, stream);
+    append_bytes(bytes, master);
+    append_bytes(bytes, m);
+    append_bytes(bytes, v);
+    append_bytes(bytes, weight);
+  });
+}
+
+}  // namespace octet::test
