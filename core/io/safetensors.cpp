@@ -288,7 +288,7 @@ SafetensorsFile::SafetensorsFile(FileSystem& fs, const std::string& path, ErrorK
   const uint64_t data_begin = kLengthBytes + header_bytes, data_bytes = file_bytes - data_begin;
   HeaderReader reader(tensors_, metadata_, data_begin, data_bytes);
   parse_json_events(header, {.kind = kind_, .file = path_, .offset = kLengthBytes}, reader,
-                    {.bytes = kMaxSafetensorsHeaderBytes, .depth = 3, .values = uint64_t(1) << 24});
+                    {.bytes = kMaxSafetensorsHeaderBytes, .depth = 4, .values = uint64_t(1) << 24});
   if (!reader.is_whole()) refuse(kLengthBytes, "its header is no object");
   if (reader.covered_bytes() != data_bytes) {
     refuse(data_begin + reader.covered_bytes(),
