@@ -19,13 +19,13 @@ enum class Emulation { kIdeal, kHopper, kFp64 };
 
 struct Fp8GroupedGemm {
   // c[r,n] = sum_k a[row(r),k] * b[g,n,k], g the group of r
-  ConstView a;        // [S, K] float8_e4m3
-  ConstView a_scale;  // [S, ceil(K/128)] float32
-  ConstView b;        // [G, N, K] float8_e4m3 (or [N, K])
-  ConstView b_scale;  // [G, ceil(N/128), ceil(K/128)] float32
-  ConstView offsets;  // [G + 1] int64; not defined: one group of all rows
-  ConstView rows;     // [R] int32: gathers the rows of a and a_scale; not defined: none
-  View c;             // [R, N] float32 or bfloat16, rows may be strided
+  ConstView a;             // [S, K] float8_e4m3
+  ConstView a_scale;       // [S, ceil(K/128)] float32
+  ConstView b;             // [G, N, K] float8_e4m3 (or [N, K])
+  ConstView b_scale;       // [G, ceil(N/128), ceil(K/128)] float32
+  ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
+  ConstView rows = {};     // [R] int32: gathers the rows of a and a_scale; not defined: none
+  View c;                  // [R, N] float32 or bfloat16, rows may be strided
   Emulation emulation;
 };
 struct Fp8GroupedWgrad {

@@ -10,25 +10,25 @@
 
 namespace octet::kernels {
 
-inline constexpr int64_t kGemmKBlock = 512;
+inline constexpr int64_t kGemmKBlock = 256;
 
 struct GroupedGemm {
   // c[r,n] = sum_k a[row(r),k] * B(n,k) of the group of r;  row(r) = rows[r], or r
-  ConstView a;        // [S, K] float32 or bfloat16, rows may be strided
-  ConstView b;        // as a: [G, N, K], or [G, K, N] where b_is_kn (both without G where G = 1)
-  ConstView offsets;  // [G + 1] int64; not defined: one group of all rows
-  ConstView rows;     // [R] int32: gathers the rows of a; not defined: none
-  View c;             // [R, N] float32 or bfloat16, rows may be strided
+  ConstView a;             // [S, K] float32 or bfloat16, rows may be strided
+  ConstView b;             // as a: [G, N, K], or [G, K, N] where b_is_kn (both without G where G = 1)
+  ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
+  ConstView rows = {};     // [R] int32: gathers the rows of a; not defined: none
+  View c;                  // [R, N] float32 or bfloat16, rows may be strided
   bool b_is_kn = false;
   bool accumulate = false;  // c += , float32 c only
 };
 struct GroupedWgrad {
   // dw[g,n,k] += sum over the rows r of group g, in order, of dy[r,n] * x[row(r),k]
-  ConstView dy;       // [R, N] float32 or bfloat16
-  ConstView x;        // [S, K] as dy
-  ConstView offsets;  // [G + 1] int64; not defined: one group of all rows
-  ConstView rows;     // [R] int32: gathers the rows of x; not defined: none
-  View dw;            // [G, N, K] float32 (or [N, K])
+  ConstView dy;            // [R, N] float32 or bfloat16
+  ConstView x;             // [S, K] as dy
+  ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
+  ConstView rows = {};     // [R] int32: gathers the rows of x; not defined: none
+  View dw;                 // [G, N, K] float32 (or [N, K])
 };
 namespace cpu {
 void grouped_gemm(const GroupedGemm& args, Stream& stream);

@@ -45,7 +45,7 @@ struct RequantizeColumns {
   // As QuantizeColumns of the matrix whose row r is row rows[r] of codes * scale: dequantise, transpose, quantise.
   ConstView codes;          // [S, C] float8_e4m3
   ConstView scale;          // [S, ceil(C/128)] float32
-  ConstView rows;           // [R] int32; not defined: R = S and row r is r
+  ConstView rows = {};      // [R] int32; not defined: R = S and row r is r
   ConstView offsets;        // [G + 1] int64, offsets[G] = R
   ConstView block_offsets;  // [G + 1] int64
   View out_codes;           // [C, P] float8_e4m3

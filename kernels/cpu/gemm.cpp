@@ -1,0 +1,113 @@
+#include "kernels/gemm.h"
+
+#include "kernels/cpu/isa_headers.h"
+//
+#include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/fp8_simd.inc"
+#include "kernels/cpu/gemm_tile.inc"
+
+namespace {
+
+static_assert(kGemmKBlock == kDepth);
+
+template <class Scalar>
+struct PlainMath {
+  static constexpr bool kPairs = std::is_same_v<Scalar, bfloat16>;
+  using Words = std::conditional_t<kPairs, PairWords, FloatWords>;
+
+  static void pack_column_scales(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
+  static void pack_row_scales(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
+
+  template <int64_t rows>
+  [[gnu::noinline]] static void tile(const Tile& t) {
+    f32x16 acc[rows][Words::kVectors];
+    for (auto& row : acc) {
+      for (auto& sum : row) sum = splat(0.0f);
+    }
+    const int64_t words = kPairs ? (t.depth + 1) / 2 * (2 / Words::kElements) : t.depth;
+    multiply<Words, kPairs, rows>(t.a, t.b, words, acc);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t v = 0; v < Words::kVectors; ++v) {
+        float* total = t.total + i * t.total_stride + 16 * v;
+        store(total, t.first ? acc[i][v] : load(total) + acc[i][v]);
+      }
+    }
+  }
+};
+
+template <class Scalar, class A, class B>
+void sum_task(const Task& task, int64_t K, const A& a, const B& b, Panels& panels) {
+  if constexpr (std::is_same_v<Scalar, bfloat16>) {
+    const FlushSubnormals flush;
+    sum_products<PlainMath<Scalar>>(task, K, a, b, panels);
+  } else {
+    sum_products<PlainMath<Scalar>>(task, K, a, b, panels);
+  }
+}
+
+int64_t num_groups(const ConstView& offsets) { return offsets.is_defined() ? offsets.num_elements() - 1 : 1; }
+// First row of group g; g may be the number of groups.
+int64_t row_of_group(const ConstView& offsets, int64_t rows, int64_t g) {
+  return offsets.is_defined() ? offsets.data<int64_t>()[g] : g == 0 ? 0 : rows;
+}
+
+}  // namespace
+
+void grouped_gemm(const GroupedGemm& args, Stream& stream) {
+  visit_float(args.a.dtype(), [&]<class Scalar>() {
+    const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols(), G = num_groups(args.offsets);
+    const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
+    const std::vector<Task> tasks = cut_tasks(
+        G, N, [&](int64_t g) { return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g); });
+    stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
+      const Task& task = tasks[size_t(index)];
+      const int64_t first = row_of_group(args.offsets, R, task.group);
+      Panels& panels = panels_of_this_thread();
+      const auto a = operand<Scalar, false>(
+          [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
+      if (args.b_is_kn) {
+        const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
+        sum_task<Scalar>(task, K, a, b, panels);
+      } else {
+        const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
+        sum_task<Scalar>(task, K, a, b, panels);
+      }
+      visit_float(args.c.dtype(), [&]<class Result>() {
+        for (int64_t i = 0; i < task.rows; ++i) {
+          write_row(panels.total + i * kTaskColumns, task.columns, args.accumulate,
+                    args.c.row<Result>(first + task.row + i) + task.column);
+        }
+      });
+    });
+  });
+}
+
+void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
+  visit_float(args.dy.dtype(), [&]<class Scalar>() {
+    const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols(), G = num_groups(args.offsets);
+    const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
+    const auto rows_of = [&](int64_t g) {
+      return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
+    };
+    // A group of no rows adds nothing: no task.
+    const std::vector<Task> tasks = cut_tasks(G, K, [&](int64_t g) { return rows_of(g) == 0 ? 0 : N; });
+    stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
+      const Task& task = tasks[size_t(index)];
+      const int64_t first = row_of_group(args.offsets, R, task.group);
+      Panels& panels = panels_of_this_thread();
+      const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
+      const auto b = operand<Scalar, true>(
+          [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
+      sum_task<Scalar>(task, rows_of(task.group), a, b, panels);
+      for (int64_t i = 0; i < task.rows; ++i) {
+        write_row(panels.total + i * kTaskColumns, task.columns, /*accumulate=*/true,
+                  args.dw.row<float>(task.group * N + task.row + i) + task.column);
+      }
+    });
+  });
+}
+
+#include "kernels/cpu/isa_end.inc"
+OCTET_CPU_KERNEL(grouped_gemm, GroupedGemm)
+OCTET_CPU_KERNEL(grouped_wgrad, GroupedWgrad)

@@ -1,0 +1,216 @@
+#include "kernels/gemm.h"
+
+#include "tests/support/numeric.h"
+
+namespace octet::test {
+namespace {
+
+float flushed(float x) { return std::abs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+// One element of a product, summed in the order of kernels/gemm.h.
+float ordered_dot(const std::vector<float>& a, const std::vector<float>& b) {
+  float total = 0;
+  for (size_t begin = 0; begin < a.size(); begin += size_t(kernels::kGemmKBlock)) {
+    float acc = 0;
+    for (size_t k = begin; k < std::min(a.size(), begin + size_t(kernels::kGemmKBlock)); ++k) {
+      acc = std::fma(a[k], b[k], acc);
+    }
+    total = begin == 0 ? acc : total + acc;
+  }
+  return total;
+}
+float ordered_dot(const std::vector<bfloat16>& a, const std::vector<bfloat16>& b) {
+  const auto at = [](const std::vector<bfloat16>& x, size_t k) { return k < x.size() ? flushed(float(x[k])) : 0.0f; };
+  float total = 0;
+  for (size_t begin = 0; begin < a.size(); begin += size_t(kernels::kGemmKBlock)) {
+    float acc = 0;
+    for (size_t k = begin; k < std::min(a.size(), begin + size_t(kernels::kGemmKBlock)); k += 2) {
+      acc = flushed(std::fma(at(a, k + 1), at(b, k + 1), acc));
+      acc = flushed(std::fma(at(a, k), at(b, k), acc));
+    }
+    total = begin == 0 ? acc : flushed(total + acc);
+  }
+  return total;
+}
+
+struct Groups {
+  std::vector<int64_t> offsets{0};
+  explicit Groups(const std::vector<int64_t>& sizes) {
+    for (const int64_t rows : sizes) offsets.push_back(offsets.back() + rows);
+  }
+  int64_t rows() const { return offsets.back(); }
+  int64_t size() const { return int64_t(offsets.size()) - 1; }
+  int64_t of(int64_t row) const {
+    int64_t g = 0;
+    while (offsets[size_t(g + 1)] <= row) ++g;
+    return g;
+  }
+};
+
+std::vector<int32_t> random_rows(int64_t n, int64_t limit) {
+  std::vector<int32_t> rows;
+  for (int64_t i = 0; i < n; ++i) {
+    rows.push_back(int32_t(RandomStream(9, "rows").below(uint64_t(limit), uint64_t(i))));
+  }
+  return rows;
+}
+
+template <class T>
+std::vector<T> slice(const std::vector<T>& x, int64_t first, int64_t n, int64_t step = 1) {
+  std::vector<T> part;
+  for (int64_t i = 0; i < n; ++i) part.push_back(x[size_t(first + i * step)]);
+  return part;
+}
+
+struct Options {
+  bool b_is_kn = false, gather = false, accumulate = false, dense = false;
+};
+
+// Every element has the bits of the ordered sum and lies near the float64 one.
+template <class T, class Out>
+void check_gemm(Groups groups, int64_t N, int64_t K, const Options& options) {
+  const int64_t R = groups.rows(), G = groups.size(), S = options.gather ? R / 2 + 1 : R;
+  auto a = uniform<T>(S * K, 1), b = uniform<T>(G * N * K, 2);
+  auto rows = random_rows(R, S);
+  // Columns 1 .. N of a wider matrix, to see that strides are kept and neighbours left alone.
+  const int64_t stride = N + 3;
+  auto wide = uniform<Out>(R * stride, 3);
+  const auto before = wide;
+  if (wide.empty()) wide.reserve(1);
+  View c(wide.data() + (wide.empty() ? 0 : 1), {R, N}, dtype_of<Out>, {}, stride);
+  const Shape b_shape = options.dense ? (options.b_is_kn ? Shape{K, N} : Shape{N, K})
+                                      : (options.b_is_kn ? Shape{G, K, N} : Shape{G, N, K});
+  kernels::grouped_gemm({.a = view(a, {S, K}),
+                         .b = view(b, b_shape),
+                         .offsets = options.dense ? ConstView() : ConstView(view(groups.offsets, {G + 1})),
+                         .rows = options.gather ? ConstView(view(rows, {R})) : ConstView(),
+                         .c = c,
+                         .b_is_kn = options.b_is_kn,
+                         .accumulate = options.accumulate},
+                        default_stream());
+  int64_t wrong_bits = 0, outside = 0;
+  Doubles got, exact;
+  for (int64_t r = 0; r < R; ++r) {
+    const int64_t g = groups.of(r), from = options.gather ? rows[size_t(r)] : r;
+    const auto ar = slice(a, from * K, K);
+    for (int64_t n = 0; n < stride; ++n) {
+      const float value = float(wide[size_t(r * stride + n)]), old = float(before[size_t(r * stride + n)]);
+      if (n == 0 || n > N) {
+        outside += value != old;
+        continue;
+      }
+      const auto bn = options.b_is_kn ? slice(b, g * K * N + n - 1, K, N) : slice(b, (g * N + n - 1) * K, K);
+      const float sum = ordered_dot(ar, bn);
+      wrong_bits += value != float(Out(options.accumulate ? old + sum : sum));
+      double dot = options.accumulate ? double(old) : 0;
+      for (int64_t k = 0; k < K; ++k) dot += double(ar[size_t(k)]) * double(bn[size_t(k)]);
+      got.push_back(value), exact.push_back(dot);
+    }
+  }
+  CHECK(wrong_bits == 0);
+  CHECK(outside == 0);
+  const double stored = std::is_same_v<Out, float> ? 0 : kEpsilonBF16 / 2;
+  CHECK_THAT(got, NearAll(exact, 2 * std::sqrt(double(K + 1)) * kEpsilonF32 + stored, /*floor=*/1.0));
+}
+
+template <class T>
+void check_wgrad(Groups groups, int64_t N, int64_t K, bool gather) {
+  const int64_t R = groups.rows(), G = groups.size(), S = gather ? R / 2 + 1 : R;
+  auto dy = uniform<T>(R * N, 1), x = uniform<T>(S * K, 2);
+  auto rows = random_rows(R, S);
+  auto dw = uniform<float>(G * N * K, 3);
+  const auto before = dw;
+  kernels::grouped_wgrad({.dy = view(dy, {R, N}),
+                          .x = view(x, {S, K}),
+                          .offsets = view(groups.offsets, {G + 1}),
+                          .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                          .dw = view(dw, {G, N, K})},
+                         default_stream());
+  int64_t wrong_bits = 0;
+  Doubles exact;
+  for (int64_t g = 0; g < G; ++g) {
+    const int64_t first = groups.offsets[size_t(g)], n_rows = groups.offsets[size_t(g + 1)] - first;
+    for (int64_t n = 0; n < N; ++n) {
+      const auto dyn = slice(dy, first * N + n, n_rows, N);
+      for (int64_t k = 0; k < K; ++k) {
+        std::vector<T> xk;
+        for (int64_t r = first; r < first + n_rows; ++r) {
+          xk.push_back(x[size_t((gather ? rows[size_t(r)] : r) * K + k)]);
+        }
+        const size_t i = size_t((g * N + n) * K + k);
+        wrong_bits += dw[i] != (n_rows == 0 ? before[i] : before[i] + ordered_dot(dyn, xk));
+        double dot = before[i];
+        for (size_t r = 0; r < xk.size(); ++r) dot += double(dyn[r]) * double(xk[r]);
+        exact.push_back(dot);
+      }
+    }
+  }
+  CHECK(wrong_bits == 0);
+  CHECK_THAT(doubles(dw), NearAll(exact, 2 * std::sqrt(double(R + 1)) * kEpsilonF32, /*floor=*/1.0));
+}
+
+}  // namespace
+
+TEST_CASE("grouped_gemm sums in its stated order: dense", "[kernels][gemm]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const int64_t M = GENERATE(0, 1, 6, 7, 13), N = GENERATE(1, 15, 16, 70), K = GENERATE(0, 1, 2, 31, 257);
+  Options options;
+  options.dense = true;
+  options.b_is_kn = GENERATE(false, true);
+  options.accumulate = GENERATE(false, true);
+  CAPTURE(name_of(isa), M, N, K, options.b_is_kn, options.accumulate);
+  check_gemm<float, float>(Groups({M}), N, K, options);
+  check_gemm<bfloat16, float>(Groups({M}), N, K, options);
+  if (!options.accumulate) check_gemm<float, bfloat16>(Groups({M}), N, K, options);
+  if (!options.accumulate) check_gemm<bfloat16, bfloat16>(Groups({M}), N, K, options);
+}
+
+TEST_CASE("grouped_gemm sums in its stated order: groups, gathered rows, many blocks", "[kernels][gemm]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const Groups groups(
+      GENERATE(std::vector<int64_t>{0, 0}, std::vector<int64_t>{0, 3, 0, 20, 1, 8}, std::vector<int64_t>{390, 2}));
+  Options options;
+  options.b_is_kn = GENERATE(false, true);
+  options.gather = GENERATE(false, true);
+  CAPTURE(name_of(isa), groups.offsets, options.b_is_kn, options.gather);
+  check_gemm<float, float>(groups, 37, 300, options);
+  check_gemm<bfloat16, bfloat16>(groups, 37, 300, options);
+  options.accumulate = true;
+  check_gemm<bfloat16, float>(groups, 140, 21, options);
+}
+
+TEST_CASE("grouped_wgrad sums over the rows of each group, in order", "[kernels][gemm]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const Groups groups(
+      GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{0, 3, 0, 270, 9}));
+  const int64_t N = GENERATE(1, 17, 40), K = GENERATE(1, 16, 130);
+  const bool gather = GENERATE(false, true);
+  CAPTURE(name_of(isa), groups.offsets, N, K, gather);
+  check_wgrad<float>(groups, N, K, gather);
+  check_wgrad<bfloat16>(groups, N, K, gather);
+}
+
+TEST_CASE("a bfloat16 product takes subnormal numbers as zero and a float32 one does not", "[kernels][gemm]") {
+  const UseIsa use(GENERATE(from_range(supported_isas())));
+  const auto product = [](auto one, float a, float b, float c, float d) {  // a b + c d
+    using T = decltype(one);
+    std::vector<T> left = {T(a), T(c)}, right = {T(b), T(d)};
+    std::vector<float> result = {-1.0f};
+    kernels::grouped_gemm({.a = view(left, {1, 2}), .b = view(right, {1, 2}), .c = view(result, {1, 1})},
+                          default_stream());
+    return result[0];
+  };
+  const float subnormal = 0x1p-130f;
+  CHECK(product(0.0f, subnormal, 0x1p100f, 0.0f, 0.0f) == 0x1p-30f);
+  CHECK(product(bfloat16(), subnormal, 0x1p100f, 0.0f, 0.0f) == 0.0f);
+  CHECK(product(0.0f, 0x1p-70f, 0x1p-60f, 0.0f, 0.0f) == subnormal);
+  CHECK(product(bfloat16(), 0x1p-70f, 0x1p-60f, 0.0f, 0.0f) == 0.0f);
+  // The odd product is added first: 2^-126 - 2^-130 * 15 is subnormal and becomes zero after the second.
+  CHECK(product(bfloat16(), -15 * 0x1p-70f, 0x1p-60f, 0x1p-66f, 0x1p-60f) == 0.0f);
+  CHECK(product(0.0f, -15 * 0x1p-70f, 0x1p-60f, 0x1p-66f, 0x1p-60f) == subnormal);
+}
+
+}  // namespace octet::test
