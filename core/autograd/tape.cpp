@@ -42,7 +42,6 @@ Node::~Node() {
 
 namespace {
 void add_gradient(Tensor& sum, const Tensor& more) {
-  if (!more.is_defined()) return;
   if (!sum.is_defined()) {
     sum = more;
     return;
@@ -59,16 +58,17 @@ void add_gradient(Tensor& sum, const Tensor& more) {
 void run_backward(std::vector<std::pair<Tensor, Tensor>> roots) {
   const Recording off(false);
   std::map<uint64_t, std::shared_ptr<Node>, std::greater<>> ready;  // newest first
-  for (auto& [y, dy] : roots) {
-    if (!y.node()) continue;
-    add_gradient(y.node()->gradients_[size_t(y.output_index())], dy);
-    ready.emplace(y.node()->order_, y.node());
-  }
+  const auto arrive = [&ready](const std::shared_ptr<Node>& node, int output_index, const Tensor& gradient) {
+    if (!node || !gradient.is_defined()) return;
+    require(node->backward_ != nullptr, "backward: {} ran before; a tape runs once", node->op_);
+    add_gradient(node->gradients_[size_t(output_index)], gradient);
+    ready.emplace(node->order_, node);
+  };
+  for (auto& [y, dy] : roots) arrive(y.node(), y.output_index(), dy);
   roots.clear();
   while (!ready.empty()) {
     const std::shared_ptr<Node> node = ready.begin()->second;
     ready.erase(ready.begin());
-    require(node->backward_ != nullptr, "backward: {} ran before; a tape runs once", node->op_);
     const Node::Backward run = std::move(node->backward_);
     node->backward_ = nullptr;
     const std::vector<Tensor> arrived = std::move(node->gradients_);
@@ -76,10 +76,7 @@ void run_backward(std::vector<std::pair<Tensor, Tensor>> roots) {
     require(gradients.size() == node->edges_.size(), "backward: {} gave {} gradients for {} inputs", node->op_,
             gradients.size(), node->edges_.size());
     for (size_t i = 0; i < gradients.size(); ++i) {
-      const Node::Edge& edge = node->edges_[i];
-      if (!edge.node || !gradients[i].is_defined()) continue;
-      add_gradient(edge.node->gradients_[size_t(edge.output_index)], gradients[i]);
-      ready.emplace(edge.node->order_, edge.node);
+      arrive(node->edges_[i].node, node->edges_[i].output_index, gradients[i]);
     }
   }
 }

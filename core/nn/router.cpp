@@ -64,6 +64,10 @@ void Router::end_step() {
     float* bias = bias_.data<float>();
     for (int64_t e = 0; e < E; ++e) bias[e] += config_.bias_update_rate * (float(sign[size_t(e)]) - center);
   }
+  drop_step();
+}
+
+void Router::drop_step() {
   std::fill(load_.begin(), load_.end(), 0);
   balance_loss_ = z_loss_ = 0;
 }

@@ -26,6 +26,8 @@ class Router {
   //   bias[i] += rate * sign(mean(load) - load[i]), then minus the mean of that step where bias_centered
   // and the load becomes the one that aux_loss global_batch balances against. Clears load and losses.
   void end_step();
+  // The step is left out: load and losses are forgotten.
+  void drop_step();
 
   const Tensor& bias() const { return bias_; }                   // [E] float32, saved as `bias_name`
   const Tensor& last_load_share() const { return last_share_; }  // [E] float32, all 1/E before the first step

@@ -1,0 +1,303 @@
+#include "core/nn/transformer.h"
+
+#include "tests/support/reference_model.h"
+
+namespace octet::test {
+namespace {
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.layers = 2;
+  config.hidden = 16;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.ffn_hidden = 24;
+  config.dense_layers = 1;
+  config.vocab_size = 11;
+  config.init_std = 0.3f;  // scores far from ties, and every term large enough to be missed
+  config.norm_eps = 1e-3f;
+  config.moe.num_experts = 6;
+  config.moe.top_k = 2;
+  config.moe.shared_experts = 1;
+  config.moe.expert_hidden = 8;
+  config.moe.bias_update_rate = 0;
+  return config;
+}
+
+struct Batch {
+  std::vector<int32_t> ids, targets;
+  int64_t sequences = 2;
+  Tensor ids_tensor() const { return from_vector(ids, {int64_t(ids.size())}); }
+  Tensor targets_tensor() const { return from_vector(targets, {int64_t(targets.size())}); }
+};
+Batch random_batch(int64_t sequences, int64_t length, int64_t vocab, uint64_t seed = 5) {
+  const RandomStream stream(seed, "batch");
+  Batch batch{.ids = {}, .targets = {}, .sequences = sequences};
+  for (int64_t i = 0; i < sequences * length; ++i) {
+    batch.ids.push_back(int32_t(stream.below(uint64_t(vocab), uint64_t(i))));
+    batch.targets.push_back(int32_t(stream.below(uint64_t(vocab), uint64_t(i), 1)));
+  }
+  return batch;
+}
+
+double train(Transformer& model, const Batch& batch) {
+  const auto tokens = float(batch.ids.size());
+  const auto loss =
+      model.train_micro_batch(batch.ids_tensor(), batch.targets_tensor(), batch.sequences, 1.0f / tokens, 1.0f);
+  double total = loss.sum / double(loss.tokens);
+  for (Router* router : model.routers()) total += double(router->balance_loss()) + double(router->z_loss());
+  return total;
+}
+
+std::vector<std::vector<float>> all_gradients(Transformer& model) {
+  std::vector<std::vector<float>> all;
+  for (Parameter* parameter : model.parameters()) all.push_back(to_vector<float>(parameter->grad()));
+  return all;
+}
+
+struct Variant {
+  const char* name;
+  void (*change)(ModelConfig&);
+};
+const Variant kVariants[] = {
+    {"sigmoid, normalised", [](ModelConfig&) {}},
+    {"softmax, raw, interleaved rope, tied head",
+     [](ModelConfig& c) {
+       c.moe.score = kernels::ScoreFunction::kSoftmax;
+       c.moe.normalize_weights = false;
+       c.rope_layout = kernels::RopeLayout::kInterleaved;
+       c.tied_head = true;
+     }},
+    {"groups, scaling, sequence balance loss",
+     [](ModelConfig& c) {
+       c.moe.num_groups = 3;
+       c.moe.kept_groups = 2;
+       c.moe.routed_scaling = 2.5f;
+       c.moe.aux_loss = AuxLoss::kSequence;
+       c.moe.aux_loss_alpha = 0.05f;
+     }},
+    {"softmax, micro-batch balance loss, z-loss, no shared expert",
+     [](ModelConfig& c) {
+       c.moe.score = kernels::ScoreFunction::kSoftmax;
+       c.moe.aux_loss = AuxLoss::kMicroBatch;
+       c.moe.aux_loss_alpha = 0.05f;
+       c.moe.z_loss_beta = 0.02f;
+       c.moe.shared_experts = 0;
+     }},
+    {"global-batch balance loss, multi-head attention",
+     [](ModelConfig& c) {
+       c.moe.aux_loss = AuxLoss::kGlobalBatch;
+       c.moe.aux_loss_alpha = 0.05f;
+       c.kv_heads = 0;
+     }},
+    {"dense", [](ModelConfig& c) { c.moe.num_experts = 0; }},
+};
+
+}  // namespace
+
+TEST_CASE("the transformer's loss and gradients follow the float64 model", "[nn]") {
+  const Variant& variant = GENERATE(from_range(std::begin(kVariants), std::end(kVariants)));
+  CAPTURE(variant.name);
+  ModelConfig config = small_config();
+  variant.change(config);
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  model.init_weights(7);
+  const Batch batch = random_batch(2, 5, config.vocab_size);
+
+  NamedWeights weights = named_weights(model);
+  ReferenceModel reference(config);
+  const double wanted = reference.loss(weights, batch.ids, batch.targets, 2);
+  CHECK(train(model, batch) == Approx(wanted).epsilon(1e-5));
+  model.context().batch = 2;
+  CHECK_THAT(doubles(to_vector<float>(model.logits(batch.ids_tensor(), 2))), NearAll(reference.logits(), 1e-4));
+
+  // Central differences of a few elements of every tensor.
+  constexpr double kStep = 1e-5;
+  for (auto& [name, values] : weights) {
+    const Doubles got = named_gradient(model, name);
+    double largest = 1e-4;
+    for (const double g : got) largest = std::max(largest, std::abs(g));
+    for (size_t pick = 0; pick < 4; ++pick) {
+      const size_t i = size_t(RandomStream(9, name).below(values.size(), pick));
+      const double kept = values[i];
+      values[i] = kept + kStep;
+      const double above = reference.loss(weights, batch.ids, batch.targets, 2);
+      values[i] = kept - kStep;
+      const double below = reference.loss(weights, batch.ids, batch.targets, 2);
+      values[i] = kept;
+      INFO(name << " [" << i << "]");
+      CHECK(std::abs(got[i] - (above - below) / (2 * kStep)) <= 2e-4 * largest);
+    }
+  }
+}
+
+TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
+  ModelConfig config = small_config();
+  config.hidden = 64;
+  config.moe.expert_hidden = 48;
+  config.init_std = 0.1f;
+  const Batch batch = random_batch(2, 24, config.vocab_size);
+  Transformer exact(config, {.recipe = Recipe::kFp32}, {}, 32);
+  exact.init_weights(7);
+  const double loss = train(exact, batch);
+  const auto wanted = all_gradients(exact);
+  for (const Recipe recipe : {Recipe::kBf16, Recipe::kFp8Block}) {
+    for (const kernels::Emulation emulation :
+         {kernels::Emulation::kIdeal, kernels::Emulation::kHopper, kernels::Emulation::kFp64}) {
+      if (recipe == Recipe::kBf16 && emulation != kernels::Emulation::kIdeal) continue;
+      CAPTURE(name_of(recipe), name_of(emulation));
+      Transformer model(config, {.recipe = recipe, .emulation = emulation}, {}, 32);
+      model.init_weights(7);
+      // Rounding to 8 bits of mantissa moves a loss by about 2^-9 relative, to 4 bits by about 2^-5, before averaging.
+      CHECK(train(model, batch) == Approx(loss).epsilon(recipe == Recipe::kBf16 ? 0.005 : 0.03));
+      const auto got = all_gradients(model);
+      double dot = 0, norm = 0, norm_wanted = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        for (size_t j = 0; j < got[i].size(); ++j) {
+          dot += double(got[i][j]) * wanted[i][j];
+          norm += double(got[i][j]) * got[i][j];
+          norm_wanted += double(wanted[i][j]) * wanted[i][j];
+        }
+      }
+      CHECK(dot / std::sqrt(norm * norm_wanted) > (recipe == Recipe::kBf16 ? 0.999 : 0.98));
+    }
+  }
+}
+
+TEST_CASE("recomputing any part changes no bit", "[nn]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  ModelConfig config = small_config();
+  config.moe.aux_loss = AuxLoss::kSequence;
+  config.moe.z_loss_beta = 0.01f;
+  const Batch batch = random_batch(2, 9, config.vocab_size);
+  const auto run = [&](const RecomputeParts& parts) {
+    Transformer model(config, {.recipe = recipe}, parts, 16);
+    model.init_weights(7);
+    const double loss = train(model, batch);
+    std::vector<std::vector<int64_t>> loads;
+    for (Router* router : model.routers()) loads.push_back(router->load());
+    return std::tuple(loss, all_gradients(model), loads);
+  };
+  const auto wanted = run({});
+  for (const RecomputeParts parts : {RecomputeParts{.norm = true}, RecomputeParts{.swiglu = true},
+                                     RecomputeParts{.attention = true}, RecomputeParts{.block = true},
+                                     RecomputeParts{.norm = true, .swiglu = true, .attention = true, .block = true}}) {
+    CAPTURE(name_of(recipe), parts.norm, parts.swiglu, parts.attention, parts.block);
+    CHECK(run(parts) == wanted);
+  }
+}
+
+TEST_CASE("recomputing parts lowers the activation peak", "[nn]") {
+  ModelConfig config = small_config();
+  config.layers = 6;
+  config.hidden = 64;
+  const Batch batch = random_batch(4, 32, config.vocab_size);
+  const auto peak = [&](Recipe recipe, const RecomputeParts& parts) {
+    Transformer model(config, {.recipe = recipe}, parts, 32);
+    model.init_weights(7);
+    train(model, batch);
+    reset_peak_memory();
+    train(model, batch);
+    return memory_use().peak_bytes[size_t(MemoryCategory::kActivations)];
+  };
+  for (const Recipe recipe : {Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block}) {
+    CAPTURE(name_of(recipe));
+    const int64_t all = peak(recipe, {});
+    CHECK(peak(recipe, {.norm = true}) < all);
+    CHECK(peak(recipe, {.attention = true}) < all);
+    CHECK(peak(recipe, {.block = true}) < all * 6 / 10);
+    if (recipe != Recipe::kFp8Block) CHECK(peak(recipe, {.swiglu = true}) < all);
+  }
+}
+
+TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  CAPTURE(name_of(recipe));
+  ModelConfig dense = small_config(), moe = small_config();
+  dense.dense_layers = dense.layers = 1;
+  dense.moe.num_experts = 0;
+  moe.layers = 1;
+  moe.dense_layers = 0;
+  moe.moe.num_experts = moe.moe.top_k = 1;
+  moe.moe.shared_experts = 0;
+  moe.moe.expert_hidden = dense.ffn_hidden;
+  const Batch batch = random_batch(2, 6, dense.vocab_size);
+  Transformer a(dense, {.recipe = recipe}, {}, 16), b(moe, {.recipe = recipe}, {}, 16);
+  a.init_weights(3);
+  b.init_weights(3);
+  // The same numbers in both: copied by their names on disk.
+  const std::string mlp = "model.layers.0.mlp.";
+  for (Parameter* to : b.parameters()) {
+    for (Parameter* from : a.parameters()) {
+      std::string name = to->name();
+      if (const auto at = name.find("experts."); at != std::string::npos) name.erase(at, 8);
+      if (from->name() == name) {
+        std::copy_n(from->master().data<float>(), from->master().num_elements(), to->master().data<float>());
+      }
+    }
+  }
+  b.refresh_weights();
+  const double loss_a = train(a, batch), loss_b = train(b, batch);
+  // w = s / (s + 1e-20) is 1, so each number of the forward pass is the same; the weight's gradient adds nothing.
+  CHECK(loss_a == loss_b);
+  for (Parameter* from : a.parameters()) {
+    for (Parameter* to : b.parameters()) {
+      std::string name = to->name();
+      if (const auto at = name.find("experts."); at != std::string::npos) name.erase(at, 8);
+      if (from->name() != name) continue;
+      INFO(name);
+      CHECK(to_vector<float>(from->grad()) == to_vector<float>(to->grad()));
+    }
+  }
+}
+
+TEST_CASE("generation with a cache gives the logits of the whole pass, bit for bit", "[nn]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  CAPTURE(name_of(recipe));
+  const ModelConfig config = small_config();
+  Transformer model(config, {.recipe = recipe}, {}, 200);
+  model.init_weights(7);
+  const int64_t S = 150;
+  const Batch batch = random_batch(1, S, config.vocab_size);
+  const auto wanted = to_vector<float>(model.logits(batch.ids_tensor(), 1));
+  auto caches = model.make_caches(S);
+  const auto V = size_t(config.vocab_size);
+  int64_t done = 0;
+  for (const int64_t count : {int64_t(40), int64_t(1), int64_t(1), int64_t(88), int64_t(1), int64_t(19)}) {
+    const auto got = to_vector<float>(model.decode(batch.ids_tensor().slice_rows(done, count), caches));
+    done += count;
+    const auto row = wanted.begin() + std::ptrdiff_t(size_t(done - 1) * V);
+    CHECK(got == std::vector<float>(row, row + std::ptrdiff_t(V)));
+  }
+  CHECK(done == S);
+}
+
+TEST_CASE("the routing bias moves by the sign of the load's distance from the mean", "[nn][router]") {
+  ModelConfig config = small_config();
+  config.moe.num_experts = 4;
+  config.moe.bias_update_rate = 0.5f;
+  const bool centered = GENERATE(false, true);
+  config.moe.bias_centered = centered;
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  Router& router = *model.routers()[0];
+  router.load() = {10, 2, 4, 0};  // mean 4
+  router.end_step();
+  const auto wanted =
+      centered ? std::vector<float>{-0.625f, 0.375f, -0.125f, 0.375f} : std::vector<float>{-0.5f, 0.5f, 0.0f, 0.5f};
+  CHECK(to_vector<float>(router.bias()) == wanted);
+  CHECK(to_vector<float>(router.last_load_share()) == std::vector<float>{0.625f, 0.125f, 0.25f, 0.0f});
+  CHECK(router.load() == std::vector<int64_t>(4, 0));
+}
+
+TEST_CASE("replayed choices are followed", "[nn][router]") {
+  const ModelConfig config = small_config();
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  model.init_weights(7);
+  Router& router = *model.routers()[0];
+  const auto values = uniform(3 * config.hidden, 4);
+  const LinearInput input(from_vector(values, {3, config.hidden}), model.context().numerics);
+  const Tensor replayed = from_vector<int32_t>({5, 0, 1, 2, 3, 3 + 1}, {3, 2});
+  CHECK(to_vector<int32_t>(router.forward(input, replayed).indices) == std::vector<int32_t>{5, 0, 1, 2, 3, 4});
+}
+
+}  // namespace octet::test
