@@ -26,4 +26,15 @@ std::string hex_digest(const Digest& digest) {
   return text;
 }
 
+bool parse_digest(std::string_view text, Digest& digest) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  if (text.size() != 2 * digest.size()) return false;
+  for (size_t i = 0; i < digest.size(); ++i) {
+    const size_t high = kDigits.find(text[2 * i]), low = kDigits.find(text[2 * i + 1]);
+    if (high == std::string_view::npos || low == std::string_view::npos) return false;
+    digest[i] = uint8_t(high << 4 | low);
+  }
+  return true;
+}
+
 }  // namespace octet
