@@ -2,10 +2,12 @@
 //   acc = fma(p_b, a_scale * b_scale, acc),   p_b = sum over the block of code products
 // and acc starts from 0; a block's p_b is formed as the emulation says:
 //   kIdeal   float32, k in pairs: fma(a[2j+1], b[2j+1], p), then fma(a[2j], b[2j], p); the fast form of the CPU
-//   kHopper  the H100 tensor core's own arithmetic, bit for bit (docs/numerics.md): 32 products at a time and p are
-//   aligned
-//            to the largest exponent, cut toward zero after 13 fraction bits, added exactly, cut to E8M13
+//   kHopper  the H100 tensor core's own arithmetic, bit for bit (docs/numerics.md; MMA-Sim, arXiv:2511.10909): 32
+//            products and p are aligned to the largest exponent among them (of a product the sum of its factors', -6
+//            for a subnormal code; zeros have none), cut toward zero after 13 fraction bits, added exactly, and p is
+//            the sum cut to 13 fraction bits
 //   kFp64    p_b exact in float64, and acc too; rounded to float32 at the end: an oracle
+// A NaN code makes the sums it enters NaN; with kIdeal and kHopper the NaN is 0x7fffffff.
 // With kIdeal and kHopper every instruction set gives the same bits. Scales are powers of two, so a_scale * b_scale is
 // exact. The result is rounded to the dtype of c once; where c is accumulated into, c = c + acc in float32.
 #pragma once

@@ -15,9 +15,10 @@ template <class Scalar>
 struct PlainMath {
   static constexpr bool kPairs = std::is_same_v<Scalar, bfloat16>;
   using Words = std::conditional_t<kPairs, PairWords, FloatWords>;
+  using Total = float;
 
-  static void pack_column_scales(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
-  static void pack_row_scales(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
+  static void pack_column_extras(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
+  static void pack_row_extras(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
 
   template <int64_t rows>
   [[gnu::noinline]] static void tile(const Tile& t) {
@@ -29,7 +30,7 @@ struct PlainMath {
     multiply<Words, kPairs, rows>(t.a, t.b, words, acc);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t v = 0; v < Words::kVectors; ++v) {
-        float* total = t.total + i * t.total_stride + 16 * v;
+        float* total = static_cast<float*>(t.total) + i * kTaskColumns + 16 * v;
         store(total, t.first ? acc[i][v] : load(total) + acc[i][v]);
       }
     }
@@ -64,6 +65,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
       Panels& panels = panels_of_this_thread();
+      const float* total = reinterpret_cast<const float*>(panels.total);
       const auto a = operand<Scalar, false>(
           [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
       if (args.b_is_kn) {
@@ -75,7 +77,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
       }
       visit_float(args.c.dtype(), [&]<class Result>() {
         for (int64_t i = 0; i < task.rows; ++i) {
-          write_row(panels.total + i * kTaskColumns, task.columns, args.accumulate,
+          write_row(total + i * kTaskColumns, task.columns, args.accumulate,
                     args.c.row<Result>(first + task.row + i) + task.column);
         }
       });
@@ -96,12 +98,13 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
       Panels& panels = panels_of_this_thread();
+      const float* total = reinterpret_cast<const float*>(panels.total);
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
       sum_task<Scalar>(task, rows_of(task.group), a, b, panels);
       for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(panels.total + i * kTaskColumns, task.columns, /*accumulate=*/true,
+        write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/true,
                   args.dw.row<float>(task.group * N + task.row + i) + task.column);
       }
     });

@@ -1,0 +1,274 @@
+#include "kernels/fp8_gemm.h"
+
+#include "kernels/cpu/isa_headers.h"
+//
+#include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/fp8_simd.inc"
+#include "kernels/cpu/gemm_tile.inc"
+
+namespace {
+
+constexpr int64_t kBlock = 128;  // k of one scale
+static_assert(kDepth == 2 * kBlock);
+
+// An operand of codes, row i or column i along k, with the scale of each 128 of k.
+template <class Line, class Scale>
+struct CodeOperand {
+  using Element = uint8_t;
+  static constexpr bool kAcross = false;
+  Line line;
+  Scale scale;  // scale(i, k / 128)
+};
+template <class Line, class Scale>
+CodeOperand(Line, Scale) -> CodeOperand<Line, Scale>;
+
+// to[piece * stride + i] is the scale of line first + i. Panels hold a NaN code as a number, so that the arithmetic
+// need not look for it: the scale of its 128 is the NaN, and so every sum it enters is one.
+template <class From>
+void pack_scales(const From& from, int64_t first, int64_t count, int64_t k0, int64_t depth, int64_t stride, float* to) {
+  for (int64_t piece = 0; piece == 0 || piece * kBlock < depth; ++piece) {
+    const int64_t k = k0 + piece * kBlock, n = std::min(kBlock, depth - piece * kBlock);
+    for (int64_t i = 0; i < stride; ++i) {
+      float scale = 0.0f;
+      if (i < count && n > 0) {
+        const bool poisoned = has_nan_e4m3(from.line(first + i) + k, n);
+        scale = poisoned ? std::bit_cast<float>(0x7fffffff) : from.scale(first + i, k / kBlock);
+      }
+      to[piece * stride + i] = scale;
+    }
+  }
+}
+
+struct ScaledMath {
+  static void pack_column_extras(const auto& b, int64_t first, int64_t columns, int64_t k0, int64_t depth,
+                                 Panels& panels) {
+    pack_scales(b, first, columns, k0, depth, kTaskColumns, panels.b_scale);
+  }
+  static void pack_row_extras(const auto& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, Panels& panels) {
+    pack_scales(a, first, rows, k0, depth, kPackRows, panels.a_scale);
+  }
+  // Calls f(piece, k, n) for each 128 of the block's k: its number, its first k and how many there are.
+  template <class F>
+  OCTET_INLINE static void for_pieces(int64_t depth, F&& f) {
+    for (int64_t k = 0; k == 0 || k < depth; k += kBlock) f(k / kBlock, k, std::min(kBlock, depth - k));
+  }
+  // total = fma(sum, a_scale * b_scale, total) for row i and the 16 columns at 16 v.
+  OCTET_INLINE static void promote(const Tile& t, int64_t piece, int64_t i, int64_t v, f32x16 sum) {
+    float* total = static_cast<float*>(t.total) + i * kTaskColumns + 16 * v;
+    const f32x16 scale = splat(t.a_scale[piece * kPackRows + i]) * load(t.b_scale + piece * kTaskColumns + 16 * v);
+    store(total, fma(sum, scale, t.first && piece == 0 ? splat(0.0f) : load(total)));
+  }
+};
+
+struct IdealMath : ScaledMath {
+  using Words = PairWords;
+  using Total = float;
+
+  template <int64_t rows>
+  [[gnu::noinline]] static void tile(const Tile& t) {
+    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+      f32x16 acc[rows][Words::kVectors];
+      for (auto& row : acc) {
+        for (auto& sum : row) sum = splat(0.0f);
+      }
+      const int64_t w = k / Words::kElements;
+      multiply<Words, /*kPairs=*/true, rows>(t.a + w, t.b + w * 16 * Words::kVectors,
+                                             (n + 1) / 2 * (2 / Words::kElements), acc);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t v = 0; v < Words::kVectors; ++v) promote(t, piece, i, v, acc[i][v]);
+      }
+    });
+  }
+};
+
+// The tensor core of compute capability 9.0 (docs/numerics.md): 32 products and the sum so far, as significands times
+// 2^exponent, the exponent of a product being the sum of its operands' (-6 for subnormal codes) and its significand
+// below 4; all are brought to the largest exponent e and cut toward zero at 2^(e-13), added exactly, and the sum is cut
+// toward zero to 13 bits behind its leading one. A zero has no part in the largest exponent.
+// Products are exact in float32, so cutting is a multiplication by 2^(13-e) and a conversion to integers.
+struct HopperMath : ScaledMath {
+  using Words = FloatWords;
+  using Total = float;
+  static constexpr int64_t kStep = 32;   // k that are added at once
+  static constexpr int32_t kZero = -64;  // as exponent of a zero; below every sum of two others, and twice it a byte
+
+  // Exponents of codes in the low bytes; the other bits are anything.
+  OCTET_INLINE static i32x16 exponents(f32x16 x) {
+    const i32x16 e = max_i32(shift_right<23>(abs_bits(x)) - splat_i32(127), splat_i32(-6));
+    return select(equal_i32(abs_bits(x), splat_i32(0)), splat_i32(kZero), e);
+  }
+  static void pack_column_extras(const auto& b, int64_t first, int64_t columns, int64_t k0, int64_t depth,
+                                 Panels& panels) {
+    ScaledMath::pack_column_extras(b, first, columns, k0, depth, panels);
+    const i32x16 byte = splat_i32(0xff);
+    for (int64_t j = 0; j < columns; j += 16) {
+      for (int64_t k = 0; k < depth; k += 4) {
+        const float* x = panels.b + j * kDepth + k * 16;
+        const i32x16 e0 = exponents(load(x)) & byte, e1 = shift_left<8>(exponents(load(x + 16)) & byte);
+        const i32x16 e2 = shift_left<16>(exponents(load(x + 32)) & byte), e3 = shift_left<24>(exponents(load(x + 48)));
+        store_i32(panels.b_exponents + (j * kDepth / 4) + k / 4 * 16, (e0 | e1) | (e2 | e3));
+      }
+      // Up to a whole step.
+      for (int64_t k = (depth + 3) / 4 * 4; k % kStep != 0; k += 4) {
+        store_i32(panels.b_exponents + (j * kDepth / 4) + k / 4 * 16, splat_i32(int32_t(0xc0c0c0c0u)));
+      }
+    }
+  }
+  static void pack_row_extras(const auto& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, Panels& panels) {
+    ScaledMath::pack_row_extras(a, first, rows, k0, depth, panels);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t k = 0; k < (depth + kStep - 1) / kStep * kStep; k += 16) {
+        store_low_bytes(panels.a_exponents + i * kDepth + k, exponents(load(panels.a + i * kDepth + k)));
+      }
+    }
+  }
+
+  // sum[i] = sum[i] and the 32 products at k, for `rows` rows from row r on.
+  template <int64_t rows>
+  OCTET_INLINE static void add_step(const Tile& t, int64_t r, int64_t k, f32x16* sum) {
+    const float* a = t.a + r * kDepth + k;
+    i32x16 top[rows];
+    for (auto& e : top) e = splat_i32(int32_t(0xc0c0c0c0u));  // kZero in each byte
+    for (int64_t q = 0; q < kStep; q += 4) {
+      const i32x16 column = load_i32(t.b_exponents + (k + q) / 4 * 16);
+      for (int64_t i = 0; i < rows; ++i) {
+        int32_t four;
+        std::memcpy(&four, t.a_exponents + (r + i) * kDepth + k + q, 4);
+        top[i] = max_bytes(top[i], add_bytes(splat_i32(four), column));
+      }
+    }
+    f32x16 up[rows], down[rows];
+    i32x16 whole[rows];
+    for (int64_t i = 0; i < rows; ++i) {
+      top[i] = max_bytes(top[i], shift_right<16>(top[i]));
+      top[i] = max_bytes(top[i], shift_right<8>(top[i]));
+      i32x16 e = shift_right_signed<24>(shift_left<24>(top[i]));
+      e = max_i32(e, shift_right<23>(abs_bits(sum[i])) - splat_i32(127));
+      up[i] = from_bits(shift_left<23>(splat_i32(127 + 13) - e));
+      down[i] = from_bits(shift_left<23>(splat_i32(127 - 13) + e));
+      whole[i] = to_i32(sum[i] * up[i]);
+    }
+    for (int64_t q = 0; q < kStep; ++q) {
+      const f32x16 column = load(t.b + (k + q) * 16);
+      for (int64_t i = 0; i < rows; ++i) whole[i] = whole[i] + to_i32(splat(a[i * kDepth + q]) * up[i] * column);
+    }
+    // 33 terms below 2^15: exact in float32, whose last 10 of 23 fraction bits are cut.
+    for (int64_t i = 0; i < rows; ++i) {
+      sum[i] = from_bits(bits(to_f32(whole[i])) & splat_i32(int32_t(0xfffffc00u))) * down[i];
+    }
+  }
+
+  template <int64_t rows>
+  [[gnu::noinline]] static void tile(const Tile& t) {
+    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+      f32x16 sum[rows];
+      for (auto& s : sum) s = splat(0.0f);
+      for (int64_t step = k; step < k + n; step += kStep) {
+        int64_t i = 0;
+        for (; i + 2 <= rows; i += 2) add_step<2>(t, i, step, sum + i);
+        if constexpr (rows % 2 == 1) add_step<1>(t, i, step, sum + i);
+      }
+      for (int64_t i = 0; i < rows; ++i) promote(t, piece, i, 0, sum[i]);
+    });
+  }
+};
+
+// Every product and every sum within 128 of k is exact in float64 (docs/numerics.md).
+struct Fp64Math : ScaledMath {
+  using Words = FloatWords;
+  using Total = double;
+
+  template <int64_t rows>
+  [[gnu::noinline]] static void tile(const Tile& t) {
+    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+      for (int64_t i = 0; i < rows; ++i) {
+        f64x16 sum = splat_f64(0.0);
+        for (int64_t w = k; w < k + n; ++w) sum = sum + widen(splat(t.a[i * kDepth + w]) * load(t.b + w * 16));
+        double* total = static_cast<double*>(t.total) + i * kTaskColumns;
+        f64x16 before = splat_f64(0.0);
+        if (!t.first || piece > 0) std::memcpy(&before, total, sizeof before);
+        const f64x16 a_scale = splat_f64(double(t.a_scale[piece * kPackRows + i]));
+        const f64x16 after = before + sum * (a_scale * widen(load(t.b_scale + piece * kTaskColumns)));
+        std::memcpy(total, &after, sizeof after);
+      }
+    });
+  }
+};
+
+// The task's sums into the first task.rows rows of panels.total, as float32.
+template <class A, class B>
+const float* sum_task(Emulation emulation, const Task& task, int64_t K, const A& a, const B& b, Panels& panels) {
+  float* total = reinterpret_cast<float*>(panels.total);
+  switch (emulation) {
+    case Emulation::kIdeal:
+      sum_products<IdealMath>(task, K, a, b, panels);
+      break;
+    case Emulation::kHopper:
+      sum_products<HopperMath>(task, K, a, b, panels);
+      break;
+    case Emulation::kFp64:
+      sum_products<Fp64Math>(task, K, a, b, panels);
+      for (int64_t i = 0; i < task.rows * kTaskColumns; ++i) {
+        double wide;  // lies at or behind where its float32 goes
+        std::memcpy(&wide, panels.total + i * int64_t(sizeof wide), sizeof wide);
+        const float rounded = float(wide);
+        std::memcpy(total + i, &rounded, sizeof rounded);
+      }
+      break;
+  }
+  return total;
+}
+
+}  // namespace
+
+void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
+  const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
+  const int64_t G = args.offsets.is_defined() ? args.offsets.num_elements() - 1 : 1;
+  const int64_t all_rows[2] = {0, R};
+  const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
+  const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
+  const int64_t n_blocks = (N + kBlock - 1) / kBlock;
+  const std::vector<Task> tasks = cut_tasks(G, N, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
+  stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
+    const Task& task = tasks[size_t(index)];
+    const int64_t first = offsets[task.group];
+    const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
+    const CodeOperand a{[&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
+                        [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; }};
+    const CodeOperand b{
+        [&](int64_t n) { return args.b.row<uint8_t>(task.group * N + n); },
+        [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(task.group * n_blocks + n / kBlock)[kb]; }};
+    const float* total = sum_task(args.emulation, task, K, a, b, panels_of_this_thread());
+    visit_float(args.c.dtype(), [&]<class Result>() {
+      for (int64_t i = 0; i < task.rows; ++i) {
+        write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/false,
+                  args.c.row<Result>(first + task.row + i) + task.column);
+      }
+    });
+  });
+}
+
+void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
+  const int64_t N = args.dy.rows(), K = args.x.rows(), G = args.block_offsets.num_elements() - 1;
+  const int64_t* blocks = args.block_offsets.data<int64_t>();
+  // A group of no rows adds nothing: no task.
+  const std::vector<Task> tasks = cut_tasks(G, K, [&](int64_t g) { return blocks[g + 1] == blocks[g] ? 0 : N; });
+  stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
+    const Task& task = tasks[size_t(index)];
+    const int64_t first = blocks[task.group], depth = kBlock * (blocks[task.group + 1] - first);
+    const CodeOperand a{[&](int64_t n) { return args.dy.row<uint8_t>(n) + kBlock * first; },
+                        [&](int64_t n, int64_t kb) { return args.dy_scale.row<float>(n)[first + kb]; }};
+    const CodeOperand b{[&](int64_t k) { return args.x.row<uint8_t>(k) + kBlock * first; },
+                        [&](int64_t k, int64_t kb) { return args.x_scale.row<float>(k)[first + kb]; }};
+    const float* total = sum_task(args.emulation, task, depth, a, b, panels_of_this_thread());
+    for (int64_t i = 0; i < task.rows; ++i) {
+      write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/true,
+                args.dw.row<float>(task.group * N + task.row + i) + task.column);
+    }
+  });
+}
+
+#include "kernels/cpu/isa_end.inc"
+OCTET_CPU_KERNEL(fp8_grouped_gemm, Fp8GroupedGemm)
+OCTET_CPU_KERNEL(fp8_grouped_wgrad, Fp8GroupedWgrad)
