@@ -89,8 +89,8 @@ TEST_CASE("the report has every part, in one file that needs no other", "[report
        {"run &lt;1&gt;", "unigram entropy", "validation", "Learning rate", "Gradient norm", "tokens per second",
         "Load of each expert at step 300", "layer 3, expert 2\n25.00% of the choices, 1.00 of the even share",
         "Max violation over the run", "grad_output", "activations", "Speed of light", "model: {layers: 4}",
-        "once &lt;script&gt;alert(1)&lt;/script&gt; \uFFFD &amp; upon\uFFFD a time", "3 experts got no token",
-        "2 elements of role grad_output were not finite", "&lt;b&gt;bold"}) {
+        "once &lt;script&gt;alert(1)&lt;/script&gt; \uFFFD &amp; upon\uFFFD a time",
+        "Experts without a token at step 300: 3.", "2 elements of role grad_output were not finite", "&lt;b&gt;bold"}) {
     CAPTURE(part);
     CHECK(html.find(part) != std::string::npos);
   }

@@ -225,8 +225,11 @@ std::string render_chart(const Chart& chart) {
       y_axis.high += margin;
       if (!chart.zero_y) y_axis.low -= margin;
     }
-    y_ticks = tick_positions(y_axis.low, y_axis.high, std::max(3, chart.height / 60));
-    y_axis.low = std::min(y_axis.low, y_ticks.front()), y_axis.high = std::max(y_axis.high, y_ticks.back());
+    y_ticks = tick_positions(y_axis.low, y_axis.high, std::max(3, chart.height / 45));
+    const double margin = (y_axis.high - y_axis.low) * 0.04;
+    if (!chart.zero_y || y_axis.low < 0) y_axis.low -= margin;
+    y_axis.high += margin;
+    std::erase_if(y_ticks, [&](double tick) { return tick < y_axis.low || tick > y_axis.high; });
   }
   double label_width = 0;
   for (const double tick : y_ticks) label_width = std::max(label_width, text_width(tick_label(tick)));
@@ -425,7 +428,7 @@ std::string plot_style() {
   return ".plot text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',sans-serif}\n"
          ".plot .title{font-size:16px;font-weight:600}\n"
          ".line,.faint,.dashed{fill:none;stroke-linejoin:round;stroke-linecap:round}\n"
-         ".line{stroke-width:2} .faint{stroke-width:1;opacity:.4} .dashed{stroke-width:1.5;stroke-dasharray:6 5}\n"
+         ".line{stroke-width:2} .faint{stroke-width:1;opacity:.35} .dashed{stroke-width:1.5;stroke-dasharray:6 5}\n"
          ".points{stroke-width:1.5} .cross{fill:none;stroke-width:1.5}\n"
          ".spot rect{fill:transparent} .spot line,.spot circle{visibility:hidden} "
          ".spot:hover line,.spot:hover circle{visibility:visible}\n" +

@@ -245,16 +245,15 @@ std::string tiles(const RunHistory& history) {
                      : fmt::format("best {} at step {}", fixed(*best, 3), format_thousands(int64_t(at))));
   }
   html += tile("Steps", format_thousands(int64_t(history.step.back())),
-               fmt::format("{} tokens", format_count(double(history.tokens))));
+               fmt::format("{} tokens in {}", format_count(double(history.tokens)), format_duration(history.seconds)));
   html += tile("Speed", format_count(median(history.tokens_per_second)), "tokens per second, median");
   if (const double sol = median(history.sol_percent); std::isfinite(sol)) {
     html += tile("Speed of light", fmt::format("{:.1f}%", sol), "of what the machine could do, median");
   }
-  html += tile("Time", format_duration(history.seconds), "in steps, all sessions");
   if (!history.memory_bytes.empty()) {
     int64_t total = 0;
     for (const auto& [category, bytes] : history.memory_bytes) total += bytes;
-    html += tile("Memory", format_bytes(total), "sum of the peaks of all categories");
+    html += tile("Memory", format_bytes(total), "sum of the categories' peaks");
   }
   return "<div class=\"tiles\">\n" + html + "</div>\n";
 }
@@ -276,9 +275,9 @@ std::vector<std::string> findings(const RunHistory& history) {
   for (const LayerLoad& layer : history.last_load) dead += layer.dead_experts;
   if (dead > 0) {
     found.push_back(
-        fmt::format("{} experts got no token in the last load record. If it stays so, raise the balance "
-                    "bias rate or the auxiliary loss.",
-                    dead));
+        fmt::format("Experts without a token at step {}: {}. If it stays so, raise the balance bias rate or the "
+                    "auxiliary loss.",
+                    format_thousands(history.last_load_step), dead));
   }
   for (const auto& [role, health] : history.fp8) {
     if (health.non_finite > 0) {
@@ -304,9 +303,9 @@ main{max-width:1040px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;margin:0 0 2px;overflow-wrap:anywhere} h2{font-size:18px;margin:0 0 12px} h3{font-size:14px;margin:0 0 2px}
 .sub,.note{color:var(--muted);margin:0 0 18px} .note{font-size:13px;margin-bottom:8px}
 section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin:16px 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));gap:12px}
 .tile{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
-.tile div,.tile span{color:var(--muted);font-size:13px;line-height:1.35} .tile strong{display:block;font-size:24px;line-height:1.3;font-weight:600}
+.tile div,.tile span{color:var(--muted);font-size:13px;line-height:1.35} .tile strong{display:block;font-size:22px;line-height:1.35;font-weight:600;white-space:nowrap}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(360px,1fr));gap:18px 24px} figure{margin:0}
 svg.plot{display:block;width:100%;height:auto} h3+.note+svg,figure svg{margin-top:4px} svg+h3{margin-top:22px}
 .findings{border-left:4px solid var(--orange)} .findings ul{margin:0;padding-left:18px}
@@ -413,7 +412,7 @@ std::string render_report(const RunHistory& history, const ReportTexts& texts) {
     }
     html += "<section><h2>Loss</h2>\n" + render_chart(loss_chart(history, "Loss")) + "</section>\n";
     html += "<section><h2>Optimisation and speed</h2>\n<div class=\"grid2\">\n";
-    html += small_chart("Learning rate", "per step", "violet", history, history.lr, false, false);
+    html += small_chart("Learning rate", "rate", "violet", history, history.lr, false, false);
     html += small_chart("Gradient norm", "before clipping", "orange", history, history.grad_norm,
                         spans_decades(history.grad_norm), true);
     html += small_chart("Speed", "tokens per second", "teal", history, history.tokens_per_second, false, true);
