@@ -47,9 +47,10 @@ double name_distance(std::string_view a, std::string_view b) {
   if (a == b) return 0.0;
   const std::string x = folded(a), y = folded(b);
   if (x == y) return 0.25;
-  double distance = edit_distance(x, y);
-  if (has_words(x, y) || has_words(y, x)) distance = std::min(distance, 1.75);
-  return distance;
+  const double distance = edit_distance(x, y);
+  if (!has_words(x, y) && !has_words(y, x)) return distance;
+  // The larger the common part, the nearer: 1 to 2.
+  return std::min(distance, 2.0 - double(std::min(x.size(), y.size())) / double(std::max(x.size(), y.size())));
 }
 
 double plausible_distance(std::string_view name) { return std::max(2.0, double(name.size()) / 3.0); }

@@ -192,6 +192,26 @@ concept List = requires {
   typename ListElement<T>::Type;
 };
 
+// Names that other trainers and model files use, too far from ours to be found by their spelling.
+constexpr std::pair<std::string_view, std::string_view> kNamesElsewhere[] = {
+    {"learning_rate", "lr"},
+    {"n_layer", "layers"},
+    {"n_head", "heads"},
+    {"n_embd", "hidden"},
+    {"d_model", "hidden"},
+    {"num_key_value_heads", "kv_heads"},
+    {"intermediate_size", "ffn_hidden"},
+    {"moe_intermediate_size", "expert_hidden"},
+    {"n_routed_experts", "num_experts"},
+    {"num_experts_per_tok", "top_k"},
+    {"initializer_range", "init_std"},
+    {"tie_word_embeddings", "tied_head"},
+    {"max_grad_norm", "grad_clip"},
+    {"clip_grad", "grad_clip"},
+    {"wd", "weight_decay"},
+    {"max_iters", "steps"},
+};
+
 class Collector {
  public:
   explicit Collector(std::vector<ConfigKey>& keys) : keys_(keys) {}
@@ -350,6 +370,9 @@ const ConfigKey* find_key(const std::vector<ConfigKey>& keys, std::string_view p
 
 const ConfigKey* nearest_key(const std::vector<ConfigKey>& keys, std::string_view parent, std::string_view name) {
   if (name.size() > 256) return nullptr;
+  for (const auto& [elsewhere, ours] : kNamesElsewhere) {
+    if (name == elsewhere) name = ours;
+  }
   const std::string full = parent.empty() ? std::string(name) : std::string(parent) + "." + std::string(name);
   // A key of another section costs 1.5 more: less than a second edit, more than the first.
   constexpr double kElsewhere = 1.5;

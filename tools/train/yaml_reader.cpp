@@ -13,6 +13,7 @@
 
 #include "core/base/error.h"
 #include "core/base/nearest.h"
+#include "tools/data/utf8.h"
 #include "tools/train/config_keys.h"
 
 namespace octet {
@@ -21,6 +22,9 @@ namespace {
 constexpr size_t kMaxProblems = 50;  // a user mends the first screen; a hostile file would go on for ever
 constexpr size_t kMaxDepth = 32;     // configurations nest three deep
 constexpr size_t kMaxShownLine = 120;
+// The parser looks for the end of a possible key up to the end of the line, in time that grows with its square.
+constexpr size_t kMaxLineBytes = 4096;
+constexpr size_t kMaxValues = 20000;  // keys, values, lists and sections; a configuration has about 60 keys
 
 // Thrown to leave the YAML parser when there is no point in going on.
 struct StopReading {};
@@ -54,28 +58,17 @@ class Source {
   std::string line_place(const Place& place) const { return fmt::format("{}:{}", name_, place.line); }
   std::string full_place(const Place& place) const { return fmt::format("{}:{}:{}", name_, place.line, place.column); }
 
-  // The line at `place` without its indentation, with `length` bytes from the place replaced. Empty where that would
-  // be too long to show.
-  std::string corrected_line(const Place& place, size_t length, std::string_view replacement) const {
+  // `key: value` as it stands at the place, with `length` bytes of the key replaced: up to the end of a block line, or
+  // to the end of one entry of a flow map. Only the key where its value goes on beyond that.
+  std::string corrected_entry(const Place& place, size_t length, std::string_view key) const {
     const size_t begin = starts_[place.line - 1];
-    size_t end = std::min(text_.find('\n', begin), text_.size());
-    if (end > begin && text_[end - 1] == '\r') --end;
-    if (place.offset + length > end) return {};
-    std::string line(text_.substr(begin, place.offset - begin));
-    line += replacement;
-    line += text_.substr(place.offset + length, end - place.offset - length);
-    const size_t first = line.find_first_not_of(' ');
-    if (first == std::string::npos || line.size() - first > kMaxShownLine) return {};
-    return line.substr(first);
-  }
-
-  // How many bytes a scalar that starts at the place takes in the file; 0 where that is not plain to see.
-  size_t extent(const Place& place, const ScalarText& scalar) const {
-    const std::string_view rest = text_.substr(place.offset);
-    if (!scalar.is_quoted) return rest.starts_with(scalar.text) ? scalar.text.size() : 0;
-    if (rest.empty() || (rest.front() != '"' && rest.front() != '\'')) return 0;
-    const size_t end = rest.find(rest.front(), 1);
-    return end == std::string_view::npos ? 0 : end + 1;
+    const size_t end = std::min({text_.find('\n', begin), text_.find('\r', begin), text_.size()});
+    if (place.offset + length > end) return fmt::format("{}:", key);
+    std::string_view rest = text_.substr(place.offset + length, end - place.offset - length);
+    const bool is_flow = text_.substr(begin, end - begin).find('{') != std::string_view::npos;
+    if (is_flow) rest = rest.substr(0, rest.find_first_of(",}"));
+    if (is_flow && rest.find_first_of("[{") != std::string_view::npos) rest = ":";
+    return rest.size() > kMaxShownLine ? fmt::format("{}:", key) : fmt::format("{}{}", key, rest);
   }
 
  private:
@@ -84,28 +77,6 @@ class Source {
   std::vector<size_t> starts_;  // of the lines
 };
 
-// The length of the UTF-8 sequence at the front of text; 0 where it is none (overlong forms and surrogates included).
-size_t utf8_length(std::string_view text) {
-  const auto byte = [&text](size_t i) { return i < text.size() ? uint8_t(text[i]) : uint8_t(0); };
-  const auto continues = [&byte](size_t i) { return (byte(i) & 0xc0) == 0x80; };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  if (first >= 0xc2 && first <= 0xdf) return continues(1) ? 2 : 0;
-  if (first >= 0xe0 && first <= 0xef) {
-    if (!continues(1) || !continues(2)) return 0;
-    if (first == 0xe0 && byte(1) < 0xa0) return 0;
-    if (first == 0xed && byte(1) > 0x9f) return 0;
-    return 3;
-  }
-  if (first >= 0xf0 && first <= 0xf4) {
-    if (!continues(1) || !continues(2) || !continues(3)) return 0;
-    if (first == 0xf0 && byte(1) < 0x90) return 0;
-    if (first == 0xf4 && byte(1) > 0x8f) return 0;
-    return 4;
-  }
-  return 0;
-}
-
 class Reader final : public YAML::EventHandler {
  public:
   Reader(Config& config, const Source& source) : source_(source), keys_(config_keys(config)) {}
@@ -113,18 +84,34 @@ class Reader final : public YAML::EventHandler {
   // Whether the characters of the file may be handed to the YAML parser at all.
   bool check_characters() {
     const std::string_view text = source_.text();
-    size_t reported_line = 0;
+    bool is_line_reported = false;
     const auto report = [&](size_t offset, std::string what, std::string fix) {
-      const Place place = source_.at(offset);
-      if (place.line == reported_line) return;  // one a line
-      reported_line = place.line;
-      add(place, std::move(what), {}, std::move(fix));
+      if (is_line_reported) return;
+      is_line_reported = true;
+      add(source_.at(offset), std::move(what), {}, std::move(fix));
     };
+    // The parser takes in a whole flow map or list before it reports the first value of it, so its marks are counted.
+    const auto marks = std::count_if(text.begin(), text.end(), [](char c) {
+      return std::string_view("[{,:?\"'*&!").find(c) != std::string_view::npos;
+    });
+    if (size_t(marks) > kMaxValues) {
+      add(source_.at(0), fmt::format("{} brackets, commas, colons and quotes; wanted at most {}", marks, kMaxValues),
+          {}, "a configuration has about 60 keys");
+      return false;
+    }
     bool is_before_content = true;
     for (size_t i = 0; i < text.size();) {
-      const size_t length = utf8_length(text.substr(i));
+      const size_t length = utf8_length(text, i);
       const uint8_t c = uint8_t(text[i]);
       const bool is_line_start = i == 0 || text[i - 1] == '\n';
+      if (is_line_start) {
+        is_line_reported = false;
+        const size_t line_bytes = std::min(text.find('\n', i), text.size()) - i;
+        if (line_bytes > kMaxLineBytes) {
+          report(i, fmt::format("a line of {} bytes; wanted at most {}", line_bytes, kMaxLineBytes),
+                 "write one key a line");
+        }
+      }
       if (length == 0) {
         report(i, fmt::format("byte 0x{:02x} is not UTF-8", c), "save the file as UTF-8");
       } else if (text.substr(i, 3) == "\xef\xbb\xbf") {
@@ -186,7 +173,7 @@ class Reader final : public YAML::EventHandler {
       reports_.push_back({.what = problem.key + " " + problem.what,
                           .where = place != places_.end() ? place->second : problem.key + " is at its default",
                           .why = {},
-                          .fix = {}});
+                          .fix = meaning(*find_key(keys_, problem.key))});
     }
   }
 
@@ -227,7 +214,7 @@ class Reader final : public YAML::EventHandler {
     } else {
       if (!top.skips_value) {
         const ConfigKey& key = *top.key;
-        add(place, key.path + " has no value", {},
+        add(top.key_place, key.path + " has no value", {},
             key.is_section ? "remove the line, which leaves the defaults"
                            : fmt::format("write `{}: {}`, or remove the line for the default", key.name, key.print()));
         unread_.insert(key.path);
@@ -278,7 +265,7 @@ class Reader final : public YAML::EventHandler {
       if (key.is_section || key.is_list) {
         add(place, fmt::format("{} is {}; wanted {}", key.path, shown(value), key.type), {},
             key.is_section ? fmt::format("write `{}: {{key: value}}` with keys from {}", key.name, keys_of(key.path))
-                           : corrected(place, scalar, fmt::format("[{}]", value)));
+                           : fmt::format("write `{}: [{}]`", key.name, shown(value)));
         unread_.insert(key.path);
       } else {
         assign(key, {scalar}, {place}, place);
@@ -323,6 +310,7 @@ class Reader final : public YAML::EventHandler {
     bool key_is_next = true;
     bool skips_value = false;        // the key is no key, so its value is not looked at
     const ConfigKey* key = nullptr;  // whose value comes next
+    Place key_place;
     std::map<std::string, size_t> lines;
     // A list:
     std::vector<ScalarText> scalars;
@@ -342,12 +330,6 @@ class Reader final : public YAML::EventHandler {
 
   static std::string shown(const std::string& text) { return text.size() <= 60 ? text : text.substr(0, 40) + "..."; }
 
-  std::string corrected(const Place& place, const ScalarText& scalar, std::string_view replacement) const {
-    const size_t length = source_.extent(place, scalar);
-    const std::string line = length == 0 ? std::string() : source_.corrected_line(place, length, replacement);
-    return line.empty() ? fmt::format("write `{}`", replacement) : fmt::format("write `{}`", line);
-  }
-
   std::string keys_of(std::string_view section) const {
     std::string text;
     for (const ConfigKey& key : keys_) {
@@ -356,7 +338,12 @@ class Reader final : public YAML::EventHandler {
     return text;
   }
 
+  // What every event begins with.
   void refuse_properties(const Place& place, const std::string& tag, YAML::anchor_t anchor) {
+    if (++num_values_ > kMaxValues) {
+      add(place, fmt::format("more than {} keys and values", kMaxValues), {}, "a configuration has about 60 keys");
+      throw StopReading();
+    }
     if (!tag.empty()) {
       add(place, fmt::format("a tag ({})", shown(tag)), "the key decides the type of its value", "remove the tag");
     }
@@ -383,6 +370,7 @@ class Reader final : public YAML::EventHandler {
     const std::string& name = scalar.text;
     section.key_is_next = false;
     section.skips_value = false;
+    section.key_place = place;
     const std::string path = section.path.empty() ? name : section.path + "." + name;
     if (const auto [found, is_new] = section.lines.emplace(name, place.line); !is_new) {
       add(place, fmt::format("{} is given twice, first on line {}", shown(path), found->second),
@@ -401,7 +389,9 @@ class Reader final : public YAML::EventHandler {
       fix = section.path.empty() ? "the sections are " + keys_of("")
                                  : fmt::format("the keys of {} are {}", section.path, keys_of(section.path));
     } else if (nearest->parent == section.path) {
-      fix = fmt::format("did you mean {}? {}", nearest->name, corrected(place, scalar, nearest->name));
+      const size_t length = name.size() + (scalar.is_quoted ? 2 : 0);
+      fix = fmt::format("did you mean {}? write `{}`", nearest->name,
+                        source_.corrected_entry(place, length, nearest->name));
     } else if (nearest->parent.empty()) {
       fix = fmt::format("did you mean {}? It stands at the left margin", nearest->path);
     } else {
@@ -458,13 +448,24 @@ class Reader final : public YAML::EventHandler {
     stack_.push_back(std::move(frame));
   }
 
+  static std::string meaning(const ConfigKey& key) { return fmt::format("{}: {}", key.name, key.documentation); }
+
+  // The corrected line, or what the key means where no value is plainly meant.
+  static std::string fix_of(const ConfigKey& key, const std::vector<ScalarText>& scalars, const Mistake& mistake) {
+    if (mistake.corrected.empty()) return meaning(key);
+    if (!key.is_list) return fmt::format("write `{}: {}`", key.name, mistake.corrected);
+    std::string list;
+    for (size_t i = 0; i < std::min<size_t>(scalars.size(), 16); ++i) {
+      list += (i == 0 ? "" : ", ") + (i == mistake.index ? mistake.corrected : shown(scalars[i].text));
+    }
+    return fmt::format("write `{}: [{}]`", key.name, list);
+  }
+
   void assign(const ConfigKey& key, const std::vector<ScalarText>& scalars, const std::vector<Place>& places,
               const Place& place) {
     if (const auto mistake = key.assign(scalars)) {
       const Place& at = places[mistake->index];
-      add(at, fmt::format("{} {}", key.path, mistake->what), {},
-          mistake->corrected.empty() ? fmt::format("{}: {}", key.name, key.documentation)
-                                     : corrected(at, scalars[mistake->index], mistake->corrected));
+      add(at, fmt::format("{} {}", key.path, mistake->what), {}, fix_of(key, scalars, *mistake));
       unread_.insert(key.path);
       return;
     }
@@ -479,7 +480,7 @@ class Reader final : public YAML::EventHandler {
           {.what = std::move(what), .where = "--set " + shown(text), .why = std::move(why), .fix = std::move(fix)});
     };
     for (size_t i = 0; i < text.size();) {
-      const size_t length = utf8_length(std::string_view(text).substr(i));
+      const size_t length = utf8_length(text, i);
       if (length == 0) {
         // The text itself must not reach a terminal.
         reports_.push_back(
@@ -540,7 +541,7 @@ class Reader final : public YAML::EventHandler {
       unread_.insert(key->path);
       return report(fmt::format("{} {}", key->path, mistake->what), {},
                     mistake->corrected.empty() || key->is_list
-                        ? fmt::format("{}: {}", key->name, key->documentation)
+                        ? meaning(*key)
                         : fmt::format("write --set {}={}", key->path, mistake->corrected));
     }
     places_[key->path] = "--set " + shown(text);
@@ -555,6 +556,7 @@ class Reader final : public YAML::EventHandler {
   std::map<std::string, std::string> places_;  // for messages
   std::map<std::string, std::string> origins_;
   int num_documents_ = 0;
+  size_t num_values_ = 0;
   bool is_whole_ = true;
 };
 
