@@ -301,6 +301,7 @@ void FaultFileSystem::make_directories(const std::string& path) {
   }
   make_directories(directory_of(path));
   make_directory(path);
+  sync_directory(directory_of(path));
 }
 
 void FaultFileSystem::rename(const std::string& from, const std::string& to) {

@@ -269,6 +269,7 @@ class RealFileSystem final : public FileSystem {
     if (parent != path) make_directories(parent);
     // Another process may make the same directory at the same moment.
     if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) fail_storage("create directory", path, errno);
+    sync_directory(parent);
   }
   void rename(const std::string& from, const std::string& to) override {
     if (::rename(from.c_str(), to.c_str()) != 0) {

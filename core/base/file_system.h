@@ -52,7 +52,8 @@ class FileSystem {
   virtual FileInfo info(const std::string& path) = 0;                       // does not follow a link
   virtual std::vector<std::string> list(const std::string& directory) = 0;  // names, sorted; not "." and ".."
   virtual void make_directory(const std::string& path) = 0;                 // its parent must exist; 0700
-  virtual void make_directories(const std::string& path) = 0;               // as mkdir -p
+  // As mkdir -p; what it made stays after a power loss.
+  virtual void make_directories(const std::string& path) = 0;
   virtual void rename(const std::string& from, const std::string& to) = 0;
   virtual void remove_file(const std::string& path) = 0;
   virtual void remove_tree(const std::string& path) = 0;  // links are removed, not followed; absence is no error

@@ -1,0 +1,314 @@
+#include "tools/train/checkpoint_reader.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "core/io/safetensors_index.h"
+
+namespace octet {
+namespace {
+
+constexpr std::string_view kFix =
+    "octet train goes on from an older checkpoint by itself; restore this one from a copy if it must be this one";
+
+[[noreturn]] void refuse(const std::string& path, std::string what) {
+  fail(ErrorKind::kCheckpoint, {.what = std::move(what),
+                                .where = path,
+                                .why = "a damaged value would train on unseen",
+                                .fix = std::string(kFix)});
+}
+
+// A missing or strange file is damage to the checkpoint, not a fault of the disk.
+std::unique_ptr<ReadableFile> open_part(FileSystem& fs, const std::string& path) {
+  try {
+    return fs.open(path);
+  } catch (const Error& error) {
+    refuse(path, error.report().what);
+  }
+}
+
+}  // namespace
+
+CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& path) : fs_(&fs), path_(path) {
+  const std::string manifest_path = join_path(path_, kManifestName);
+  {
+    const auto file = open_part(fs, manifest_path);
+    constexpr uint64_t kLimit = uint64_t(256) << 20;
+    if (file->size() > kLimit)
+      refuse(manifest_path, fmt::format("{} has {} bytes; at most {} are read", manifest_path, file->size(), kLimit));
+    std::string text(file->size(), '\0');
+    file->read_at(0, text.data(), text.size());
+    manifest_ = parse_manifest(text, manifest_path);
+  }
+  const int64_t named = step_of_checkpoint_name(file_name_of(path_));
+  if (named >= 0 && named != manifest_.info.step) {
+    refuse(manifest_path, fmt::format("{} is of step {}; its directory is named for step {}", manifest_path,
+                                      manifest_.info.step, named));
+  }
+  for (const ManifestFile& file : manifest_.files) {
+    const std::string file_path = join_path(path_, file.name);
+    files_.push_back(open_part(fs, file_path));
+    if (files_.back()->size() != file.bytes) {
+      refuse(file_path, fmt::format("{} has {} bytes; wanted {}", file_path, files_.back()->size(), file.bytes));
+    }
+  }
+  const std::string raw_blocks = read_small_file(*find_file(kBlocksName));
+  blocks_.resize(raw_blocks.size() / sizeof(uint64_t));
+  std::memcpy(blocks_.data(), raw_blocks.data(), raw_blocks.size());
+
+  std::map<std::string_view, std::vector<uint32_t>> pieces_of;
+  for (size_t i = 0; i < manifest_.pieces.size(); ++i) pieces_of[manifest_.pieces[i].name].push_back(uint32_t(i));
+  for (auto& [name, pieces] : pieces_of) {
+    const ManifestPiece& piece = manifest_.pieces[pieces.front()];
+    tensors_.push_back({piece.name, piece.group, piece.dtype, piece.shape});
+    pieces_of_.push_back(std::move(pieces));
+  }
+}
+
+const CheckpointReader::Tensor* CheckpointReader::find(std::string_view name) const {
+  const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                   [](const Tensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
+  return at != tensors_.end() && at->name == name ? &*at : nullptr;
+}
+
+uint64_t CheckpointReader::bytes() const {
+  uint64_t sum = 0;
+  for (const ManifestFile& file : manifest_.files) sum += file.bytes;
+  return sum;
+}
+
+const ManifestFile* CheckpointReader::find_file(std::string_view name) const {
+  for (const ManifestFile& file : manifest_.files) {
+    if (file.name == name) return &file;
+  }
+  return nullptr;
+}
+
+std::string CheckpointReader::read_small_file(const ManifestFile& file) const {
+  const auto& opened = files_[size_t(&file - manifest_.files.data())];
+  std::string content(file.bytes, '\0');
+  opened->read_at(0, content.data(), content.size());
+  Checksum checksum(binding_of_file(info(), file.name));
+  checksum.add(content.data(), content.size());
+  if (checksum.hex() != file.checksum) {
+    const std::string file_path = join_path(path_, file.name);
+    refuse(file_path, fmt::format("{} does not match its checksum", file_path));
+  }
+  return content;
+}
+
+bool CheckpointReader::has_text_file(std::string_view name) const { return find_file(name) != nullptr; }
+
+std::string CheckpointReader::text_file(std::string_view name) const {
+  const ManifestFile* file = find_file(name);
+  if (file == nullptr) refuse(path_, fmt::format("the checkpoint {} has no file {}", path_, name));
+  return read_small_file(*file);
+}
+
+void CheckpointReader::read_tensor(std::string_view name, void* out) const {
+  const Tensor* tensor = find(name);
+  if (tensor == nullptr) refuse(path_, fmt::format("the checkpoint {} has no tensor {}", path_, name));
+  read_tensor(name, whole_box(tensor->shape), out);
+}
+
+void CheckpointReader::read_tensor(std::string_view name, const Box& box, void* out) const {
+  const Tensor* tensor = find(name);
+  if (tensor == nullptr) refuse(path_, fmt::format("the checkpoint {} has no tensor {}", path_, name));
+  for (size_t axis = 0; axis < size_t(tensor->shape.rank()); ++axis) {
+    const int64_t size = tensor->shape[int(axis)];
+    require(box.extent[axis] > 0 && box.start[axis] >= 0 && box.extent[axis] <= size &&
+                box.start[axis] <= size - box.extent[axis],
+            "read_tensor: elements {} to {} of axis {} of {} {}; wanted some of it", box.start[axis],
+            box.start[axis] + box.extent[axis], axis, name, tensor->shape);
+  }
+  for (const uint32_t piece : pieces_of_[size_t(tensor - tensors_.data())]) {
+    read_piece(manifest_.pieces[piece], box, out);
+  }
+}
+
+void CheckpointReader::refuse_block(const ManifestPiece& piece, uint64_t block) const {
+  const std::string file_path = join_path(path_, manifest_.files[piece.file].name);
+  refuse(file_path, fmt::format("{}: tensor {}: block {} (bytes {} to {} of the file) does not match its checksum",
+                                file_path, piece.name, block, piece.begin + block * kBlockBytes,
+                                std::min(piece.begin + (block + 1) * kBlockBytes, piece.end)));
+}
+
+void CheckpointReader::read_piece(const ManifestPiece& piece, const Box& box, void* out) const {
+  const int rank = piece.shape.rank();
+  const int64_t element = size_of(piece.dtype);
+  Box part;  // what the piece and the box share
+  for (size_t axis = 0; axis < size_t(rank); ++axis) {
+    const int64_t begin = std::max(piece.box.start[axis], box.start[axis]);
+    const int64_t end = std::min(piece.box.start[axis] + piece.box.extent[axis], box.start[axis] + box.extent[axis]);
+    if (begin >= end) return;
+    part.start[axis] = begin, part.extent[axis] = end - begin;
+  }
+  // Rows are runs that are contiguous in the piece and in `out`: the last axis, and those before it as long as what
+  // lies inside them is whole in both.
+  int row_axis = std::max(rank - 1, 0);
+  int64_t row_elements = rank == 0 ? 1 : part.extent[size_t(row_axis)];
+  while (row_axis > 0 && part.extent[size_t(row_axis)] == piece.box.extent[size_t(row_axis)] &&
+         part.extent[size_t(row_axis)] == box.extent[size_t(row_axis)]) {
+    row_elements *= part.extent[size_t(--row_axis)];
+  }
+  const auto offset_in = [&](const Box& whole, const std::array<int64_t, kMaxRank>& at) {
+    int64_t offset = 0;
+    for (size_t axis = 0; axis < size_t(rank); ++axis)
+      offset = offset * whole.extent[axis] + at[axis] - whole.start[axis];
+    return uint64_t(offset * element);
+  };
+
+  const ReadableFile& file = *files_[piece.file];
+  const std::string binding = binding_of_piece(info(), piece);
+  const uint64_t seed = block_seed(binding);
+  Checksum checksum(binding);
+  std::vector<char> buffer(std::min(kBlockBytes, piece.bytes()));
+  uint64_t loaded = ~uint64_t(0), num_loaded = 0;
+  const auto load = [&](uint64_t block) {
+    const uint64_t begin = block * kBlockBytes, bytes = std::min(kBlockBytes, piece.bytes() - begin);
+    file.read_at(piece.begin + begin, buffer.data(), bytes);
+    if (block_checksum(buffer.data(), bytes, seed, block) != blocks_[piece.first_block + block]) {
+      refuse_block(piece, block);
+    }
+    checksum.add(buffer.data(), bytes);
+    loaded = block, ++num_loaded;
+  };
+  std::array<int64_t, kMaxRank> at = part.start;
+  for (;;) {
+    uint64_t from = offset_in(piece.box, at), to = offset_in(box, at), left = uint64_t(row_elements * element);
+    while (left > 0) {
+      const uint64_t block = from / kBlockBytes, in_block = from % kBlockBytes;
+      if (block != loaded) load(block);
+      const uint64_t bytes = std::min(left, kBlockBytes - in_block);
+      std::memcpy(static_cast<char*>(out) + to, buffer.data() + in_block, bytes);
+      from += bytes, to += bytes, left -= bytes;
+    }
+    int axis = row_axis - 1;
+    while (axis >= 0 && ++at[size_t(axis)] == part.start[size_t(axis)] + part.extent[size_t(axis)]) {
+      at[size_t(axis)] = part.start[size_t(axis)];
+      --axis;
+    }
+    if (axis < 0) break;
+  }
+  if (num_loaded == piece.num_blocks() && checksum.hex() != piece.checksum) {
+    const std::string file_path = join_path(path_, manifest_.files[piece.file].name);
+    refuse(file_path, fmt::format("{}: tensor {} does not match its checksum", file_path, piece.name));
+  }
+}
+
+class CheckpointVerifier {
+ public:
+  explicit CheckpointVerifier(const CheckpointReader& reader) : reader_(reader) {}
+
+  std::vector<CheckpointDamage> run() {
+    const Manifest& manifest = reader_.manifest_;
+    std::vector<std::vector<const ManifestPiece*>> pieces_in(manifest.files.size());
+    for (const ManifestPiece& piece : manifest.pieces) pieces_in[piece.file].push_back(&piece);
+    for (size_t i = 0; i < manifest.files.size(); ++i) {
+      std::sort(pieces_in[i].begin(), pieces_in[i].end(), [](auto* a, auto* b) { return a->begin < b->begin; });
+      try {
+        check_file(i, pieces_in[i]);
+      } catch (const Error& error) {
+        add(manifest.files[i].name, "", -1, error.report().what);
+      }
+    }
+    if (damages_.empty()) check_headers(pieces_in);
+    return std::move(damages_);
+  }
+
+ private:
+  void add(const std::string& file, const std::string& tensor, int64_t block, const std::string& what) {
+    damages_.push_back({file, tensor, block, what});
+  }
+
+  void check_file(size_t index, const std::vector<const ManifestPiece*>& pieces) {
+    const ManifestFile& entry = reader_.manifest_.files[index];
+    const ReadableFile& file = *reader_.files_[index];
+    const std::string file_path = join_path(reader_.path_, entry.name);
+    const size_t damages_before = damages_.size();
+    Checksum checksum(binding_of_file(reader_.info(), entry.name));
+    uint64_t at = 0;
+    const auto pass = [&](uint64_t end) {  // bytes of no tensor
+      while (at < end) {
+        const uint64_t bytes = std::min(end - at, kBlockBytes);
+        file.read_at(at, buffer_.data(), bytes);
+        checksum.add(buffer_.data(), bytes);
+        at += bytes;
+      }
+    };
+    for (const ManifestPiece* piece : pieces) {
+      pass(piece->begin);
+      const std::string binding = binding_of_piece(reader_.info(), *piece);
+      const uint64_t seed = block_seed(binding);
+      Checksum piece_checksum(binding);
+      const size_t before = damages_.size();
+      for (uint64_t block = 0; block < piece->num_blocks(); ++block) {
+        const uint64_t bytes = std::min(kBlockBytes, piece->end - at);
+        file.read_at(at, buffer_.data(), bytes);
+        checksum.add(buffer_.data(), bytes);
+        piece_checksum.add(buffer_.data(), bytes);
+        if (block_checksum(buffer_.data(), bytes, seed, block) != reader_.blocks_[piece->first_block + block]) {
+          add(entry.name, piece->name, int64_t(block),
+              fmt::format("{}: tensor {}: block {} (bytes {} to {} of the file) does not match its checksum", file_path,
+                          piece->name, block, at, at + bytes));
+        }
+        at += bytes;
+      }
+      if (damages_.size() == before && piece_checksum.hex() != piece->checksum) {
+        add(entry.name, piece->name, -1,
+            fmt::format("{}: tensor {} does not match its checksum", file_path, piece->name));
+      }
+    }
+    pass(entry.bytes);
+    if (damages_.size() == damages_before && checksum.hex() != entry.checksum) {
+      add(entry.name, "", -1,
+          fmt::format("{} does not match its checksum{}", file_path,
+                      pieces.empty() ? "" : "; its tensors do, so that the damage lies in its header"));
+    }
+  }
+
+  // The files also stand for themselves: other programs read them without the manifest.
+  void check_headers(const std::vector<std::vector<const ManifestPiece*>>& pieces_in) {
+    std::string name;
+    try {
+      for (size_t i = 0; i < pieces_in.size(); ++i) {
+        if (pieces_in[i].empty()) continue;
+        name = reader_.manifest_.files[i].name;
+        const SafetensorsFile file(*reader_.fs_, join_path(reader_.path_, name));
+        bool is_same = file.tensors().size() == pieces_in[i].size();
+        for (size_t t = 0; is_same && t < pieces_in[i].size(); ++t) {
+          const auto& tensor = file.tensors()[t];
+          const ManifestPiece& piece = *pieces_in[i][t];
+          is_same = tensor.begin == piece.begin && tensor.end == piece.end && tensor.dtype == piece.dtype &&
+                    (!piece.is_whole() || (tensor.name == piece.name && tensor.shape == piece.shape));
+        }
+        if (!is_same) refuse(file.path(), fmt::format("{} has other tensors than the manifest says", file.path()));
+      }
+      name = kModelIndexName;
+      if (reader_.has_text_file(kModelIndexName)) {
+        open_safetensors_index(*reader_.fs_, reader_.path_, std::string(kModelIndexName));
+      }
+    } catch (const Error& error) {
+      add(name, "", -1, error.report().what);
+    }
+  }
+
+  const CheckpointReader& reader_;
+  std::vector<CheckpointDamage> damages_;
+  std::vector<char> buffer_ = std::vector<char>(kBlockBytes);
+};
+
+std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path) {
+  try {
+    const CheckpointReader reader(fs, path);
+    return CheckpointVerifier(reader).run();
+  } catch (const Error& error) {
+    return {{.file = file_name_of(error.report().where.substr(0, error.report().where.find(", byte"))),
+             .tensor = "",
+             .block = -1,
+             .what = error.report().what}};
+  }
+}
+
+}  // namespace octet
