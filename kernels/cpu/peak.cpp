@@ -1,0 +1,75 @@
+#include "kernels/peak.h"
+
+#include "kernels/cpu/isa_headers.h"
+//
+#include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/fp8_simd.inc"
+
+namespace {
+
+// As many sums as hide the latency of the multiply-add and still fit the registers.
+constexpr int64_t kSums = OCTET_ISA_LEVEL == 2 ? 16 : 6;
+constexpr int64_t kRounds = OCTET_ISA_LEVEL == 0 ? 100 : 10000;
+
+template <class Step>
+OCTET_INLINE float run(Step&& step) {
+  f32x16 sums[kSums];
+  for (f32x16& sum : sums) sum = splat(0.0f);
+  for (int64_t round = 0; round < kRounds; ++round) {
+    for (f32x16& sum : sums) sum = step(sum);
+  }
+  f32x16 all = sums[0];
+  for (int64_t i = 1; i < kSums; ++i) all = all + sums[i];
+  return reduce_add(all);
+}
+
+}  // namespace
+
+void peak_loop(const PeakLoop& args, Stream& stream) {
+  float* sink = args.sink.data<float>();
+  double flops = 2.0 * 16 * kSums * kRounds;
+#if OCTET_ISA_LEVEL == 2
+  if (args.arithmetic == Arithmetic::kBFloat16Pairs) {
+    const int32_t tiny = 0x30003000;  // two bfloat16 of 2^-31: sums stay finite
+    stream.parallel_for(args.pieces, [&](int64_t i) {
+      const i32x16 a = splat_i32(tiny + int32_t(i % 2)), b = splat_i32(tiny);
+      sink[i] = run([&](f32x16 sum) { return dot_pair(sum, a, b); });
+    });
+    *args.flops = 2 * flops * double(args.pieces);
+    return;
+  }
+#endif
+  stream.parallel_for(args.pieces, [&](int64_t i) {
+    const f32x16 a = splat(0.5f + float(i % 2) * 0.25f), b = splat(1.0f);
+    sink[i] = run([&](f32x16 sum) { return fma(sum, a, b); });
+  });
+  *args.flops = flops * double(args.pieces);
+}
+
+#include "kernels/cpu/isa_end.inc"
+OCTET_CPU_KERNEL(peak_loop, PeakLoop)
+
+#if OCTET_ISA_LEVEL == 0
+namespace octet::kernels {
+
+double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock) {
+  const int64_t pieces = 100 * stream.pool().num_threads();
+  std::vector<float> sink(static_cast<size_t>(pieces));
+  double best = 0;
+  for (int repeat = 0; repeat < 4; ++repeat) {
+    double flops = 0;
+    const int64_t begin = clock.monotonic_ns();
+    cpu::peak_loop({.arithmetic = arithmetic,
+                    .pieces = pieces,
+                    .sink = View(sink.data(), {pieces}, DType::kFloat32),
+                    .flops = &flops},
+                   stream);
+    const double seconds = double(std::max<int64_t>(clock.monotonic_ns() - begin, 1)) * 1e-9;
+    best = std::max(best, flops / seconds);
+  }
+  return best;
+}
+
+}  // namespace octet::kernels
+#endif

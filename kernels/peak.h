@@ -1,0 +1,29 @@
+// What the processor's arithmetic can do at most: fused multiply-adds on registers alone, nothing loaded or stored.
+#pragma once
+
+#include "core/base/clock.h"
+#include "core/base/view.h"
+#include "kernels/dispatch.h"
+
+namespace octet::kernels {
+
+enum class Arithmetic {
+  kFloat32,       // fused multiply-add
+  kBFloat16Pairs  // vdpbf16ps where the instruction set has it, else as kFloat32, by which such sums are then formed
+};
+
+struct PeakLoop {
+  Arithmetic arithmetic;
+  int64_t pieces;  // of work, about 20 us each, shared among the threads
+  View sink;       // [pieces] float32: results, so that the work cannot be left out
+  double* flops;   // set to the number of floating-point operations, two for a multiply-add
+};
+namespace cpu {
+void peak_loop(const PeakLoop& args, Stream& stream);
+}  // namespace cpu
+inline void peak_loop(const PeakLoop& args, Stream& stream) { dispatch<cpu::peak_loop>(args, stream); }
+
+// Floating-point operations a second on all threads of the stream, the best of a few tries; takes about 10 ms.
+double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock);
+
+}  // namespace octet::kernels
