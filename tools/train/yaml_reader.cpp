@@ -159,10 +159,11 @@ class Reader final : public YAML::EventHandler {
   }
 
   // Adds what Config::validate finds, but for what follows from a key that could not be read.
-  void validate(const Config& config) {
+  void validate(const Config& config, const ConfigCheck& check) {
     if (!is_whole_) return;
     Problems problems;
     config.validate(problems);
+    if (check) check(config, problems);
     for (const Problem& problem : problems.found()) {
       const bool follows = std::any_of(unread_.begin(), unread_.end(), [&](const std::string& path) {
         return problem.key == path || problem.key.starts_with(path + ".") ||
@@ -563,7 +564,7 @@ class Reader final : public YAML::EventHandler {
 }  // namespace
 
 Config read_config(std::string_view text, const std::string& name, const std::vector<std::string>& overrides,
-                   Origins* origins) {
+                   Origins* origins, const ConfigCheck& check) {
   if (text.size() > kMaxConfigBytes) {
     fail(ErrorKind::kConfig,
          {.what = fmt::format("the configuration has {} bytes; wanted at most {}", text.size(), kMaxConfigBytes),
@@ -583,7 +584,7 @@ Config read_config(std::string_view text, const std::string& name, const std::ve
   if (may_parse) {
     reader.parse();
     reader.apply(overrides);
-    reader.validate(config);
+    reader.validate(config, check);
   }
   if (std::vector<Report> reports = reader.take_reports(); !reports.empty()) {
     fail(ErrorKind::kConfig, "this configuration cannot be run", std::move(reports));
@@ -593,7 +594,7 @@ Config read_config(std::string_view text, const std::string& name, const std::ve
 }
 
 Config load_config(FileSystem& files, const std::string& path, const std::vector<std::string>& overrides,
-                   Origins* origins) {
+                   Origins* origins, const ConfigCheck& check) {
   if (!files.exists(path)) {
     std::string fix = "give the YAML file of a run, such as configs/quickstart.yaml";
     if (const std::string directory = directory_of(path); files.exists(directory)) {
@@ -617,7 +618,7 @@ Config load_config(FileSystem& files, const std::string& path, const std::vector
           .why = {},
           .fix = "give the YAML file of a run, such as configs/quickstart.yaml"});
   }
-  return read_config(files.read_text(path, kMaxConfigBytes), path, overrides, origins);
+  return read_config(files.read_text(path, kMaxConfigBytes), path, overrides, origins, check);
 }
 
 std::string print_config(const Config& config, const Origins* origins) {
@@ -634,6 +635,9 @@ std::string print_config(const Config& config, const Origins* origins) {
       if (origins != nullptr) {
         const auto found = origins->find(key.path);
         comment = found == origins->end() ? "default" : found->second;
+        // The name of a file may hold anything, and a comment ends with its line.
+        std::replace_if(
+            comment.begin(), comment.end(), [](char c) { return uint8_t(c) < 0x20 || uint8_t(c) >= 0x7f; }, '?');
         if (line.size() <= 60) width = std::max(width, line.size());
       }
     }

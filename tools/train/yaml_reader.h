@@ -8,6 +8,7 @@
 // No conversion depends on the locale.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -23,14 +24,17 @@ inline constexpr uint64_t kMaxConfigBytes = 1 << 20;
 // Where each key's value comes from: "configs/tiny.yaml:7", "--set" or "default".
 using Origins = std::map<std::string, std::string>;
 
+// Further checks of a configuration that could be read, whose findings join the others; keys in full.
+using ConfigCheck = std::function<void(const Config&, Problems&)>;
+
 // Reads `path`, applies the overrides ("optim.lr=3e-4", in order; a text is taken as it stands, a list is [a, b]),
 // and validates. Throws one Error(kConfig) that lists everything found.
 Config load_config(FileSystem& files, const std::string& path, const std::vector<std::string>& overrides = {},
-                   Origins* origins = nullptr);
+                   Origins* origins = nullptr, const ConfigCheck& check = {});
 
 // The same for a text; `name` stands for the file in messages.
 Config read_config(std::string_view text, const std::string& name, const std::vector<std::string>& overrides = {},
-                   Origins* origins = nullptr);
+                   Origins* origins = nullptr, const ConfigCheck& check = {});
 
 // YAML that read_config takes back to the same configuration, every key on its own line; with origins, each followed
 // by a comment that says where its value comes from.

@@ -1,0 +1,139 @@
+#include "tools/train/check_run.h"
+
+#include <unistd.h>
+
+#include <optional>
+
+namespace octet {
+namespace {
+
+std::string shown_bytes(double bytes) {
+  const char* const kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  size_t unit = 0;
+  while (bytes >= 1024 && unit + 1 < std::size(kUnits)) bytes /= 1024, ++unit;
+  return fmt::format("{:.1f} {}", bytes, kUnits[unit]);
+}
+
+std::string nearest_existing(FileSystem& files, std::string path) {
+  while (!files.exists(path) && path != directory_of(path)) path = directory_of(path);
+  return path;
+}
+
+int64_t machine_memory() {
+  const long pages = ::sysconf(_SC_PHYS_PAGES), page_bytes = ::sysconf(_SC_PAGE_SIZE);
+  return pages > 0 && page_bytes > 0 ? int64_t(pages) * page_bytes : 0;
+}
+
+class Checker {
+ public:
+  Checker(FileSystem& files, const std::string& run_dir, CheckedRun& run)
+      : files_(files), run_dir_(run_dir), run_(run) {}
+
+  void check(const Config& config, Problems& problems) {
+    run_.vocab_size = config.model.vocab_size;
+    // The sizes below mean nothing where the shape of the model is wrong.
+    const bool is_sound = problems.empty();
+    if (!config.data.path.empty()) check_data(config, problems);
+    if (is_sound && run_.vocab_size > 0) check_machine(config, problems);
+  }
+
+  // The only fault, where it is not one of the configuration.
+  const std::optional<Error>& foreign_fault() const { return foreign_; }
+
+ private:
+  void check_data(const Config& config, Problems& problems) {
+    const std::string& path = config.data.path;
+    if (!problems.require(files_.exists(path), "data.path",
+                          "is {}, which does not exist; make it with: octet prepare --input FILE... --output {}", path,
+                          path)) {
+      return;
+    }
+    try {
+      run_.dataset = read_dataset_info(files_, path);
+      TokenDataset(files_, path, Split::kTrain);
+      if (!run_.dataset.val.shards.empty()) TokenDataset(files_, path, Split::kVal);
+      load_dataset_tokenizer(files_, path);
+    } catch (const Error& error) {
+      note("data.path", error, problems);
+      if (run_.dataset.vocab_size == 0) return;
+    }
+    const DatasetInfo& data = run_.dataset;
+    if (config.model.vocab_size == 0) {
+      run_.vocab_size = data.vocab_size;
+    } else {
+      problems.require(config.model.vocab_size >= data.vocab_size, "model.vocab_size",
+                       "is {}; wanted at least the {} tokens of {}, or 0 for just that", config.model.vocab_size,
+                       data.vocab_size, path);
+    }
+    problems.require(data.train.num_tokens > config.data.seq_len, "data.seq_len",
+                     "is {}; wanted fewer than the {} training tokens of {}", config.data.seq_len,
+                     data.train.num_tokens, path);
+    if (config.train.eval_every_steps > 0) {
+      problems.require(data.val.num_tokens > 0, "train.eval_every_steps",
+                       "is {}, but {} has no validation tokens; wanted 0, or a dataset with a validation split",
+                       config.train.eval_every_steps, path);
+    }
+  }
+
+  void check_machine(const Config& config, Problems& problems) {
+    run_.memory = estimate_memory(config, run_.vocab_size);
+    run_.memory_bytes = machine_memory();
+    problems.require(
+        run_.memory_bytes == 0 || run_.memory.total() < run_.memory_bytes, "train.micro_batch",
+        "is {}, with which this run needs {} of memory, {} of it for activations; wanted at most the {} of "
+        "this machine",
+        config.train.micro_batch, shown_bytes(double(run_.memory.total())),
+        shown_bytes(double(run_.memory.activations + run_.memory.workspace)), shown_bytes(double(run_.memory_bytes)));
+
+    // Each tensor has an entry in a header and one in the manifest; the text files are the tokenizer and the like.
+    constexpr int64_t kBytesPerEntry = 700;
+    const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
+    run_.disk_bytes =
+        uint64_t(checkpoint_bytes(config, run_.vocab_size) + 4 * count_tensors(config.model) * kBytesPerEntry);
+    if (files_.exists(tokenizer)) run_.disk_bytes += files_.info(tokenizer).size;
+    try {
+      const std::string place = nearest_existing(files_, run_dir_);
+      run_.free_bytes = files_.free_bytes(place);
+      if (run_.free_bytes < run_.disk_bytes) {
+        fail(ErrorKind::kStorage,
+             {.what = fmt::format("{} has {} free; one checkpoint needs {}", place,
+                                  shown_bytes(double(run_.free_bytes)), shown_bytes(double(run_.disk_bytes))),
+              .where = run_dir_,
+              .why = "the first save would fail",
+              .fix = "free the space, or give another directory with --out"});
+      }
+    } catch (const Error& error) {
+      note("checkpoint.keep_last", error, problems);
+    }
+  }
+
+  // Keeps the error for the case that it stays the only one, and lists it with the others.
+  void note(std::string_view key, const Error& error, Problems& problems) {
+    foreign_ = error;
+    const std::string& fix = error.report().fix;
+    problems.require(false, key, "cannot be used: {}{}", error.report().what, fix.empty() ? "" : "; " + fix);
+  }
+
+  FileSystem& files_;
+  const std::string& run_dir_;
+  CheckedRun& run_;
+  std::optional<Error> foreign_;
+};
+
+}  // namespace
+
+CheckedRun check_run(FileSystem& files, const std::string& config_path, const std::vector<std::string>& overrides,
+                     const std::string& run_dir) {
+  CheckedRun run;
+  Checker checker(files, run_dir, run);
+  try {
+    run.config = load_config(files, config_path, overrides, &run.origins,
+                             [&checker](const Config& config, Problems& problems) { checker.check(config, problems); });
+  } catch (const Error& error) {
+    if (error.parts().empty() && checker.foreign_fault()) throw *checker.foreign_fault();
+    throw;
+  }
+  return run;
+}
+
+}  // namespace octet
