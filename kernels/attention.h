@@ -1,8 +1,8 @@
 // Causal attention with grouped key-value heads, without ever storing the score matrix (arXiv:2205.14135).
-//   for each sequence b, head h, its key-value head h / (H / Hkv), and position i:
-//   p[j] = exp(scale * q[i] . k[j] - lse[i]), j <= i;   lse[i] = log sum_j exp(scale * q[i] . k[j]);   o[i] = sum_j
-//   p[j] v[j] backward: D[i] = do[i] . o[i];  ds[i,j] = p[i,j] (do[i] . v[j] - D[i]);  dq = scale ds k;  dk = scale
-//   ds^T q;  dv = p^T do
+//   for each sequence b, head h with key-value head h / (H / Hkv), and position i:
+//   lse[i] = log sum_j exp(scale * q[i] . k[j]), j <= i;   p[i,j] = exp(scale * q[i] . k[j] - lse[i])
+//   o[i] = sum_j p[i,j] v[j]
+// Backward:  ds[i,j] = p[i,j] (do[i] . v[j] - do[i] . o[i]);  dq = scale ds k;  dk = scale ds^T q;  dv = p^T do
 // q . k, softmax and all sums are float32; dk and dv add the query heads of a group and the query blocks in order.
 // T = batch * S; a token's row holds its heads side by side. B or S may be 0.
 #pragma once

@@ -1,0 +1,284 @@
+#include "kernels/attention.h"
+
+#include <limits>
+
+#include "tests/kernels/same_bits.h"
+
+namespace octet::test {
+namespace {
+
+struct Sizes {
+  int64_t batch, S, heads, kv_heads, head_dim, value_dim;
+  int64_t tokens() const { return batch * S; }
+  float scale() const { return 0.7f; }  // not 1 / sqrt(head_dim): it must be the argument that is used
+};
+
+// The formula of kernels/attention.h and its derivative, term by term, in float64.
+struct Reference {
+  Sizes n;
+  Doubles q, k, v;
+  size_t q_at(int64_t t, int64_t h) const { return size_t((t * n.heads + h) * n.head_dim); }
+  size_t o_at(int64_t t, int64_t h) const { return size_t((t * n.heads + h) * n.value_dim); }
+  size_t k_at(int64_t t, int64_t h) const { return size_t((t * n.kv_heads + h / (n.heads / n.kv_heads)) * n.head_dim); }
+  size_t v_at(int64_t t, int64_t h) const {
+    return size_t((t * n.kv_heads + h / (n.heads / n.kv_heads)) * n.value_dim);
+  }
+  // visit(token i, token j, head, p) for all j that i sees.
+  template <class Visit>
+  void each_pair(Doubles& lse, Visit&& visit) const {
+    lse.assign(size_t(n.tokens() * n.heads), 0.0);
+    for (int64_t i = 0; i < n.tokens(); ++i) {
+      for (int64_t h = 0; h < n.heads; ++h) {
+        Doubles scores;
+        double sum = 0;
+        for (int64_t j = i / n.S * n.S; j <= i; ++j) {
+          double dot = 0;
+          for (size_t d = 0; d < size_t(n.head_dim); ++d) dot += q[q_at(i, h) + d] * k[k_at(j, h) + d];
+          scores.push_back(double(n.scale()) * dot);
+          sum += std::exp(scores.back());
+        }
+        const double log_sum = lse[size_t(i * n.heads + h)] = std::log(sum);
+        for (size_t j = 0; j < scores.size(); ++j)
+          visit(i, i / n.S * n.S + int64_t(j), h, std::exp(scores[j] - log_sum));
+      }
+    }
+  }
+  Doubles output(Doubles* log_sums = nullptr) const {
+    Doubles o(size_t(n.tokens() * n.heads * n.value_dim), 0.0), lse;
+    each_pair(lse, [&](int64_t i, int64_t j, int64_t h, double p) {
+      for (size_t d = 0; d < size_t(n.value_dim); ++d) o[o_at(i, h) + d] += p * v[v_at(j, h) + d];
+    });
+    if (log_sums != nullptr) *log_sums = lse;
+    return o;
+  }
+  struct Gradients {
+    Doubles dq, dk, dv;
+  };
+  Gradients gradients(const Doubles& grad_o) const {
+    const Doubles o = output();
+    Gradients g{Doubles(q.size()), Doubles(k.size()), Doubles(v.size())};
+    Doubles lse;
+    each_pair(lse, [&](int64_t i, int64_t j, int64_t h, double p) {
+      double dp = 0, delta = 0;
+      for (size_t d = 0; d < size_t(n.value_dim); ++d) {
+        dp += grad_o[o_at(i, h) + d] * v[v_at(j, h) + d];
+        delta += grad_o[o_at(i, h) + d] * o[o_at(i, h) + d];
+        g.dv[v_at(j, h) + d] += p * grad_o[o_at(i, h) + d];
+      }
+      const double ds = p * (dp - delta) * double(n.scale());
+      for (size_t d = 0; d < size_t(n.head_dim); ++d) {
+        g.dq[q_at(i, h) + d] += ds * k[k_at(j, h) + d];
+        g.dk[k_at(j, h) + d] += ds * q[q_at(i, h) + d];
+      }
+    });
+    return g;
+  }
+};
+
+// Queries, keys and values side by side in one row, as a fused projection leaves them; outputs and gradients too.
+template <class Scalar>
+struct Run {
+  Sizes n;
+  int64_t q_cols = n.heads * n.head_dim, k_cols = n.kv_heads * n.head_dim, v_cols = n.kv_heads * n.value_dim;
+  int64_t o_cols = n.heads * n.value_dim, row = q_cols + k_cols + v_cols + 1;
+  std::vector<Scalar> qkv = uniform<Scalar>(n.tokens() * row, 1), grad_o = uniform<Scalar>(n.tokens() * o_cols, 2);
+  std::vector<Scalar> o = std::vector<Scalar>(grad_o.size()), dqkv = std::vector<Scalar>(qkv.size());
+  std::vector<float> lse = std::vector<float>(size_t(n.tokens() * n.heads));
+
+  View columns(std::vector<Scalar>& values, int64_t first, int64_t cols) {
+    if (values.empty()) values.reserve(1);
+    return View(values.data() + (values.empty() ? 0 : first), {n.tokens(), cols}, dtype_of<Scalar>, {}, row);
+  }
+  View q(std::vector<Scalar>& x) { return columns(x, 0, q_cols); }
+  View k(std::vector<Scalar>& x) { return columns(x, q_cols, k_cols); }
+  View v(std::vector<Scalar>& x) { return columns(x, q_cols + k_cols, v_cols); }
+  void forward(Stream& stream = default_stream()) {
+    kernels::attention_forward({.q = q(qkv),
+                                .k = k(qkv),
+                                .v = v(qkv),
+                                .o = view(o, {n.tokens(), o_cols}),
+                                .lse = view(lse, {n.tokens(), n.heads}),
+                                .batch = n.batch,
+                                .num_heads = n.heads,
+                                .num_kv_heads = n.kv_heads,
+                                .scale = n.scale()},
+                               stream);
+  }
+  void backward(Stream& stream = default_stream()) {
+    kernels::attention_backward({.grad_o = view(grad_o, {n.tokens(), o_cols}),
+                                 .q = q(qkv),
+                                 .k = k(qkv),
+                                 .v = v(qkv),
+                                 .o = view(o, {n.tokens(), o_cols}),
+                                 .lse = view(lse, {n.tokens(), n.heads}),
+                                 .dq = q(dqkv),
+                                 .dk = k(dqkv),
+                                 .dv = v(dqkv),
+                                 .batch = n.batch,
+                                 .num_heads = n.heads,
+                                 .num_kv_heads = n.kv_heads,
+                                 .scale = n.scale()},
+                                stream);
+  }
+  Doubles part(const View& columns) const {
+    Doubles values;
+    for (int64_t t = 0; t < columns.rows(); ++t) {
+      for (int64_t c = 0; c < columns.cols(); ++c) values.push_back(double(columns.template row<Scalar>(t)[c]));
+    }
+    return values;
+  }
+  Reference reference() { return {n, part(q(qkv)), part(k(qkv)), part(v(qkv))}; }
+};
+
+template <class Scalar>
+void check(const Sizes& n) {
+  CAPTURE(n.batch, n.S, n.heads, n.kv_heads, n.head_dim, n.value_dim);
+  Run<Scalar> run{n};
+  run.forward();
+  const Reference reference = run.reference();
+  Doubles lse;
+  const Doubles o = reference.output(&lse);
+  // A score is a float32 sum of head_dim terms, an output one of S; exp and log add a few roundings.
+  const double tolerance = (8 + 4 * std::sqrt(double(n.head_dim)) + 2 * std::sqrt(double(n.S))) * kEpsilonF32;
+  const double stored = std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2;
+  CHECK_THAT(doubles(run.o), NearAll(o, tolerance + stored));
+  CHECK_THAT(doubles(run.lse), NearAll(lse, tolerance, /*floor=*/1.0));
+  run.backward();
+  // The backward pass starts from the output as stored, whose rounding the derivative meets in grad_o . o.
+  const double again = 4 * (tolerance + stored * std::sqrt(double(n.value_dim)));
+  const Reference::Gradients g = reference.gradients(doubles(run.grad_o));
+  CHECK_THAT(run.part(run.q(run.dqkv)), NearAll(g.dq, again, /*floor=*/1.0));
+  CHECK_THAT(run.part(run.k(run.dqkv)), NearAll(g.dk, again, /*floor=*/1.0));
+  CHECK_THAT(run.part(run.v(run.dqkv)), NearAll(g.dv, again, /*floor=*/1.0));
+  // What lies between the rows is not touched.
+  for (int64_t t = 0; t < n.tokens(); ++t) CHECK(double(run.dqkv[size_t((t + 1) * run.row - 1)]) == 0.0);
+}
+
+}  // namespace
+
+TEST_CASE("the derivative used as attention's reference is that of its formula", "[kernels][attention]") {
+  const Sizes n{.batch = 2, .S = 5, .heads = 4, .kv_heads = 2, .head_dim = 3, .value_dim = 2};
+  Run<float> run{n};
+  const Reference reference = run.reference();
+  const Doubles grad_o = doubles(run.grad_o);
+  const Reference::Gradients g = reference.gradients(grad_o);
+  const auto formula = [&](Doubles Reference::*part) {
+    return [&reference, part](const Doubles& x) {
+      Reference moved = reference;
+      moved.*part = x;
+      return moved.output();
+    };
+  };
+  CHECK_THAT(g.dq, NearAll(central_difference(formula(&Reference::q), grad_o, reference.q), 1e-8));
+  CHECK_THAT(g.dk, NearAll(central_difference(formula(&Reference::k), grad_o, reference.k), 1e-8));
+  CHECK_THAT(g.dv, NearAll(central_difference(formula(&Reference::v), grad_o, reference.v), 1e-8));
+}
+
+TEST_CASE("attention follows its formula, forward and backward", "[kernels][attention]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  for (const Sizes& n : std::vector<Sizes>{{0, 0, 2, 1, 8, 8},
+                                           {2, 0, 2, 1, 8, 8},
+                                           {1, 1, 1, 1, 1, 1},
+                                           {3, 1, 2, 2, 16, 16},
+                                           {2, 5, 4, 2, 3, 7},
+                                           {1, 64, 1, 1, 16, 32},
+                                           {2, 65, 3, 1, 20, 9},
+                                           {1, 131, 2, 2, 32, 16},
+                                           {1, 300, 1, 1, 8, 8}}) {
+    check<float>(n);
+    check<bfloat16>(n);
+  }
+}
+
+TEST_CASE("attention of large scores stays finite and picks the largest", "[kernels][attention]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  Run<float> run{{.batch = 1, .S = 70, .heads = 1, .kv_heads = 1, .head_dim = 2, .value_dim = 2}};
+  for (float& value : run.qkv) value *= 300;  // scores to +-63000 differ by far more than exp() can tell apart
+  run.forward();
+  run.backward();
+  const Reference reference = run.reference();
+  Doubles wanted;
+  for (size_t i = 0; i < 70; ++i) {
+    double best = -INFINITY;
+    size_t at = 0;
+    for (size_t j = 0; j <= i; ++j) {
+      const double dot = reference.q[2 * i] * reference.k[2 * j] + reference.q[2 * i + 1] * reference.k[2 * j + 1];
+      if (dot > best) best = dot, at = j;
+    }
+    wanted.push_back(reference.v[2 * at]), wanted.push_back(reference.v[2 * at + 1]);
+  }
+  CHECK_THAT(doubles(run.o), NearAll(wanted, 1e-3));
+  for (const float value : run.dqkv) CHECK(std::isfinite(value));
+}
+
+TEST_CASE("a token never sees a later one, whatever that holds", "[kernels][attention]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const int64_t bad = GENERATE(1, 17, 63, 64, 90);
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa), bad);
+  const Sizes n{.batch = 1, .S = 100, .heads = 2, .kv_heads = 1, .head_dim = 8, .value_dim = 8};
+  Run<float> clean{n}, spoilt{n};
+  for (int64_t t = bad; t < n.S; ++t) {
+    for (int64_t c = spoilt.q_cols; c < spoilt.q_cols + spoilt.k_cols + spoilt.v_cols; ++c) {
+      spoilt.qkv[size_t(t * spoilt.row + c)] = t % 2 ? std::numeric_limits<float>::quiet_NaN() : INFINITY;
+    }
+  }
+  clean.forward();
+  spoilt.forward();
+  const int64_t before = bad * clean.o_cols;
+  CHECK(std::equal(clean.o.begin(), clean.o.begin() + before, spoilt.o.begin()));
+  CHECK(std::equal(clean.lse.begin(), clean.lse.begin() + bad * n.heads, spoilt.lse.begin()));
+  CHECK(std::isnan(spoilt.o.back()));
+}
+
+TEST_CASE("decoding gives the bits of the forward pass, one token or many at a time", "[kernels][attention]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  const Sizes n{.batch = 1, .S = 330, .heads = 4, .kv_heads = 2, .head_dim = 12, .value_dim = 20};
+  Run<bfloat16> run{n};
+  run.forward();
+  for (const auto& [length, N] : std::vector<std::pair<int64_t, int64_t>>{
+           {1, 1}, {64, 1}, {65, 1}, {129, 7}, {200, 3}, {300, 100}, {330, 1}, {330, 330}, {257, 257}, {320, 64}}) {
+    CAPTURE(length, N);
+    // What the cache holds beyond the newest token is another sequence's rest.
+    std::vector<bfloat16> cache = run.qkv, o(size_t(N * run.o_cols));
+    for (size_t i = size_t(length * run.row); i < cache.size(); ++i) cache[i] = bfloat16(NAN);
+    kernels::attention_decode(
+        {.q = View(run.qkv.data() + (length - N) * run.row, {N, run.q_cols}, DType::kBFloat16, {}, run.row),
+         .k_cache = run.k(cache),
+         .v_cache = run.v(cache),
+         .o = view(o, {N, run.o_cols}),
+         .length = length,
+         .num_heads = n.heads,
+         .num_kv_heads = n.kv_heads,
+         .scale = n.scale()},
+        default_stream());
+    size_t different = 0;
+    for (size_t i = 0; i < o.size(); ++i) {
+      different += o[i].bits != run.o[size_t((length - N) * run.o_cols) + i].bits;
+    }
+    CHECK(different == 0);
+  }
+}
+
+TEST_CASE("attention gives the same bits everywhere", "[kernels][attention]") {
+  check_same_bits([&](Stream& stream, std::string& bytes) {
+    for (const Sizes& n : {Sizes{2, 75, 4, 2, 24, 16}, Sizes{1, 270, 1, 1, 8, 8}}) {
+      Run<bfloat16> narrow{n};
+      Run<float> wide{n};
+      narrow.forward(stream), wide.forward(stream);
+      narrow.backward(stream), wide.backward(stream);
+      append_bytes(bytes, narrow.o);
+      append_bytes(bytes, narrow.dqkv);
+      append_bytes(bytes, wide.o);
+      append_bytes(bytes, wide.lse);
+      append_bytes(bytes, wide.dqkv);
+    }
+  });
+}
+
+}  // namespace octet::test
