@@ -14,9 +14,10 @@ std::string folded(std::string_view text) {
   return out;
 }
 
-// Whether `part` is some of the '_'-separated words of `whole`.
-bool has_words(std::string_view whole, std::string_view part) {
+// Whether `part` is some of the '_'-separated words of `whole`, or a good part of its beginning.
+bool has_part(std::string_view whole, std::string_view part) {
   if (part.empty()) return false;
+  if (part.size() >= 4 && whole.starts_with(part)) return true;
   for (size_t at = whole.find(part); at != std::string_view::npos; at = whole.find(part, at + 1)) {
     const bool begins = at == 0 || whole[at - 1] == '_';
     const bool ends = at + part.size() == whole.size() || whole[at + part.size()] == '_';
@@ -48,7 +49,7 @@ double name_distance(std::string_view a, std::string_view b) {
   const std::string x = folded(a), y = folded(b);
   if (x == y) return 0.25;
   const double distance = edit_distance(x, y);
-  if (!has_words(x, y) && !has_words(y, x)) return distance;
+  if (!has_part(x, y) && !has_part(y, x)) return distance;
   // The larger the common part, the nearer: 1 to 2.
   return std::min(distance, 2.0 - double(std::min(x.size(), y.size())) / double(std::max(x.size(), y.size())));
 }

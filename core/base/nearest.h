@@ -11,8 +11,9 @@ namespace octet {
 // into b, none of them touching the same place twice ("optimal string alignment").
 int edit_distance(std::string_view a, std::string_view b);
 
-// How far apart two names look: their edit distance, or less where one is a whole part of the other ("num_layers" and
-// "layers") or both are the same but for upper and lower case and '-' in place of '_'.
+// How far apart two names look: their edit distance, or less where one is some words of the other ("num_layers" and
+// "layers") or its beginning ("optimizer" and "optim"), or both are the same but for upper and lower case and '-' in
+// place of '_'.
 double name_distance(std::string_view a, std::string_view b);
 
 // The farthest that a name of this length may be and still be a likely misspelling: a third of it, at least 2.
