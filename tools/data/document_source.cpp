@@ -217,6 +217,7 @@ void DocumentSource::add_file(const std::string& path) {
 }
 
 void DocumentSource::rewind() {
+  has_rewound_ = true;
   next_path_ = 0;
   lines_.reset();
   bytes_read_ = 0;
@@ -269,7 +270,7 @@ std::vector<std::string> DocumentSource::next_batch(uint64_t bytes) {
               .fix = "correct the line, name another field with --text-key, or leave such lines out with "
                      "--on-bad-line skip"});
       }
-      if (++counts_.bad_lines <= kBadLinesNamed) log_warning("left out: {}", error.report().what);
+      if (++counts_.bad_lines <= kBadLinesNamed && !has_rewound_) log_warning("left out: {}", error.report().what);
     }
   }
   return batch;

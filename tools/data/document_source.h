@@ -62,6 +62,7 @@ class DocumentSource {
   std::vector<std::string> paths_;
   uint64_t total_bytes_ = 0, bytes_read_ = 0;
   SourceCounts counts_;
+  bool has_rewound_ = false;  // bad lines were named already
   size_t next_path_ = 0;
   std::unique_ptr<LineReader> lines_;  // of the JSONL file that is being read
 };

@@ -121,7 +121,10 @@ PreTokenizer::PreTokenizer(std::vector<SplitStep> steps, std::string name) : nam
     step.spec = std::move(spec);
     steps_.push_back(std::move(step));
   }
-  // An exponential pattern shows itself on a run of one kind of character with a surprise at its end.
+  // An exponential pattern shows itself on a run of one kind of character with a surprise at its end. All of ASCII
+  // stands behind, because PCRE2 does not even begin to match where a character that every match needs is not there.
+  std::string tail;
+  for (char c = '!'; c <= '~'; ++c) tail += c;
   Scratch scratch(*this);
   std::vector<std::string_view> pieces;
   for (const std::string_view unit : {"a", " ", "1", "\n", "!", "aA", "a1", " a", "\xc3\xa9", "\xe4\xb8\x80", "'s"}) {
@@ -129,6 +132,7 @@ PreTokenizer::PreTokenizer(std::vector<SplitStep> steps, std::string name) : nam
       std::string probe;
       while (probe.size() < kProbeBytes) probe += unit;
       probe += end;
+      probe += tail;
       pieces.clear();
       split_valid(probe, scratch, pieces, kProbeSteps);
     }

@@ -158,29 +158,70 @@ Tokenizer tokenizer_with_eos(FileSystem& files, const PrepareOptions& options) {
   return tokenizer;
 }
 
-// Removes the unfinished dataset where the preparation ends by an error.
-class RemoveUnlessKept {
- public:
-  RemoveUnlessKept(FileSystem& files, std::string path) : files_(files), path_(std::move(path)) {}
-  ~RemoveUnlessKept() {
-    if (is_kept_) return;
-    try {
-      files_.remove_tree(path_);
-    } catch (const Error& error) {  // the first error is the one to report
-      log_warning("{}", error.what());
-    }
-  }
-  void keep() { is_kept_ = true; }
-
- private:
-  FileSystem& files_;
-  std::string path_;
-  bool is_kept_ = false;
-};
-
 std::string without_end_slashes(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   return path;
+}
+
+// The second pass: writes the whole dataset into an empty directory.
+PrepareSummary write_dataset(const PrepareOptions& options, const Tokenizer& tokenizer, const SplitRule& rule,
+                             DocumentSource& source, const std::string& directory, FileSystem& files, Clock& clock,
+                             ThreadPool& pool, const std::function<void(const char*, double)>& report) {
+  PrepareSummary summary;
+  DatasetInfo& info = summary.dataset;
+  info.tokenizer_digest = digest_of(tokenizer.json());
+  info.vocab_size = tokenizer.vocab_size();
+  info.eos_id = options.eos_token.empty() ? tokenizer.eos_id() : tokenizer.added_token_id(options.eos_token);
+  info.seed = int64_t(options.seed);
+  SplitWriter train(files, directory, Split::kTrain, tokenizer, info.tokenizer_digest, options.shard_tokens);
+  SplitWriter val(files, directory, Split::kVal, tokenizer, info.tokenizer_digest, options.shard_tokens);
+
+  source.rewind();
+  EncoderPool encoders(tokenizer);
+  SplitRule again(options.val_fraction, options.seed);
+  int64_t document = 0;
+  while (true) {
+    std::vector<std::string> batch = source.next_batch(kBatchBytes);
+    if (batch.empty()) break;
+    std::vector<bool> is_val;
+    for (const std::string& text : batch) {
+      const uint64_t hash = hash_of(text);
+      again.see(hash);
+      is_val.push_back(rule.is_val(document++, hash));
+    }
+    if (rule.cuts() && document == 1) {
+      const size_t cut = cut_of(batch[0], options.val_fraction);
+      if (cut > 0 && cut < batch[0].size()) {
+        batch.push_back(batch[0].substr(cut));
+        batch[0].resize(cut);
+        is_val.push_back(true);
+      }
+    }
+    std::vector<std::vector<int32_t>> tokens(batch.size());
+    const double encode_start = clock.seconds();
+    pool.for_chunks(int64_t(batch.size()), 1, [&](int64_t begin, int64_t) {
+      encoders.with([&](Encoder& encoder) { encoder.encode(batch[size_t(begin)], tokens[size_t(begin)]); });
+      tokens[size_t(begin)].push_back(info.eos_id);
+    });
+    summary.encode_seconds += clock.seconds() - encode_start;
+    for (size_t i = 0; i < batch.size(); ++i) (is_val[i] ? val : train).add(tokens[i], batch[i].size());
+    report("tokenizing", double(source.bytes_read()) / double(std::max<uint64_t>(1, source.total_bytes())));
+  }
+  if (again.count() != rule.count() || again.order_hash() != rule.order_hash()) {
+    fail(ErrorKind::kData, {.what = "the input files changed while they were read",
+                            .where = {},
+                            .why = "the tokens would not be those of any one state of the files",
+                            .fix = "repeat the command when nothing writes to them"});
+  }
+  info.train = train.finish();
+  info.val = val.finish();
+  tokenizer.save(files, join_path(directory, "tokenizer.json"));
+  const std::string json = to_dataset_json(info);
+  info.digest = hex_digest(digest_of(json));
+  files.write_atomically(join_path(directory, "dataset.json"), json);
+  files.sync_directory(directory);
+  summary.counts = source.counts();
+  return summary;
 }
 
 }  // namespace
@@ -262,70 +303,22 @@ PrepareSummary prepare_dataset(const PrepareOptions& options, FileSystem& files,
   files.make_directories(directory_of(output));
   files.remove_tree(partial);
   files.make_directory(partial);
-  RemoveUnlessKept unfinished(files, partial);
   PrepareSummary summary;
-  DatasetInfo& info = summary.dataset;
-  info.tokenizer_digest = digest_of(tokenizer->json());
-  info.vocab_size = tokenizer->vocab_size();
-  info.eos_id = options.eos_token.empty() ? tokenizer->eos_id() : tokenizer->added_token_id(options.eos_token);
-  info.seed = int64_t(options.seed);
-  SplitWriter train(files, partial, Split::kTrain, *tokenizer, info.tokenizer_digest, options.shard_tokens);
-  SplitWriter val(files, partial, Split::kVal, *tokenizer, info.tokenizer_digest, options.shard_tokens);
-
-  source.rewind();
-  EncoderPool encoders(*tokenizer);
-  SplitRule again(options.val_fraction, options.seed);
-  int64_t document = 0;
-  while (true) {
-    std::vector<std::string> batch = source.next_batch(kBatchBytes);
-    if (batch.empty()) break;
-    std::vector<bool> is_val;
-    for (const std::string& text : batch) {
-      const uint64_t hash = hash_of(text);
-      again.see(hash);
-      is_val.push_back(rule.is_val(document++, hash));
+  try {
+    summary = write_dataset(options, *tokenizer, rule, source, partial, files, clock, pool, report);
+  } catch (const Error&) {
+    try {
+      files.remove_tree(partial);
+    } catch (const Error&) {  // the first error is the one to report
     }
-    if (rule.cuts() && document == 1) {
-      const size_t cut = cut_of(batch[0], options.val_fraction);
-      if (cut > 0 && cut < batch[0].size()) {
-        batch.push_back(batch[0].substr(cut));
-        batch[0].resize(cut);
-        is_val.push_back(true);
-      }
-    }
-    std::vector<std::vector<int32_t>> tokens(batch.size());
-    const double encode_start = clock.seconds();
-    pool.for_chunks(int64_t(batch.size()), 1, [&](int64_t begin, int64_t) {
-      encoders.with([&](Encoder& encoder) { encoder.encode(batch[size_t(begin)], tokens[size_t(begin)]); });
-      tokens[size_t(begin)].push_back(info.eos_id);
-    });
-    summary.encode_seconds += clock.seconds() - encode_start;
-    for (size_t i = 0; i < batch.size(); ++i) (is_val[i] ? val : train).add(tokens[i], batch[i].size());
-    report("tokenizing", double(source.bytes_read()) / total_bytes);
+    throw;
   }
-  if (again.count() != rule.count() || again.order_hash() != rule.order_hash()) {
-    fail(ErrorKind::kData, {.what = "the input files changed while they were read",
-                            .where = {},
-                            .why = "the tokens would not be those of any one state of the files",
-                            .fix = "repeat the command when nothing writes to them"});
-  }
-  info.train = train.finish();
-  info.val = val.finish();
-  tokenizer->save(files, join_path(partial, "tokenizer.json"));
-  const std::string json = to_dataset_json(info);
-  info.digest = hex_digest(digest_of(json));
-  files.write_atomically(join_path(partial, "dataset.json"), json);
-  files.sync_directory(partial);
   const std::string old = output + ".old";
-  if (is_there) {
-    files.remove_tree(old);
-    files.rename(output, old);
-  }
+  files.remove_tree(old);
+  if (is_there) files.rename(output, old);
   files.rename(partial, output);
-  unfinished.keep();
   files.sync_directory(directory_of(output));
-  if (is_there) files.remove_tree(old);
-  summary.counts = source.counts();
+  files.remove_tree(old);
   summary.seconds = clock.seconds() - start;
   return summary;
 }
