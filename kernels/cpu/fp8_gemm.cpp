@@ -53,11 +53,19 @@ struct ScaledMath {
   OCTET_INLINE static void for_pieces(int64_t depth, F&& f) {
     for (int64_t k = 0; k == 0 || k < depth; k += kBlock) f(k / kBlock, k, std::min(kBlock, depth - k));
   }
-  // total = fma(sum, a_scale * b_scale, total) for row i and the 16 columns at 16 v.
-  OCTET_INLINE static void promote(const Tile& t, int64_t piece, int64_t i, int64_t v, f32x16 sum) {
-    float* total = static_cast<float*>(t.total) + i * kTaskColumns + 16 * v;
-    const f32x16 scale = splat(t.a_scale[piece * kPackRows + i]) * load(t.b_scale + piece * kTaskColumns + 16 * v);
-    store(total, fma(sum, scale, t.first && piece == 0 ? splat(0.0f) : load(total)));
+  // total = fma(sum, a_scale * b_scale, total), from 0 in the first piece of all.
+  template <int64_t rows, int64_t V>
+  OCTET_INLINE static void promote(const Tile& t, int64_t piece, const f32x16 (&sum)[rows][V]) {
+    float* total = static_cast<float*>(t.total);
+    const float* a_scale = t.a_scale + piece * kPackRows;
+    f32x16 b_scale[V];
+    unrolled<V>([&](auto v) { b_scale[v] = load(t.b_scale + piece * kTaskColumns + 16 * v); });
+    const bool from_zero = t.first && piece == 0;
+    each_sum<rows, V>([&](auto i, auto v) {
+      float* to = total + i * kTaskColumns + 16 * v;
+      const f32x16 before = from_zero ? splat(0.0f) : load(to);
+      store(to, fma(sum[i][v], splat(a_scale[i]) * b_scale[v], before));
+    });
   }
 };
 
@@ -67,17 +75,13 @@ struct IdealMath : ScaledMath {
 
   template <int64_t rows>
   [[gnu::noinline]] static void tile(const Tile& t) {
+    constexpr int64_t V = Words::kVectors;
     for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
-      f32x16 acc[rows][Words::kVectors];
-      for (auto& row : acc) {
-        for (auto& sum : row) sum = splat(0.0f);
-      }
+      f32x16 acc[rows][V];
+      each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
       const int64_t w = k / Words::kElements;
-      multiply<Words, /*kPairs=*/true, rows>(t.a + w, t.b + w * 16 * Words::kVectors,
-                                             (n + 1) / 2 * (2 / Words::kElements), acc);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t v = 0; v < Words::kVectors; ++v) promote(t, piece, i, v, acc[i][v]);
-      }
+      multiply<Words, rows>(t.a + w, t.b + w * 16 * V, (n + 1) / 2 * (2 / Words::kElements), acc);
+      promote(t, piece, acc);
     });
   }
 };
@@ -126,7 +130,7 @@ struct HopperMath : ScaledMath {
 
   // sum[i] = sum[i] and the 32 products at k, for `rows` rows from row r on.
   template <int64_t rows>
-  OCTET_INLINE static void add_step(const Tile& t, int64_t r, int64_t k, f32x16* sum) {
+  OCTET_INLINE static void add_step(const Tile& t, int64_t r, int64_t k, f32x16 (*sum)[1]) {
     const float* a = t.a + r * kDepth + k;
     i32x16 top[rows];
     for (auto& e : top) e = splat_i32(int32_t(0xc0c0c0c0u));  // kZero in each byte
@@ -144,10 +148,10 @@ struct HopperMath : ScaledMath {
       top[i] = max_bytes(top[i], shift_right<16>(top[i]));
       top[i] = max_bytes(top[i], shift_right<8>(top[i]));
       i32x16 e = shift_right_signed<24>(shift_left<24>(top[i]));
-      e = max_i32(e, shift_right<23>(abs_bits(sum[i])) - splat_i32(127));
+      e = max_i32(e, shift_right<23>(abs_bits(sum[i][0])) - splat_i32(127));
       up[i] = from_bits(shift_left<23>(splat_i32(127 + 13) - e));
       down[i] = from_bits(shift_left<23>(splat_i32(127 - 13) + e));
-      whole[i] = to_i32(sum[i] * up[i]);
+      whole[i] = to_i32(sum[i][0] * up[i]);
     }
     for (int64_t q = 0; q < kStep; ++q) {
       const f32x16 column = load(t.b + (k + q) * 16);
@@ -155,21 +159,20 @@ struct HopperMath : ScaledMath {
     }
     // 33 terms below 2^15: exact in float32, whose last 10 of 23 fraction bits are cut.
     for (int64_t i = 0; i < rows; ++i) {
-      sum[i] = from_bits(bits(to_f32(whole[i])) & splat_i32(int32_t(0xfffffc00u))) * down[i];
+      sum[i][0] = from_bits(bits(to_f32(whole[i])) & splat_i32(int32_t(0xfffffc00u))) * down[i];
     }
   }
 
   template <int64_t rows>
   [[gnu::noinline]] static void tile(const Tile& t) {
     for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
-      f32x16 sum[rows];
-      for (auto& s : sum) s = splat(0.0f);
+      f32x16 sum[rows][1];
+      unrolled<rows>([&](auto i) { sum[i][0] = splat(0.0f); });
       for (int64_t step = k; step < k + n; step += kStep) {
-        int64_t i = 0;
-        for (; i + 2 <= rows; i += 2) add_step<2>(t, i, step, sum + i);
-        if constexpr (rows % 2 == 1) add_step<1>(t, i, step, sum + i);
+        unrolled<rows / 2>([&](auto half) { add_step<2>(t, 2 * half, step, sum + 2 * half); });
+        if constexpr (rows % 2 == 1) add_step<1>(t, rows - 1, step, sum + rows - 1);
       }
-      for (int64_t i = 0; i < rows; ++i) promote(t, piece, i, 0, sum[i]);
+      promote(t, piece, sum);
     });
   }
 };

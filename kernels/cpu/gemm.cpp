@@ -22,17 +22,19 @@ struct PlainMath {
 
   template <int64_t rows>
   [[gnu::noinline]] static void tile(const Tile& t) {
-    f32x16 acc[rows][Words::kVectors];
-    for (auto& row : acc) {
-      for (auto& sum : row) sum = splat(0.0f);
-    }
+    constexpr int64_t V = Words::kVectors;
+    f32x16 acc[rows][V];
+    each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
     const int64_t words = kPairs ? (t.depth + 1) / 2 * (2 / Words::kElements) : t.depth;
-    multiply<Words, kPairs, rows>(t.a, t.b, words, acc);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t v = 0; v < Words::kVectors; ++v) {
-        float* total = static_cast<float*>(t.total) + i * kTaskColumns + 16 * v;
-        store(total, t.first ? acc[i][v] : load(total) + acc[i][v]);
-      }
+    multiply<Words, rows>(t.a, t.b, words, acc);
+    float* total = static_cast<float*>(t.total);
+    if (t.first) {
+      each_sum<rows, V>([&](auto i, auto v) { store(total + i * kTaskColumns + 16 * v, acc[i][v]); });
+    } else {
+      each_sum<rows, V>([&](auto i, auto v) {
+        float* sum = total + i * kTaskColumns + 16 * v;
+        store(sum, load(sum) + acc[i][v]);
+      });
     }
   }
 };
