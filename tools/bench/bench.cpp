@@ -1,0 +1,43 @@
+#include "tools/bench/bench.h"
+
+#include "core/base/error.h"
+#include "tools/bench/gemm_bench.h"
+
+namespace octet {
+namespace {
+
+struct Benchmark {
+  const char* name;
+  const char* help;
+  int (*run)(const std::vector<std::string>& args);
+};
+constexpr Benchmark kBenchmarks[] = {
+    {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
+    {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
+};
+
+}  // namespace
+
+std::vector<std::string> bench_names() {
+  std::vector<std::string> names;
+  for (const Benchmark& benchmark : kBenchmarks) names.emplace_back(benchmark.name);
+  return names;
+}
+
+std::string bench_help() {
+  std::string text = "Benchmarks:\n";
+  for (const Benchmark& benchmark : kBenchmarks) text += fmt::format("  {:<10} {}\n", benchmark.name, benchmark.help);
+  return text;
+}
+
+int run_bench(const std::string& name, const std::vector<std::string>& args) {
+  for (const Benchmark& benchmark : kBenchmarks) {
+    if (benchmark.name == name) return benchmark.run(args);
+  }
+  fail(ErrorKind::kArgument, {.what = "there is no benchmark " + name,
+                              .where = "octet bench",
+                              .why = {},
+                              .fix = "octet help bench lists them"});
+}
+
+}  // namespace octet

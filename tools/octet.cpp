@@ -1,0 +1,59 @@
+// The one program. Each subcommand lives in tools/commands/.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <new>
+
+#include "core/base/environment.h"
+#include "core/base/error.h"
+#include "kernels/self_test.h"
+#include "tools/commands/commands.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+  CLI::App app("Octet trains mixture-of-experts language models in 8-bit floating point.", "octet");
+  app.set_version_flag("--version", octet::version_text());
+  app.require_subcommand(1);
+  app.set_help_all_flag("--help-all", "Print the help of every command");
+  int code = 0;
+  octet::add_prepare_command(app, code);
+  octet::add_check_command(app, code);
+  octet::add_train_command(app, code);
+  octet::add_eval_command(app, code);
+  octet::add_sample_command(app, code);
+  octet::add_ckpt_command(app, code);
+  octet::add_report_command(app, code);
+  octet::add_bench_command(app, code);
+  octet::add_docs_command(app, code);
+  octet::add_help_command(app, code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    octet::fail(octet::ErrorKind::kArgument,
+                {.what = error.what(), .where = "command line", .why = {}, .fix = "octet help lists the commands"});
+  }
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    octet::check_environment();
+    octet::kernels::run_self_test();
+    return run(argc, argv);
+  } catch (const octet::Error& error) {
+    std::fputs(error.block().c_str(), stderr);
+    return error.code();
+  } catch (const std::bad_alloc&) {
+    const octet::Error error(
+        octet::ErrorKind::kMemory,
+        {.what = "out of memory", .where = "on the host", .why = {}, .fix = "lower train.micro_batch or data.seq_len"});
+    std::fputs(error.block().c_str(), stderr);
+    return error.code();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "octet: error: %s\n  why:   this is a fault of octet itself\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,19 @@
+// Tells a running program that it was asked to stop: SIGINT, SIGTERM or SIGUSR1 (a batch system's warning).
+#pragma once
+
+namespace octet {
+
+// Catches the signals for the life of the object; one at a time. The first asks; a second SIGINT ends the process at
+// once with exit code 130, for a person who will not wait for the save.
+class StopSignal {
+ public:
+  StopSignal();
+  ~StopSignal();
+  StopSignal(const StopSignal&) = delete;
+  StopSignal& operator=(const StopSignal&) = delete;
+
+  static bool asked();
+  static const char* name();  // "SIGTERM"; "" before any
+};
+
+}  // namespace octet

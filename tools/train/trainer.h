@@ -1,0 +1,77 @@
+// The training loop: from a configuration and a run directory to a trained model, resumed wherever an earlier process
+// stopped.
+//
+// The state of a run is the weights, Adam's moments, the routers' biases and last loads, and the number of steps done.
+// All else follows from it: the data cursor is steps * batch_size samples, random numbers are functions of the seed. So
+// a run that was stopped, or killed, and started again is bit for bit the run that was never stopped.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/base/clock.h"
+#include "core/base/file_system.h"
+#include "core/nn/transformer.h"
+#include "optim/adamw.h"
+#include "tools/data/dataset.h"
+#include "tools/train/config.h"
+#include "tools/train/metrics.h"
+#include "tools/train/run_state.h"
+#include "tools/train/yaml_reader.h"
+
+namespace octet {
+
+class Trainer {
+ public:
+  // Reads the dataset and builds the model; the run directory is made where it is missing. Throws what octet check
+  // would.
+  Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock);
+  ~Trainer();
+
+  // Resumes from the newest good checkpoint, or starts; trains to the last step or until a StopSignal; saves. Returns
+  // 0, or 75 where it was stopped. Throws kNumeric for a number that is not finite, kStorage where saving keeps
+  // failing.
+  int run();
+
+  // The pieces of run(), for tests. resume() gives the steps done; train_step() does one more.
+  int64_t resume();
+  StepRecord train_step();
+  void save();
+  double evaluate();  // mean loss in nats per token of the validation split
+  int64_t steps_done() const { return state_.step; }
+  Transformer& model() { return *model_; }
+
+ private:
+  void add_router_metrics(StepRecord& record, bool with_loads);
+  void add_machine_metrics(StepRecord& record);
+  void validate_into(StepRecord& record);
+  void try_save();
+  void write_sample();
+  void print_start() const;
+  void print_end(int64_t first_step) const;
+  std::string first_non_finite(double loss);
+  [[noreturn]] void refuse_non_finite(double loss);
+
+  const Config config_;
+  const Origins origins_;
+  const std::string run_dir_;
+  FileSystem& files_;
+  Clock& clock_;
+
+  std::unique_ptr<TokenDataset> train_data_, val_data_;
+  std::unique_ptr<DataLoader> train_loader_, val_loader_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<MetricsWriter> metrics_;
+  Fp8Counts fp8_counts_;
+
+  RunState state_;
+  int64_t saved_step_ = -1;  // of the newest checkpoint, -1 for none
+  int64_t failed_saves_ = 0, skipped_in_a_row_ = 0;
+  double flops_per_token_ = 0, peak_flops_ = 0;
+  std::optional<StepRecord> last_, last_with_validation_;
+};
+
+}  // namespace octet
