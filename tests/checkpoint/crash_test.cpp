@@ -267,12 +267,9 @@ TEST_CASE("no failure of a removal leaves fewer than one good checkpoint", "[che
     CAPTURE(is_lasting, call);
     FaultFileSystem fs = before;
     fs.fail_call(call, EIO, is_lasting);
-    try {
-      remove_old_checkpoints(fs, kDirectory, 1);
-    } catch (const Error& error) {
-      REQUIRE(error.code() == 5);
-    }
+    const int removed = remove_old_checkpoints(fs, kDirectory, 1);
     is_reached = fs.calls() > call;
+    REQUIRE((is_reached || removed == 3));
     fs.restart();
     REQUIRE(recovered_step(fs) == 40);
   }

@@ -422,16 +422,21 @@ void clean_up_checkpoints(FileSystem& fs, const std::string& directory) {
 
 int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last) {
   require(keep_last >= 0, "remove_old_checkpoints: keep_last is {}; wanted 0 (all) or more", keep_last);
-  const std::vector<CheckpointEntry> entries = list_checkpoints(fs, directory);
-  if (keep_last == 0 || int64_t(entries.size()) <= keep_last) return 0;
-  const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entries.back().path);
-  if (!damages.empty()) {
-    log_warning("no old checkpoint is removed, because the newest is damaged: {}", damages.front().what);
-    return 0;
-  }
-  const size_t removed = entries.size() - size_t(keep_last);
-  for (size_t i = 0; i < removed; ++i) remove_checkpoint(fs, directory, file_name_of(entries[i].path));
-  return int(removed);
+  int removed = 0;
+  try_to("remove old checkpoints", [&] {
+    const std::vector<CheckpointEntry> entries = list_checkpoints(fs, directory);
+    if (keep_last == 0 || int64_t(entries.size()) <= keep_last) return;
+    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entries.back().path);
+    if (!damages.empty()) {
+      log_warning("no old checkpoint is removed, because the newest is damaged: {}", damages.front().what);
+      return;
+    }
+    for (size_t i = 0; i + size_t(keep_last) < entries.size(); ++i) {
+      remove_checkpoint(fs, directory, file_name_of(entries[i].path));
+      ++removed;
+    }
+  });
+  return removed;
 }
 
 }  // namespace octet

@@ -66,7 +66,8 @@ std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const
 void clean_up_checkpoints(FileSystem& fs, const std::string& directory);
 
 // Removes all but the newest `keep_last` checkpoints (0 keeps all), after it has read the newest and found it good;
-// where it is not, removes none. Returns how many were removed.
+// where it is not, removes none. Returns how many were removed. One that cannot be removed is a warning: the save it
+// follows is done all the same.
 int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last);
 
 }  // namespace octet
