@@ -53,7 +53,7 @@ TEST_CASE("check_run accepts a run that can start and counts what it costs", "[c
   CHECK(run.vocab_size == 300);
   CHECK(run.dataset.train.num_tokens > 1000);
   CHECK(run.memory.total() > 1 << 20);
-  CHECK(run.disk_bytes > uint64_t(checkpoint_bytes(run.config, 300)));
+  CHECK(run.disk_bytes > uint64_t(checkpoint_size(run.config, 300).bytes));
   CHECK(run.origins.at("data.path") == "/run.yaml:2");
   CHECK(disk.check({"model.vocab_size=512"}).vocab_size == 512);
 }

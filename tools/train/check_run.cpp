@@ -85,11 +85,11 @@ class Checker {
         config.train.micro_batch, shown_bytes(double(run_.memory.total())),
         shown_bytes(double(run_.memory.activations + run_.memory.workspace)), shown_bytes(double(run_.memory_bytes)));
 
-    // Each tensor has an entry in a header and one in the manifest; the text files are the tokenizer and the like.
-    constexpr int64_t kBytesPerEntry = 700;
+    // A tensor has an entry in a header and one in the manifest, about this long for the names of a model.
+    constexpr int64_t kBytesPerTensor = 600;
+    const CheckpointSize size = checkpoint_size(config, run_.vocab_size);
     const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
-    run_.disk_bytes =
-        uint64_t(checkpoint_bytes(config, run_.vocab_size) + 4 * count_tensors(config.model) * kBytesPerEntry);
+    run_.disk_bytes = uint64_t(size.bytes + size.tensors * kBytesPerTensor);
     if (files_.exists(tokenizer)) run_.disk_bytes += files_.info(tokenizer).size;
     try {
       const std::string place = nearest_existing(files_, run_dir_);

@@ -188,6 +188,7 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
     if (shape.kind == ParameterShape::kLinear && config.precision.recipe == Recipe::kFp8Block) {
       const int64_t scales = shape.groups * blocks(shape.rows) * blocks(shape.cols);
       memory.weights += shape.copies * 2 * (allocated_bytes(n) + allocated_bytes(4 * scales));
+      memory.saving += shape.copies * allocated_bytes(2 * n);
     } else {
       memory.weights += shape.copies * allocated_bytes(2 * n);
     }
@@ -198,17 +199,17 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
   return memory;
 }
 
-int64_t checkpoint_bytes(const Config& config, int64_t vocab_size) {
-  const ParameterCounts counts = count_parameters(config.model, vocab_size);
-  const int64_t weight_bytes = config.precision.recipe == Recipe::kFp32 ? 4 : 2 + 4;
+CheckpointSize checkpoint_size(const Config& config, int64_t vocab_size) {
   const int64_t moment_bytes = config.precision.moments == MomentType::kBf16 ? 2 : 4;
-  return counts.total() * (weight_bytes + 2 * moment_bytes) + counts.routing_bias * 4;
-}
-
-int64_t count_tensors(const ModelConfig& model) {
-  int64_t count = 0;
-  visit_parameters(model, 1, [&count](const ParameterShape& shape) { count += shape.pieces * shape.copies; });
-  return count;
+  CheckpointSize size;
+  visit_parameters(config.model, vocab_size, [&](const ParameterShape& shape) {
+    const bool is_master = shape.kind == ParameterShape::kNorm || config.precision.recipe == Recipe::kFp32;
+    size.tensors += shape.copies * shape.pieces * (is_master ? 3 : 4);
+    size.bytes += shape.copies * shape.elements() * ((is_master ? 4 : 2 + 4) + 2 * moment_bytes);
+  });
+  size.tensors += 2 * config.model.num_moe_layers();
+  size.bytes += 2 * 4 * config.model.num_moe_layers() * config.model.moe.num_experts;
+  return size;
 }
 
 }  // namespace octet

@@ -1,6 +1,7 @@
 // What a configuration costs, counted before it runs: parameters, operations, memory and disk.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "tools/train/config.h"
@@ -58,16 +59,18 @@ struct MemoryEstimate {
   int64_t moments = 0;      // Adam's two
   int64_t activations = 0;  // what the forward pass of one micro-batch keeps for its backward pass
   int64_t workspace = 0;    // the largest of the head's logits and of what one layer's backward pass needs besides
-  int64_t total() const { return masters + weights + gradients + moments + activations + workspace; }
+  int64_t saving = 0;       // bfloat16 copies of FP8 weights while a checkpoint is saved, when no activations are held
+  int64_t total() const { return masters + weights + gradients + moments + std::max(activations + workspace, saving); }
 };
 MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size);
 
-// Bytes of the tensors of one checkpoint; headers, the manifest and the tokenizer come on top.
-//   each parameter: its weight (bfloat16; float32 with recipe fp32), its float32 master unless that is the weight, and
-//   two moments; each routing bias in float32
-int64_t checkpoint_bytes(const Config& config, int64_t vocab_size);
-
-// Tensors that carry a name of their own on disk: each projection, each matrix of each expert, each norm.
-int64_t count_tensors(const ModelConfig& model);
+// What one checkpoint holds (run_state.cpp): for each name on disk its weight (bfloat16; float32 for norms and with
+// recipe fp32), its float32 master unless that is the weight, and two moments; for each router its bias and its last
+// load. The bytes are those of the tensors; headers, the manifest and the text files come on top.
+struct CheckpointSize {
+  int64_t tensors = 0;
+  int64_t bytes = 0;
+};
+CheckpointSize checkpoint_size(const Config& config, int64_t vocab_size);
 
 }  // namespace octet
