@@ -67,6 +67,7 @@ TEST_CASE("a dataset is one stream of tokens over its shards", "[data][dataset]"
   }
   int32_t one;
   CHECK(error_of([&] { dataset.read(dataset.num_tokens(), 1, &one); }).kind() == ErrorKind::kArgument);
+  CHECK(error_of([&] { dataset.read(1, INT64_MAX, &one); }).kind() == ErrorKind::kArgument);
   CHECK_NOTHROW(dataset.verify());
   CHECK(TokenDataset(files, "d", Split::kVal).num_tokens() == 100);
   CHECK(load_dataset_tokenizer(files, "d").eos_id() == 258);

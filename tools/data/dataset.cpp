@@ -179,7 +179,7 @@ TokenDataset::TokenDataset(FileSystem& files, const std::string& directory, Spli
 
 void TokenDataset::read(int64_t first, int64_t count, int32_t* to) const {
   require(first >= 0 && count >= 0 && first <= num_tokens() && count <= num_tokens() - first,
-          "token dataset: tokens {} to {}; there are {}", first, first + count, num_tokens());
+          "token dataset: {} tokens from token {}; there are {}", count, first, num_tokens());
   size_t shard = size_t(std::upper_bound(begin_.begin(), begin_.end(), first) - begin_.begin()) - 1;
   while (count > 0) {
     const int64_t here = std::min(count, begin_[shard + 1] - first);

@@ -202,7 +202,7 @@ void ShardReader::verify() const {
 
 void ShardReader::read(int64_t first, int64_t count, int32_t* to) const {
   require(first >= 0 && count >= 0 && first <= num_tokens_ && count <= num_tokens_ - first,
-          "token shard: tokens {} to {}; {} has {}", first, first + count, path_, num_tokens_);
+          "token shard: {} tokens from token {}; {} has {}", count, first, path_, num_tokens_);
   if (count == 0) return;
   const uint64_t begin = uint64_t(first) * bytes_per_token_, bytes = uint64_t(count) * bytes_per_token_;
   for (uint64_t block = begin / kBlockBytes; block <= (begin + bytes - 1) / kBlockBytes; ++block) {
