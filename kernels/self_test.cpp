@@ -90,9 +90,10 @@ float sum_of_tensor_core(const float* a, const float* b, int64_t n) {
     int top = sum == 0 ? -1000 : std::ilogb(double(sum)) - kUnit;
     for (int64_t k = k0; k < end; ++k) top = std::max(top, exponent(a[k]) + exponent(b[k]));
     if (top < -100) continue;  // nothing but zeros
-    int64_t next = cut(sum, top - 13 + kUnit);
+    const int last = std::max(0, top - 13 + kUnit);
+    int64_t next = cut(sum, last);
     for (int64_t k = k0; k < end; ++k) {
-      next += cut(int64_t(std::ldexp(double(a[k]) * double(b[k]), kUnit)), top - 13 + kUnit);
+      next += cut(int64_t(std::ldexp(double(a[k]) * double(b[k]), kUnit)), last);
     }
     sum = next == 0 ? 0 : cut(next, std::max(0, std::ilogb(double(next)) - 13));
   }

@@ -33,51 +33,56 @@ struct Counts {
 template <bool kWithin>
 OCTET_INLINE i32x16 quantize(f32x16 x, f32x16 inv_scale, Counts& counts) {
   const f32x16 y = x * inv_scale;
-  const i32x16 code = encode_e4m3<kWithin>(y);
   const i32x16 was_zero = as_i32(equal_i32(abs_bits(x), splat_i32(0)));
-  const i32x16 is_zero = as_i32(equal_i32(code & splat_i32(0x7f), splat_i32(0)));
+  const i32x16 is_zero = as_i32(greater_i32(splat_i32(0x3a800001), abs_bits(y)));  // 2^-10 or below
   counts.flushed = counts.flushed + (was_zero - is_zero);
   if constexpr (!kWithin) {
     const int non_finite = count(greater_i32(abs_bits(x), splat_i32(kInfinityBits - 1)));
     counts.non_finite += non_finite;
     counts.saturated += count(greater_i32(abs_bits(y), splat_i32(0x43e80000))) - non_finite;  // beyond 464
   }
-  return code;
+  return encode_e4m3<kWithin>(y);
 }
 
-// Whether these blocks can take the short way: all finite, and (always, with these scales) nothing beyond 464.
-OCTET_INLINE bool is_within(i32x16 amax_bits, f32x16 inv_scale) {
-  return reduce_max_i32(amax_bits) < kInfinityBits &&
-         reduce_max_i32(bits(from_bits(amax_bits) * inv_scale)) <= 0x43e80000;
-}
-
-// The largest magnitude in each lane over body(f) calls f(x); where one is not finite, over the finite ones.
-struct Amax {
-  i32x16 bits;  // over the finite ones
-  bool all_finite;
-};
-template <class ForEach>
-OCTET_INLINE i32x16 amax_bits(bool finite_only, ForEach&& for_each) {
-  i32x16 top = splat_i32(0);
-  if (finite_only) {
-    for_each([&](f32x16 x) {
-      const i32x16 u = abs_bits(x);
-      top = max_i32(top, select(greater_i32(splat_i32(kInfinityBits), u), u, splat_i32(0)));
-    });
-  } else {
-    for_each([&](f32x16 x) { top = max_i32(top, abs_bits(x)); });
+// Bits of the largest magnitude in each lane, NaN and infinities above all others.
+template <class Scalar>
+OCTET_INLINE i32x16 amax_bits(const Scalar* x, int64_t n) {
+  i32x16 top = splat_i32(0), other = splat_i32(0);
+  int64_t d = 0;
+  for (; d + 32 <= n; d += 32) {
+    top = max_i32(top, abs_bits(load(x + d)));
+    other = max_i32(other, abs_bits(load(x + d + 16)));
   }
+  for (; d + 16 <= n; d += 16) top = max_i32(top, abs_bits(load(x + d)));
+  if (d < n) top = max_i32(top, abs_bits(load_first(x + d, n - d)));
+  return max_i32(top, other);
+}
+OCTET_INLINE i32x16 finite_or_zero(i32x16 magnitude) {
+  return select(greater_i32(splat_i32(kInfinityBits), magnitude), magnitude, splat_i32(0));
+}
+// The same over the finite ones.
+template <class Scalar>
+i32x16 finite_amax_bits(const Scalar* x, int64_t n) {
+  i32x16 top = splat_i32(0);
+  for_lanes(n, [&](int64_t d, auto lanes) { top = max_i32(top, finite_or_zero(abs_bits(lanes.load(x + d)))); });
   return top;
 }
-template <class ForEach>
-OCTET_INLINE Amax amax(ForEach&& for_each) {
-  const i32x16 top = amax_bits(false, for_each);
-  if (reduce_max_i32(top) < kInfinityBits) return {top, true};
-  return {amax_bits(true, for_each), false};
+
+// The scale of one block of amax, and whether its elements may take the short way: all finite, and (always, with these
+// scales) nothing beyond 464.
+struct BlockScale {
+  Scale scale;
+  bool within;
+};
+OCTET_INLINE BlockScale block_scale(int32_t top, bool all_finite) {
+  const Scale scale = power_of_two_scale(top);
+  return {scale, all_finite && std::bit_cast<float>(top) * scale.inv_scale <= 464.0f};
 }
 
 template <bool kWithin, class Scalar>
-OCTET_INLINE void quantize_row(const Scalar* x, int64_t n, f32x16 inv_scale, uint8_t* codes, Counts& counts) {
+OCTET_INLINE void quantize_row(const Scalar* x, int64_t n, float inv, uint8_t* codes, Counts& total) {
+  const f32x16 inv_scale = splat(inv);
+  Counts counts = total;  // in registers for the length of the row
   int64_t d = 0;
   for (; d + 16 <= n; d += 16) store_low_bytes(codes + d, quantize<kWithin>(load(x + d), inv_scale, counts));
   if (d < n) {
@@ -85,6 +90,7 @@ OCTET_INLINE void quantize_row(const Scalar* x, int64_t n, f32x16 inv_scale, uin
     store_low_bytes(last, quantize<kWithin>(load_first(x + d, n - d), inv_scale, counts));
     std::memcpy(codes + d, last, size_t(n - d));
   }
+  total = counts;
 }
 
 // Rows 128 b and on of group g.
@@ -100,28 +106,34 @@ RowBlock row_block(const int64_t* offsets, const int64_t* block_offsets, int64_t
 // One block of up to 128 rows and n <= 16 columns: load(r) gives row r of it. Codes go transposed to codes[c * stride].
 template <bool kWithin, class Load>
 OCTET_INLINE void quantize_column_codes(int64_t rows, int64_t n, f32x16 inv_scale, uint8_t* codes, int64_t stride,
-                                        Counts& counts, Load&& load_row) {
+                                        Counts& total, Load&& load_row) {
   alignas(16) uint8_t square[256];
+  Counts counts = total;
   for (int64_t r0 = 0; r0 < kBlock; r0 += 16) {
     const int64_t here = std::clamp<int64_t>(rows - r0, 0, 16);
     for (int64_t i = 0; i < here; ++i) {
       store_low_bytes(square + 16 * i, quantize<kWithin>(load_row(r0 + i), inv_scale, counts));
     }
-    std::memset(square + 16 * here, 0, size_t(16 * (16 - here)));  // the padding of the last block
+    if (here < 16) std::memset(square + 16 * here, 0, size_t(16 * (16 - here)));  // the padding of the last block
     transpose_bytes(square, codes + r0, stride, n);
   }
+  total = counts;
 }
 template <class Load>
 OCTET_INLINE void quantize_column_block(int64_t rows, int64_t n, uint8_t* codes, int64_t stride, float* scale,
                                         int64_t scale_stride, Counts& counts, Load&& load_row) {
-  const Amax range = amax([&](auto&& f) {
-    for (int64_t r = 0; r < rows; ++r) f(load_row(r));
-  });
-  const Scales scales = power_of_two_scales(range.bits);
+  i32x16 top = splat_i32(0);
+  for (int64_t r = 0; r < rows; ++r) top = max_i32(top, abs_bits(load_row(r)));
+  const bool all_finite = reduce_max_i32(top) < kInfinityBits;
+  if (!all_finite) {
+    top = splat_i32(0);
+    for (int64_t r = 0; r < rows; ++r) top = max_i32(top, finite_or_zero(abs_bits(load_row(r))));
+  }
+  const Scales scales = power_of_two_scales(top);
   float lanes[16];
   store(lanes, scales.scale);
   for (int64_t c = 0; c < n; ++c) scale[c * scale_stride] = lanes[c];
-  if (range.all_finite && is_within(range.bits, scales.inv_scale)) {
+  if (all_finite && reduce_max(from_bits(top) * scales.inv_scale) <= 464.0f) {
     quantize_column_codes<true>(rows, n, scales.inv_scale, codes, stride, counts, load_row);
   } else {
     quantize_column_codes<false>(rows, n, scales.inv_scale, codes, stride, counts, load_row);
@@ -162,15 +174,15 @@ void quantize_rows(const QuantizeRows& args, Stream& stream) {
         float* scale = args.scale.row<float>(r);
         for (int64_t c = 0; c < C; c += kBlock) {
           const int64_t n = std::min(kBlock, C - c);
-          const Amax range =
-              amax([&](auto&& f) { for_lanes(n, [&](int64_t d, auto lanes) { f(lanes.load(x + c + d)); }); });
-          const i32x16 top = splat_i32(reduce_max_i32(range.bits));
-          const Scales scales = power_of_two_scales(top);
-          scale[c / kBlock] = first_lane(scales.scale);
-          if (range.all_finite && is_within(top, scales.inv_scale)) {
-            quantize_row<true>(x + c, n, scales.inv_scale, codes + c, counts);
+          int32_t top = reduce_max_i32(amax_bits(x + c, n));
+          const bool all_finite = top < kInfinityBits;
+          if (!all_finite) top = reduce_max_i32(finite_amax_bits(x + c, n));
+          const BlockScale block = block_scale(top, all_finite);
+          scale[c / kBlock] = block.scale.scale;
+          if (block.within) {
+            quantize_row<true>(x + c, n, block.scale.inv_scale, codes + c, counts);
           } else {
-            quantize_row<false>(x + c, n, scales.inv_scale, codes + c, counts);
+            quantize_row<false>(x + c, n, block.scale.inv_scale, codes + c, counts);
           }
         }
       }
@@ -222,16 +234,18 @@ void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   for_column_blocks(args.offsets, args.block_offsets, args.codes.cols(), stream, args.stats,
                     [&](int64_t b, RowBlock block, int64_t c, int64_t n, Counts& counts) {
-                      const auto load_row = [&](int64_t r) {
+                      alignas(64) float tile[kBlock * 16];  // the values, wanted twice
+                      for (int64_t r = 0; r < block.rows; ++r) {
                         const int64_t from = rows != nullptr ? rows[block.first + r] : block.first + r;
                         const uint8_t* codes = args.codes.row<uint8_t>(from) + c;
                         uint8_t last[16] = {};
-                        if (n < 16) std::memcpy(last, codes, size_t(n));
-                        return load_e4m3(n < 16 ? last : codes) * splat(args.scale.row<float>(from)[c / kBlock]);
-                      };
+                        if (n < 16) std::memcpy(last, codes, size_t(n)), codes = last;
+                        const f32x16 x = has_nan_e4m3(codes, 16) ? load_e4m3(codes) : load_e4m3_finite(codes);
+                        store(tile + 16 * r, x * splat(args.scale.row<float>(from)[c / kBlock]));
+                      }
                       quantize_column_block(block.rows, n, args.out_codes.row<uint8_t>(c) + kBlock * b, P,
                                             args.out_scale.row<float>(c) + b, args.out_scale.row_stride(), counts,
-                                            load_row);
+                                            [&](int64_t r) { return load(tile + 16 * r); });
                     });
 }
 
@@ -245,28 +259,29 @@ void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
       const int64_t n0 = nb * kBlock, k0 = kb * kBlock;
       const int64_t rows = std::min(kBlock, N - n0), columns = std::min(kBlock, K - k0);
       const auto x_row = [&](int64_t r) { return args.x.row<Scalar>(g * N + n0 + r) + k0; };
-      const Amax range = amax([&](auto&& f) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const Scalar* x = x_row(r);
-          for_lanes(columns, [&](int64_t d, auto lanes) { f(lanes.load(x + d)); });
-        }
-      });
-      const i32x16 top = splat_i32(reduce_max_i32(range.bits));
-      const Scales scales = power_of_two_scales(top);
-      args.scale.row<float>(g * n_blocks + nb)[kb] = first_lane(scales.scale);
+      i32x16 tops = splat_i32(0);
+      for (int64_t r = 0; r < rows; ++r) tops = max_i32(tops, amax_bits(x_row(r), columns));
+      int32_t top = reduce_max_i32(tops);
+      const bool all_finite = top < kInfinityBits;
+      if (!all_finite) {
+        tops = splat_i32(0);
+        for (int64_t r = 0; r < rows; ++r) tops = max_i32(tops, finite_amax_bits(x_row(r), columns));
+        top = reduce_max_i32(tops);
+      }
+      const BlockScale block = block_scale(top, all_finite);
+      args.scale.row<float>(g * n_blocks + nb)[kb] = block.scale.scale;
       Counts counts;
-      const bool within = range.all_finite && is_within(top, scales.inv_scale);
       for (int64_t r = 0; r < rows; ++r) {
         uint8_t* codes = args.codes.row<uint8_t>(g * N + n0 + r) + k0;
-        if (within) {
-          quantize_row<true>(x_row(r), columns, scales.inv_scale, codes, counts);
+        if (block.within) {
+          quantize_row<true>(x_row(r), columns, block.scale.inv_scale, codes, counts);
         } else {
-          quantize_row<false>(x_row(r), columns, scales.inv_scale, codes, counts);
+          quantize_row<false>(x_row(r), columns, block.scale.inv_scale, codes, counts);
         }
       }
       counts.add_to(args.stats, rows * columns);
       if (!args.codes_t.is_defined()) return;
-      args.scale_t.row<float>(g * k_blocks + kb)[nb] = first_lane(scales.scale);
+      args.scale_t.row<float>(g * k_blocks + kb)[nb] = block.scale.scale;
       alignas(16) uint8_t square[256];
       uint8_t turned[256];
       for (int64_t r = 0; r < rows; r += 16) {
@@ -274,7 +289,9 @@ void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
         for (int64_t c = 0; c < columns; c += 16) {
           const int64_t width = std::min<int64_t>(16, columns - c);
           for (int64_t i = 0; i < height; ++i) {
-            std::memcpy(square + 16 * i, args.codes.row<uint8_t>(g * N + n0 + r + i) + k0 + c, size_t(width));
+            const uint8_t* codes = args.codes.row<uint8_t>(g * N + n0 + r + i) + k0 + c;
+            // A length that is known becomes one load and one store.
+            width == 16 ? std::memcpy(square + 16 * i, codes, 16) : std::memcpy(square + 16 * i, codes, size_t(width));
           }
           uint8_t* codes_t = args.codes_t.row<uint8_t>(g * K + k0 + c) + n0 + r;
           if (height == 16) {
