@@ -104,7 +104,7 @@ TEST_CASE("memory follows formats, micro-batches and recomputation", "[config][s
   config.precision.recipe = Recipe::kFp32;
   config.precision.moments = MomentType::kFp32;
   const MemoryEstimate fp32 = estimate_memory(config, 0);
-  CHECK(fp32.weights == 0);
+  CHECK(fp32.weights < 1 << 18);  // the rotary table and the routers' biases
   CHECK(is_near(fp32.moments, 8 * parameters));
   CHECK(fp32.activations > fp8.activations);
 

@@ -85,13 +85,14 @@ class Activations {
     const int64_t F = is_moe ? model_.moe.expert_hidden : model_.ffn_hidden;
     // Groups are padded to whole blocks for a weight gradient, half a block each on average.
     const int64_t P = blocks(R + (is_moe ? 64 * model_.moe.num_experts : 0)) * 128;
-    int64_t ffn = 2 * values(T_, D);         // the gradient of the residual stream, and of the layer's result
+    // The gradient of the residual stream is also that of a dense layer's result; experts have rows of their own, in
+    // place of the results that combining has let go.
+    int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0);
     ffn += values(R, F) + values(R, 2 * F);  // the gradients of the two inner activations
     if (is_fp8_) {
       ffn += values(R, 2 * F);  // the inner activation, from its codes
       ffn += std::max(codes(D, P) + codes(2 * F, P), values(R, D) + codes(R, 2 * F));
     } else {
-      if (train_.recomputes(Recompute::kSwiglu)) ffn += values(R, F);
       ffn += values(R, D);
     }
     int64_t attend = 3 * values(T_, D) + values(T_, query_width()) + values(T_, qkv_width());
@@ -99,6 +100,7 @@ class Activations {
     int64_t block = std::max(ffn, attend);
     if (train_.recomputes(Recompute::kNorm)) block += values(T_, D) + (is_fp8_ ? codes(T_, D) : 0);
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
+    block -= values(T_, D) + floats(T_);  // the last norm has let its input go
     return std::max(head, block);
   }
 
@@ -193,6 +195,10 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
       memory.weights += shape.copies * allocated_bytes(2 * n);
     }
   });
+  // The rotary table reaches as far as the longest sequence, and a router holds its bias and its last load.
+  const int64_t sample = int64_t(config.train.sample_prompt.size()) + 1 + config.train.sample_tokens;
+  memory.weights += allocated_bytes(4 * std::max(config.data.seq_len, sample) * config.model.head_width());
+  memory.weights += 2 * config.model.num_moe_layers() * allocated_bytes(4 * config.model.moe.num_experts);
   const Activations activations(config, vocab_size);
   memory.activations = activations.kept();
   memory.workspace = activations.passing();

@@ -1,0 +1,74 @@
+// The memory that octet check predicts, against what training takes.
+#include <catch2/catch.hpp>
+#include <tuple>
+
+#include "core/base/random.h"
+#include "core/nn/dispatcher.h"
+#include "core/nn/transformer.h"
+#include "core/tensor/allocator.h"
+#include "optim/adamw.h"
+#include "tools/train/model_stats.h"
+
+namespace octet::test {
+namespace {
+
+// The peak of two optimizer steps of two micro-batches each.
+int64_t measured_peak(const Config& config) {
+  release_kept_memory();
+  const TrainConfig& train = config.train;
+  Transformer model(config.model, config.precision,
+                    {.norm = train.recomputes(Recompute::kNorm),
+                     .swiglu = train.recomputes(Recompute::kSwiglu),
+                     .attention = train.recomputes(Recompute::kAttention),
+                     .block = train.recomputes(Recompute::kBlock)},
+                    config.data.seq_len, std::make_unique<LocalDispatcher>());
+  AdamW optimizer(model.parameters(), config.optim,
+                  config.precision.moments == MomentType::kBf16 ? DType::kBFloat16 : DType::kFloat32);
+  model.init_weights(1);
+  reset_peak_memory();  // what initialisation needs for a while is no part of training
+  const int64_t sequences = train.sequences_per_micro_batch(), T = sequences * config.data.seq_len;
+  const RandomStream random(1, "tokens");
+  for (int64_t step = 1; step <= 2; ++step) {
+    for (int64_t micro_batch = 0; micro_batch < 2; ++micro_batch) {
+      std::vector<int32_t> ids(static_cast<size_t>(T));
+      for (size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = int32_t(random.below(uint64_t(config.model.vocab_size), i, uint64_t(2 * step + micro_batch)));
+      }
+      model.train_micro_batch(from_vector(ids, {T}), from_vector(ids, {T}), sequences, 1.0f / float(T), 0.5f);
+    }
+    optimizer.step(step, 1e-3, optimizer.gradient_norm());
+    model.refresh_weights();
+    for (Router* router : model.routers()) router->end_step();
+  }
+  return memory_use().peak_total_bytes;
+}
+
+}  // namespace
+
+TEST_CASE("memory is predicted within 5 % of what training takes", "[config][memory]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  const auto recompute = GENERATE(std::vector<Recompute>{}, std::vector{Recompute::kNorm, Recompute::kSwiglu},
+                                  std::vector{Recompute::kAttention}, std::vector{Recompute::kBlock});
+  const bool has_experts = GENERATE(true, false);
+  Config config;
+  config.precision.recipe = recipe;
+  config.train.recompute = recompute;
+  config.train.sample_tokens = 1;
+  config.train.batch_size = 4, config.data.seq_len = 64;
+  ModelConfig& model = config.model;
+  model.layers = 3, model.hidden = 96, model.heads = 4, model.kv_heads = 2, model.ffn_hidden = 200;
+  model.vocab_size = 500, model.dense_layers = 1;
+  if (has_experts) {
+    model.moe.num_experts = 6, model.moe.top_k = 2, model.moe.shared_experts = 1, model.moe.expert_hidden = 64;
+    model.moe.aux_loss = AuxLoss::kSequence;
+  }
+  const MemoryEstimate estimate = estimate_memory(config, 0);
+  const int64_t measured = measured_peak(config);
+  CAPTURE(name_of(recipe), recompute.size(), has_experts, estimate.activations, estimate.workspace);
+  // Nothing is saved here.
+  const int64_t predicted = estimate.masters + estimate.weights + estimate.gradients + estimate.moments +
+                            estimate.activations + estimate.workspace;
+  CHECK(double(predicted) == Approx(double(measured)).epsilon(0.05));
+}
+
+}  // namespace octet::test
