@@ -27,8 +27,11 @@ static void largest(const int32_t* keys, int64_t n, int64_t wanted, int32_t* ind
   }
 }
 
-// p = softmax(x) over n values; returns log sum exp.
-static float softmax_row(const float* x, float* p, int64_t n) {
+// p = softmax(x) over n values. log sum exp is largest + log(sum).
+struct SoftmaxRow {
+  float largest, sum;
+};
+static SoftmaxRow softmax_row(const float* x, float* p, int64_t n) {
   float largest_logit = x[0];
   for (int64_t i = 1; i < n; ++i) largest_logit = x[i] > largest_logit ? x[i] : largest_logit;
   for_lanes(n, [=](int64_t i, auto lanes) { lanes.store(p + i, exp(lanes.load(x + i) - splat(largest_logit))); });
@@ -36,7 +39,7 @@ static float softmax_row(const float* x, float* p, int64_t n) {
   for_lanes(n, [&](int64_t i, auto lanes) { sums += lanes.load(p + i); });
   const float sum = reduce_add(sums);
   for_lanes(n, [=](int64_t i, auto lanes) { lanes.store(p + i, lanes.load(p + i) / splat(sum)); });
-  return largest_logit + log(sum);
+  return {largest_logit, sum};
 }
 
 void router_forward(const RouterForward& args, Stream& stream) {
@@ -46,7 +49,8 @@ void router_forward(const RouterForward& args, Stream& stream) {
   const float* bias = args.bias.is_defined() ? args.bias.data<float>() : nullptr;
   stream.parallel_chunks(args.logits.rows(), kRouterTokens, [&](int64_t first, int64_t last) {
     std::vector<float> choice(static_cast<size_t>(E));
-    std::vector<int32_t> keys(static_cast<size_t>(E)), group_keys(static_cast<size_t>(G)), kept(static_cast<size_t>(G));
+    std::vector<int32_t> keys(static_cast<size_t>(E)), group_keys(static_cast<size_t>(G)),
+        group_order(static_cast<size_t>(G));
     for (int64_t t = first; t < last; ++t) {
       const float* logits = args.logits.row<float>(t);
       float* scores = args.scores.row<float>(t);
@@ -72,11 +76,9 @@ void router_forward(const RouterForward& args, Stream& stream) {
             if (per_group > 1) sum += choice[size_t(g * per_group + best[1])];
             group_keys[size_t(g)] = order_key(sum);
           }
-          largest(group_keys.data(), G, options.kept_groups, kept.data());
-          std::vector<bool> keeps(static_cast<size_t>(G), false);
-          for (int64_t g = 0; g < options.kept_groups; ++g) keeps[size_t(kept[size_t(g)])] = true;
-          for (int64_t i = 0; i < E; ++i) {
-            if (!keeps[size_t(i / per_group)]) keys[size_t(i)] = kMaskedKey;
+          largest(group_keys.data(), G, G, group_order.data());
+          for (int64_t rank = options.kept_groups; rank < G; ++rank) {
+            std::fill_n(keys.begin() + group_order[size_t(rank)] * per_group, per_group, kMaskedKey);
           }
         }
         largest(keys.data(), E, K, indices);
@@ -227,7 +229,8 @@ void router_z_loss(const RouterZLoss& args, Stream& stream) {
     std::vector<float> p(static_cast<size_t>(E));
     for (int64_t t = first; t < last; ++t) {
       float* dlogits = args.dlogits.row<float>(t);
-      const float lse = softmax_row(args.logits.row<float>(t), p.data(), E);
+      const SoftmaxRow row = softmax_row(args.logits.row<float>(t), p.data(), E);
+      const float lse = row.largest + log(row.sum);
       squares[size_t(t)] = lse * lse;
       const float factor = 2.0f * args.beta * lse / float(T);
       for_lanes(E, [&](int64_t i, auto lanes) {
