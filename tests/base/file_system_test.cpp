@@ -105,10 +105,10 @@ TEST_CASE("every failure of the file system names the path and the reason", "[ba
                reason == ENAMETOOLONG ? Catch::Contains("xxx") : Catch::Contains(directory.path()));
     CHECK_FALSE(error.report().fix.empty());
   }
-  char byte;
-  CHECK_THAT(error_of([&] { fs().open(file)->read_at(3, &byte, 3); }).report().what,
+  char bytes[3] = {};
+  CHECK_THAT(error_of([&] { fs().open(file)->read_at(3, bytes, 3); }).report().what,
              Catch::Contains("ends after byte 5"));
-  CHECK_THAT(error_of([&] { fs().open(file)->read_at(~uint64_t(0) >> 1, &byte, 1); }).report().what,
+  CHECK_THAT(error_of([&] { fs().open(file)->read_at(~uint64_t(0) >> 1, bytes, 1); }).report().what,
              Catch::Contains(file));
   CHECK_THAT(error_of([&] { fs().read_text(file, 4); }).report().what, Catch::Contains("at most 4"));
   CHECK(fs().read_text(file, 5) == "12345");
