@@ -81,7 +81,7 @@ TEST_CASE("the report has every part, in one file that needs no other", "[report
   files.make_directory("/run <1>");
   write(files, "/run <1>/metrics.jsonl", metrics(300));
   write(files, "/run <1>/config.yaml", "model: {layers: 4}  # <b>bold</b>\n");
-  write(files, "/run <1>/samples.txt", std::string("once <script>alert(1)</script> \xff & upon\0 a time", 49));
+  write(files, "/run <1>/samples.txt", std::string("once <script>alert(1)</script> \xff & upon") + '\0' + " a time");
   write_report(files, "/run <1>");
   const std::string html = files.content("/run <1>/report.html");
   CHECK(markup_fault(html, kHtmlWithoutEnd) == "");
