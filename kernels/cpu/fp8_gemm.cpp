@@ -29,7 +29,7 @@ template <class From>
 void pack_scales(const From& from, int64_t first, int64_t count, int64_t k0, int64_t depth, int64_t stride, float* to) {
   for (int64_t piece = 0; piece == 0 || piece * kBlock < depth; ++piece) {
     const int64_t k = k0 + piece * kBlock, n = std::min(kBlock, depth - piece * kBlock);
-    for (int64_t i = 0; i < stride; ++i) {
+    for (int64_t i = 0; i < std::min(stride, count + 63); ++i) {  // and zeros up to a whole tile
       float scale = 0.0f;
       if (i < count && n > 0) {
         const bool poisoned = has_nan_e4m3(from.line(first + i) + k, n);
@@ -62,7 +62,7 @@ struct ScaledMath {
     unrolled<V>([&](auto v) { b_scale[v] = load(t.b_scale + piece * kTaskColumns + 16 * v); });
     const bool from_zero = t.first && piece == 0;
     each_sum<rows, V>([&](auto i, auto v) {
-      float* to = total + i * kTaskColumns + 16 * v;
+      float* to = total + i * kTotalStride + 16 * v;
       const f32x16 before = from_zero ? splat(0.0f) : load(to);
       store(to, fma(sum[i][v], splat(a_scale[i]) * b_scale[v], before));
     });
@@ -188,7 +188,7 @@ struct Fp64Math : ScaledMath {
       for (int64_t i = 0; i < rows; ++i) {
         f64x16 sum = splat_f64(0.0);
         for (int64_t w = k; w < k + n; ++w) sum = sum + widen(splat(t.a[i * kDepth + w]) * load(t.b + w * 16));
-        double* total = static_cast<double*>(t.total) + i * kTaskColumns;
+        double* total = static_cast<double*>(t.total) + i * kTotalStride;
         f64x16 before = splat_f64(0.0);
         if (!t.first || piece > 0) std::memcpy(&before, total, sizeof before);
         const f64x16 a_scale = splat_f64(double(t.a_scale[piece * kPackRows + i]));
@@ -212,7 +212,7 @@ const float* sum_task(Emulation emulation, const Task& task, int64_t K, const A&
       break;
     case Emulation::kFp64:
       sum_products<Fp64Math>(task, K, a, b, panels);
-      for (int64_t i = 0; i < task.rows * kTaskColumns; ++i) {
+      for (int64_t i = 0; i < task.rows * kTotalStride; ++i) {
         double wide;  // lies at or behind where its float32 goes
         std::memcpy(&wide, panels.total + i * int64_t(sizeof wide), sizeof wide);
         const float rounded = float(wide);
@@ -232,7 +232,7 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
   const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   const int64_t n_blocks = (N + kBlock - 1) / kBlock;
-  const std::vector<Task> tasks = cut_tasks(G, N, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
+  const std::vector<Task> tasks = cut_tasks(stream, G, N, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = offsets[task.group];
@@ -245,7 +245,7 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
     const float* total = sum_task(args.emulation, task, K, a, b, panels_of_this_thread());
     visit_float(args.c.dtype(), [&]<class Result>() {
       for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/false,
+        write_row(total + i * kTotalStride, task.columns, /*accumulate=*/false,
                   args.c.row<Result>(first + task.row + i) + task.column);
       }
     });
@@ -256,7 +256,8 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t N = args.dy.rows(), K = args.x.rows(), G = args.block_offsets.num_elements() - 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   // A group of no rows adds nothing: no task.
-  const std::vector<Task> tasks = cut_tasks(G, K, [&](int64_t g) { return blocks[g + 1] == blocks[g] ? 0 : N; });
+  const std::vector<Task> tasks =
+      cut_tasks(stream, G, K, [&](int64_t g) { return blocks[g + 1] == blocks[g] ? 0 : N; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = blocks[task.group], depth = kBlock * (blocks[task.group + 1] - first);
@@ -266,7 +267,7 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
                         [&](int64_t k, int64_t kb) { return args.x_scale.row<float>(k)[first + kb]; }};
     const float* total = sum_task(args.emulation, task, depth, a, b, panels_of_this_thread());
     for (int64_t i = 0; i < task.rows; ++i) {
-      write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/true,
+      write_row(total + i * kTotalStride, task.columns, /*accumulate=*/true,
                 args.dw.row<float>(task.group * N + task.row + i) + task.column);
     }
   });

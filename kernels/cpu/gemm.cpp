@@ -29,10 +29,10 @@ struct PlainMath {
     multiply<Words, rows>(t.a, t.b, words, acc);
     float* total = static_cast<float*>(t.total);
     if (t.first) {
-      each_sum<rows, V>([&](auto i, auto v) { store(total + i * kTaskColumns + 16 * v, acc[i][v]); });
+      each_sum<rows, V>([&](auto i, auto v) { store(total + i * kTotalStride + 16 * v, acc[i][v]); });
     } else {
       each_sum<rows, V>([&](auto i, auto v) {
-        float* sum = total + i * kTaskColumns + 16 * v;
+        float* sum = total + i * kTotalStride + 16 * v;
         store(sum, load(sum) + acc[i][v]);
       });
     }
@@ -61,8 +61,9 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
   visit_float(args.a.dtype(), [&]<class Scalar>() {
     const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-    const std::vector<Task> tasks = cut_tasks(
-        G, N, [&](int64_t g) { return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g); });
+    const std::vector<Task> tasks = cut_tasks(stream, G, N, [&](int64_t g) {
+      return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
+    });
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
@@ -79,7 +80,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
       }
       visit_float(args.c.dtype(), [&]<class Result>() {
         for (int64_t i = 0; i < task.rows; ++i) {
-          write_row(total + i * kTaskColumns, task.columns, args.accumulate,
+          write_row(total + i * kTotalStride, task.columns, args.accumulate,
                     args.c.row<Result>(first + task.row + i) + task.column);
         }
       });
@@ -95,7 +96,7 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     };
     // A group of no rows adds nothing: no task.
-    const std::vector<Task> tasks = cut_tasks(G, K, [&](int64_t g) { return rows_of(g) == 0 ? 0 : N; });
+    const std::vector<Task> tasks = cut_tasks(stream, G, K, [&](int64_t g) { return rows_of(g) == 0 ? 0 : N; });
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
@@ -106,7 +107,7 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
       sum_task<Scalar>(task, rows_of(task.group), a, b, panels);
       for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(total + i * kTaskColumns, task.columns, /*accumulate=*/true,
+        write_row(total + i * kTotalStride, task.columns, /*accumulate=*/true,
                   args.dw.row<float>(task.group * N + task.row + i) + task.column);
       }
     });
