@@ -1,4 +1,8 @@
 // The one program. Each subcommand lives in tools/commands/.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <new>
@@ -10,9 +14,22 @@
 
 namespace {
 
+// Standard streams that were closed become /dev/null, so that no file of ours takes their numbers and their output; and
+// a file size limit is an error of the write, not the end of the process.
+void prepare_process() {
+  for (int fd = ::open("/dev/null", O_RDWR); fd >= 0;) {
+    if (fd > 2) {
+      ::close(fd);
+      break;
+    }
+    fd = ::dup(fd);
+  }
+  ::signal(SIGXFSZ, SIG_IGN);
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Octet trains mixture-of-experts language models in 8-bit floating point.", "octet");
-  app.set_version_flag("--version", octet::version_text());
+  app.set_version_flag("--version", [] { return octet::version_text(); });
   app.require_subcommand(1);
   app.set_help_all_flag("--help-all", "Print the help of every command");
   int code = 0;
@@ -39,6 +56,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  prepare_process();
   try {
     octet::check_environment();
     octet::kernels::run_self_test();

@@ -27,7 +27,7 @@ Routing Router::forward(const LinearInput& input, const Tensor& replayed) {
     balance.tokens_per_group = config_.aux_loss == AuxLoss::kSequence ? T / context_.batch : T;
     if (config_.aux_loss == AuxLoss::kGlobalBatch) balance.load = last_share_;
   }
-  Routing routing = route(logits, config_.bias_update_rate > 0 ? bias_ : Tensor(), replayed, config_.top_k,
+  Routing routing = route(logits, bias_, replayed, config_.top_k,
                           {.score = config_.score,
                            .num_groups = config_.num_groups,
                            .kept_groups = config_.kept_groups,

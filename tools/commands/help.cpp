@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "core/base/error.h"
 #include "core/base/isa.h"
 #include "core/base/thread_pool.h"
 #include "tools/commands/commands.h"
@@ -16,14 +17,18 @@ void add_help_command(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("help", "Print this help, or that of one command");
   command->add_option("command", *topic, "The command to explain");
   command->callback([&app, topic, &exit_code] {
-    const CLI::App* of = topic->empty() ? &app : app.get_subcommand_no_throw(*topic);
+    const CLI::App* of = topic->empty() ? &app : nullptr;
+    for (const CLI::App* each : app.get_subcommands([&topic](const CLI::App* a) { return a->get_name() == *topic; })) {
+      of = each;
+    }
     if (of == nullptr) {
       fail(ErrorKind::kArgument, {.what = fmt::format("there is no command {}", *topic),
                                   .where = "command line",
                                   .why = {},
                                   .fix = "octet help lists the commands"});
     }
-    std::fputs(of->help().c_str(), stdout);
+    // Not of->help(): of the whole program that would be the help of the command that runs, this one.
+    std::fputs(of->get_formatter()->make_help(of, "octet", CLI::AppFormatMode::Normal).c_str(), stdout);
     exit_code = 0;
   });
 }

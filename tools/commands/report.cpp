@@ -1,4 +1,6 @@
 // octet report: draws a run from its metrics.
+#include <fmt/core.h>
+
 #include <cstdio>
 
 #include "tools/commands/commands.h"

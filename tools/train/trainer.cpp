@@ -58,6 +58,17 @@ void keep_samples_until(FileSystem& files, const std::string& path, int64_t step
   }
 }
 
+// Runs what a run can do without; a disk that refuses is told, and training goes on.
+template <class Write>
+void unless_storage_fails(const char* what, Write&& write) {
+  try {
+    write();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kStorage) throw;
+    log_warning("{} was not written: {}", what, error.what());
+  }
+}
+
 bool at_interval(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 }  // namespace
@@ -116,6 +127,7 @@ int64_t Trainer::resume() {
     model_->init_weights(uint64_t(config_.train.seed));
   }
   metrics_ = std::make_unique<MetricsWriter>(files_, join_path(run_dir_, "metrics.jsonl"), state_.step);
+  files_.sync_directory(run_dir_);
   keep_samples_until(files_, join_path(run_dir_, "samples.txt"), state_.step);
   files_.write_atomically(join_path(run_dir_, "config.yaml"), print_config(config_, &origins_));
   return state_.step;
@@ -286,6 +298,19 @@ void Trainer::validate_into(StepRecord& record) {
   last_with_validation_ = record;
 }
 
+// Of the run's last steps before this process, for the first guess of the time left; 0 for a new run.
+double Trainer::seconds_per_step_before() const {
+  double sum = 0;
+  int64_t count = 0;
+  const std::string path = join_path(run_dir_, "metrics.jsonl");
+  if (!files_.exists(path)) return 0;
+  MetricsReader reader(files_, path);
+  for (StepRecord record; reader.next(record);) {
+    if (record.step > state_.step - 20) sum += record.step_seconds, ++count;
+  }
+  return count == 0 ? 0 : sum / double(count);
+}
+
 void Trainer::print_start() const {
   const ParameterCounts counts = count_parameters(config_.model, model_->config().vocab_size);
   log_info(
@@ -328,7 +353,11 @@ int Trainer::run() {
       default_stream(), clock_);
   print_start();
   const StopSignal signals;
-  Progress progress({.total_steps = config_.train.steps, .first_step = first}, clock_);
+  Progress progress({.total_steps = config_.train.steps,
+                     .first_step = first,
+                     .seconds_per_step_hint = seconds_per_step_before(),
+                     .plain_every_steps = config_.train.log_every_steps},
+                    clock_);
   while (state_.step < config_.train.steps && !StopSignal::asked()) {
     StepRecord record = train_step();
     const bool is_last = state_.step == config_.train.steps;
@@ -337,12 +366,14 @@ int Trainer::run() {
     progress.update(record);
     last_ = record;
     const int64_t sample_every = config_.train.sample_every_steps;
-    if (sample_every > 0 && (is_last || at_interval(state_.step, sample_every))) write_sample();
+    if (sample_every > 0 && (is_last || at_interval(state_.step, sample_every))) {
+      unless_storage_fails("the sample", [this] { write_sample(); });
+    }
     if (at_interval(state_.step, config_.checkpoint.every_steps) && !is_last) try_save();
   }
   progress.finish();
   if (saved_step_ != state_.step) save();  // this one must succeed
-  write_report(files_, run_dir_);
+  unless_storage_fails("the report", [this] { write_report(files_, run_dir_); });
   print_end(first);
   return state_.step < config_.train.steps ? kExitSavedAndRequeue : 0;
 }

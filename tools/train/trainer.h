@@ -48,6 +48,7 @@ class Trainer {
   void validate_into(StepRecord& record);
   void try_save();
   void write_sample();
+  double seconds_per_step_before() const;
   void print_start() const;
   void print_end(int64_t first_step) const;
   std::string first_non_finite(double loss);

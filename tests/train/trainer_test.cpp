@@ -1,0 +1,253 @@
+#include "tools/train/trainer.h"
+
+#include <cerrno>
+
+#include "core/base/fault_file_system.h"
+#include "tests/support/numeric.h"
+#include "tools/data/prepare.h"
+
+namespace octet::test {
+namespace {
+
+// About 1,500 tokens of made-up text: an epoch is a few steps long.
+void write_dataset(FileSystem& files) {
+  const RandomStream stream(3, "text");
+  static const char* const kWords[] = {"expert", "router", "token", "scale", "block", "the", "of", "and", "\n", "gate"};
+  files.make_directories("texts");
+  for (uint64_t document = 0; document < 12; ++document) {
+    std::string text;
+    for (uint64_t i = 0; i < 150; ++i) text += std::string(kWords[stream.below(10, i, document)]) + " ";
+    files.create("texts/" + std::to_string(document) + ".txt")->append(text.data(), text.size());
+  }
+  PrepareOptions options;
+  options.source.inputs = {"texts"};
+  options.output = "data";
+  options.vocab_size = 290;
+  options.val_fraction = 0.2;
+  ThreadPool pool(1);
+  prepare_dataset(options, files, real_clock(), pool);
+}
+
+Config test_config() {
+  Config config;
+  config.model.layers = 2;
+  config.model.hidden = 32;
+  config.model.heads = 2;
+  config.model.dense_layers = 1;
+  config.model.ffn_hidden = 32;
+  config.model.moe.num_experts = 4;
+  config.model.moe.shared_experts = 1;
+  config.model.moe.expert_hidden = 16;
+  config.model.moe.aux_loss = AuxLoss::kGlobalBatch;  // has state that must survive
+  config.data.path = "data";
+  config.data.seq_len = 16;
+  config.train.steps = 24;
+  config.train.batch_size = 4;
+  config.train.micro_batch = 2;
+  config.train.eval_every_steps = 6;
+  config.train.eval_batches = 1;
+  config.train.sample_every_steps = 8;
+  config.train.sample_tokens = 4;
+  config.checkpoint.every_steps = 3;
+  config.optim.warmup_steps = 3;
+  return config;
+}
+
+int run(FileSystem& files, const Config& config) {
+  Trainer trainer(config, {}, "run", files, real_clock());
+  return trainer.run();
+}
+
+// Every tensor of the last checkpoint, and the losses of all steps.
+struct Result {
+  std::map<std::string, std::vector<char>> tensors;
+  std::vector<double> losses, norms, val_losses;
+  std::string samples;
+  bool operator==(const Result&) const = default;
+};
+Result result_of(FileSystem& files, int64_t step) {
+  Result result;
+  const CheckpointReader reader(files, "run/checkpoints/" + checkpoint_name(step));
+  for (const auto& tensor : reader.tensors()) {
+    std::vector<char> bytes(size_t(tensor.shape.num_elements() * size_of(tensor.dtype)));
+    reader.read_tensor(tensor.name, bytes.data());
+    result.tensors[tensor.name] = bytes;
+  }
+  MetricsReader metrics(files, "run/metrics.jsonl");
+  for (StepRecord record; metrics.next(record);) {
+    result.losses.push_back(record.loss);
+    result.norms.push_back(record.grad_norm);
+    if (record.val_loss) result.val_losses.push_back(*record.val_loss);
+  }
+  result.samples = files.read_text("run/samples.txt");
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("a run killed anywhere, twice, ends as the run that was never stopped, bit for bit", "[train][resume]") {
+  Config config = test_config();
+  config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kFp32);
+  CAPTURE(name_of(config.precision.recipe));
+  FaultFileSystem unbroken;
+  write_dataset(unbroken);
+  const FaultFileSystem start = unbroken;
+  unbroken.restart();
+  REQUIRE(run(unbroken, config) == 0);
+  const uint64_t calls = unbroken.calls();
+  const Result wanted = result_of(unbroken, config.train.steps);
+  REQUIRE(wanted.losses.size() == size_t(config.train.steps));
+  REQUIRE(wanted.val_losses.size() == 4);
+  CHECK(wanted.losses.back() < wanted.losses.front());
+  {
+    const TokenDataset data(unbroken, "data", Split::kTrain);
+    const SampleOrder order(data.num_tokens(), config.data.seq_len, uint64_t(config.train.seed));
+    REQUIRE(order.epoch_of(config.train.steps * config.train.batch_size) >= 2);  // the kills reach a second epoch
+  }
+
+  const RandomStream stream(17, "kills");
+  for (uint64_t kill = 0; kill < 20; ++kill) {
+    FaultFileSystem files = start;
+    int code = -1;
+    for (uint64_t attempt = 0; code != 0; ++attempt) {
+      REQUIRE(attempt < 3);
+      files.restart();
+      // Reading a micro-batch is a call too, so that some of these fall between the micro-batches of a step.
+      if (attempt < 2) files.stop_at_call(stream.below(calls, kill, attempt));
+      INFO("kill " << kill << ", attempt " << attempt);
+      try {
+        code = run(files, config);
+      } catch (const FaultFileSystem::Stopped&) {
+      }
+    }
+    CHECK(result_of(files, config.train.steps) == wanted);
+  }
+}
+
+TEST_CASE("a disk that fills up during a save keeps the training and the checkpoint before", "[train]") {
+  Config config = test_config();
+  config.train.eval_every_steps = config.train.sample_every_steps = 0;
+  config.checkpoint.max_failed_saves = 2;
+  FaultFileSystem files;
+  write_dataset(files);
+  config.train.steps = 3;
+  REQUIRE(run(files, config) == 0);
+  uint64_t used = 0;
+  for (const std::string& name : files.list("run/checkpoints/step-00000003")) {
+    used += files.info("run/checkpoints/step-00000003/" + name).size;
+  }
+  // Full for the saves at 6 and 9, free again after: two failures are forgiven.
+  config.train.steps = 12;
+  {
+    Trainer trainer(config, {}, "run", files, real_clock());
+    REQUIRE(trainer.resume() == 3);
+    while (trainer.steps_done() < 6) trainer.train_step();
+    files.set_capacity((uint64_t(1) << 40) - files.free_bytes("run") + used / 2);
+    try {
+      trainer.save();
+      FAIL("the disk is full");
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::kStorage);
+    }
+    CHECK(verify_checkpoint(files, "run/checkpoints/step-00000003").empty());
+    for (const std::string& name : files.list("run/checkpoints")) CHECK(name.find(".tmp") == std::string::npos);
+    files.set_capacity(uint64_t(1) << 40);
+    trainer.train_step();
+    trainer.save();
+    CHECK(verify_checkpoint(files, "run/checkpoints/step-00000007").empty());
+  }
+  // A disk that stays full ends the run with exit code 5 after max_failed_saves, and the last good one is there.
+  files.restart();
+  config.train.steps = 40;
+  files.set_capacity((uint64_t(1) << 40) - files.free_bytes("run") + used / 2);
+  try {
+    run(files, config);
+    FAIL("the disk is full");
+  } catch (const Error& error) {
+    CHECK(error.code() == 5);
+  }
+  files.restart();
+  files.set_capacity(uint64_t(1) << 40);
+  CHECK(find_newest_good_checkpoint(files, "run/checkpoints")->step == 7);
+}
+
+TEST_CASE("a number that is not finite stops the run before it reaches a weight, or is left out", "[train]") {
+  Config config = test_config();
+  config.train.steps = 6;
+  FaultFileSystem files;
+  write_dataset(files);
+  const bool skip = GENERATE(false, true);
+  config.train.on_non_finite = skip ? OnNonFinite::kSkip : OnNonFinite::kStop;
+  Trainer trainer(config, {}, "run", files, real_clock());
+  trainer.resume();
+  trainer.train_step();
+  Parameter* gate = nullptr;
+  for (Parameter* parameter : trainer.model().parameters()) {
+    if (parameter->name() == "model.layers.1.mlp.experts.down_proj.weight") gate = parameter;
+  }
+  REQUIRE(gate != nullptr);
+  const auto before = to_vector<float>(gate->master());
+  gate->grad().data<float>()[32 * 16 + 5] = std::numeric_limits<float>::infinity();  // of expert 1
+  if (skip) {
+    CHECK(trainer.train_step().skipped);
+    CHECK(to_vector<float>(gate->master()) == before);
+    CHECK_FALSE(trainer.train_step().skipped);
+    CHECK(to_vector<float>(gate->master()) != before);
+  } else {
+    try {
+      trainer.train_step();
+      FAIL("the gradient is infinite");
+    } catch (const Error& error) {
+      CHECK(error.code() == 6);
+      CHECK_THAT(error.what(), Catch::Contains("model.layers.1.mlp.experts.1.down_proj.weight"));
+    }
+    CHECK(to_vector<float>(gate->master()) == before);
+    CHECK(trainer.steps_done() == 1);
+  }
+}
+
+TEST_CASE("a checkpoint of another run is refused with each difference", "[train]") {
+  Config config = test_config();
+  config.train.steps = 3;
+  FaultFileSystem files;
+  write_dataset(files);
+  REQUIRE(run(files, config) == 0);
+  Config other = config;
+  other.model.moe.top_k = 1;
+  other.train.seed = 9;
+  other.train.steps = 9;  // may change
+  try {
+    run(files, other);
+    FAIL("another model");
+  } catch (const Error& error) {
+    CHECK(error.code() == 4);
+    CHECK_THAT(error.what(), Catch::Contains("model.moe.top_k is 1 and was 2") && Catch::Contains("train.seed") &&
+                                 !Catch::Contains("train.steps"));
+  }
+  // Precision, batch and length of the run may change.
+  other = config;
+  other.train.steps = 5;
+  other.train.batch_size = 6;
+  other.precision.recipe = Recipe::kBf16;
+  other.precision.moments = MomentType::kFp32;
+  CHECK(run(files, other) == 0);
+}
+
+TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {
+  Config config = test_config();
+  config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);
+  config.train.steps = 3;
+  FaultFileSystem files;
+  write_dataset(files);
+  Trainer trainer(config, {}, "run", files, real_clock());
+  trainer.resume();
+  while (trainer.steps_done() < 3) trainer.train_step();
+  trainer.save();
+  const CheckpointReader reader(files, newest_checkpoint_of(files, "run"));
+  const auto model = load_model(reader, config.data.seq_len);
+  const std::vector<int32_t> ids = {5, 100, 7, 200, 31, 1, 0, 255};
+  CHECK(to_vector<float>(model->logits(from_vector(ids, {8}), 1)) ==
+        to_vector<float>(trainer.model().logits(from_vector(ids, {8}), 1)));
+}
+
+}  // namespace octet::test
