@@ -85,11 +85,12 @@ class Checker {
         config.train.micro_batch, shown_bytes(double(run_.memory.total())),
         shown_bytes(double(run_.memory.activations + run_.memory.workspace)), shown_bytes(double(run_.memory_bytes)));
 
-    // A tensor has an entry in a header and one in the manifest, about this long for the names of a model.
-    constexpr int64_t kBytesPerTensor = 600;
+    // A tensor has entries in a header, the index and the manifest, about this long together for the names of a model,
+    // and a digest of 8 bytes for each 64 KiB; a configuration has 2 KiB.
+    constexpr int64_t kBytesPerTensor = 410, kBytesOfConfig = 2048;
     const CheckpointSize size = checkpoint_size(config, run_.vocab_size);
     const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
-    run_.disk_bytes = uint64_t(size.bytes + size.tensors * kBytesPerTensor);
+    run_.disk_bytes = uint64_t(size.bytes + size.bytes / 8192 + size.tensors * kBytesPerTensor + kBytesOfConfig);
     if (files_.exists(tokenizer)) run_.disk_bytes += files_.info(tokenizer).size;
     try {
       const std::string place = nearest_existing(files_, run_dir_);
