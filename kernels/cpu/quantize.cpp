@@ -107,6 +107,8 @@ RowBlock row_block(const int64_t* offsets, const int64_t* block_offsets, int64_t
 template <bool kWithin, class Load>
 OCTET_INLINE void quantize_column_codes(int64_t rows, int64_t n, f32x16 inv_scale, uint8_t* codes, int64_t stride,
                                         Counts& total, Load&& load_row) {
+  // Collected and then written a column at a time: rows of the result may lie a multiple of the cache's size apart.
+  alignas(64) uint8_t turned[16 * kBlock];
   alignas(16) uint8_t square[256];
   Counts counts = total;
   for (int64_t r0 = 0; r0 < kBlock; r0 += 16) {
@@ -115,8 +117,9 @@ OCTET_INLINE void quantize_column_codes(int64_t rows, int64_t n, f32x16 inv_scal
       store_low_bytes(square + 16 * i, quantize<kWithin>(load_row(r0 + i), inv_scale, counts));
     }
     if (here < 16) std::memset(square + 16 * here, 0, size_t(16 * (16 - here)));  // the padding of the last block
-    transpose_bytes(square, codes + r0, stride, n);
+    transpose_bytes(square, turned + r0, kBlock);
   }
+  for (int64_t c = 0; c < n; ++c) std::memcpy(codes + c * stride, turned + c * kBlock, kBlock);
   total = counts;
 }
 template <class Load>
@@ -282,26 +285,22 @@ void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
       counts.add_to(args.stats, rows * columns);
       if (!args.codes_t.is_defined()) return;
       args.scale_t.row<float>(g * k_blocks + kb)[nb] = block.scale.scale;
+      alignas(64) uint8_t turned[16 * kBlock];
       alignas(16) uint8_t square[256];
-      uint8_t turned[256];
-      for (int64_t r = 0; r < rows; r += 16) {
-        const int64_t height = std::min<int64_t>(16, rows - r);
-        for (int64_t c = 0; c < columns; c += 16) {
-          const int64_t width = std::min<int64_t>(16, columns - c);
-          for (int64_t i = 0; i < height; ++i) {
+      for (int64_t c = 0; c < columns; c += 16) {
+        const int64_t width = std::min<int64_t>(16, columns - c);
+        for (int64_t r = 0; r < rows; r += 16) {
+          for (int64_t i = 0; i < std::min<int64_t>(16, rows - r); ++i) {
             const uint8_t* codes = args.codes.row<uint8_t>(g * N + n0 + r + i) + k0 + c;
             // A length that is known becomes one load and one store.
             width == 16 ? std::memcpy(square + 16 * i, codes, 16) : std::memcpy(square + 16 * i, codes, size_t(width));
           }
-          uint8_t* codes_t = args.codes_t.row<uint8_t>(g * K + k0 + c) + n0 + r;
-          if (height == 16) {
-            transpose_bytes(square, codes_t, args.codes_t.row_stride(), width);
-          } else {
-            transpose_bytes(square, turned, 16, width);
-            for (int64_t j = 0; j < width; ++j) {
-              std::memcpy(codes_t + j * args.codes_t.row_stride(), turned + 16 * j, size_t(height));
-            }
-          }
+          transpose_bytes(square, turned + r, kBlock);
+        }
+        for (int64_t j = 0; j < width; ++j) {
+          uint8_t* codes_t = args.codes_t.row<uint8_t>(g * K + k0 + c + j) + n0;
+          rows == kBlock ? std::memcpy(codes_t, turned + j * kBlock, kBlock)
+                         : std::memcpy(codes_t, turned + j * kBlock, size_t(rows));
         }
       }
     });
