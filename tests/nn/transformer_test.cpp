@@ -133,7 +133,8 @@ TEST_CASE("the transformer's loss and gradients follow the float64 model", "[nn]
 
 TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
   ModelConfig config = small_config();
-  // Experts too, but each token goes to all of them: where a rounding flips a choice, gradients may differ as they like.
+  // Experts too, but each token goes to all of them: where a rounding flips a choice, gradients may differ as they
+  // like.
   config.moe.top_k = config.moe.num_experts;
   config.hidden = 64;
   config.moe.expert_hidden = 48;

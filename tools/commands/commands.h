@@ -1,5 +1,5 @@
-// The subcommands of octet. Each add_X_command registers one: its options, its help and a callback, which sets exit_code
-// or throws an Error.
+// The subcommands of octet. Each add_X_command registers one: its options, its help and a callback, which sets
+// exit_code or throws an Error.
 #pragma once
 
 #include <CLI/CLI.hpp>
