@@ -106,6 +106,18 @@ TEST_CASE("files made to cost time or memory are refused within bounds", "[confi
   }
 }
 
+TEST_CASE("the list of reports ends at fifty, whatever the last of them is", "[config][corpus]") {
+  std::string unknown;
+  for (int i = 0; i < 49; ++i) unknown += fmt::format("key{}: 1\n", i);
+  for (const char* last : {"key49: 1\nkey50: 1\n", "a b: [1\n", "model: {a: {b: [\n", "- x\n", "\"\n", "---\n---\n"}) {
+    CAPTURE(last);
+    const Error error = error_of([&] { read_config(unknown + last, "t.yaml", {"nothing=1"}); });
+    CHECK(error.code() == 2);
+    CHECK(error.parts().size() >= 50);
+    CHECK(error.parts().size() <= 51);
+  }
+}
+
 TEST_CASE("a file of 200 MB is refused before it is read", "[config][corpus]") {
   const TemporaryDirectory directory;
   const std::string path = directory / "large.yaml";

@@ -138,20 +138,20 @@ class Reader final : public YAML::EventHandler {
   void parse() {
     try {
       std::istringstream stream{std::string(source_.text())};
-      YAML::Parser parser(stream);
-      if (parser.HandleNextDocument(*this)) parser.HandleNextDocument(*this);
-    } catch (const StopReading&) {
-      is_whole_ = false;
-    } catch (const YAML::DeepRecursion& error) {
-      too_deep(source_.at(error.mark));
-      is_whole_ = false;
-    } catch (const YAML::Exception& error) {
-      if (reports_.size() < kMaxProblems) {
+      try {
+        YAML::Parser parser(stream);
+        if (parser.HandleNextDocument(*this)) parser.HandleNextDocument(*this);
+        return;
+      } catch (const YAML::DeepRecursion& error) {
+        too_deep(source_.at(error.mark));
+      } catch (const YAML::Exception& error) {
         add(source_.at(error.mark), "the YAML breaks off here: " + error.msg, {},
             "look at the indentation, the brackets and quotes, and for a space after each colon, here and just before");
       }
-      is_whole_ = false;
+    } catch (const StopReading&) {
+      // The reports say why.
     }
+    is_whole_ = false;
   }
 
   void apply(const std::vector<std::string>& overrides) {
