@@ -222,9 +222,9 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"train", config, "--set", "model.heads=3", "--set", "train.batch_size=0", "--set", "data.path=data"},
        2,
        "train.batch_size"},
-      {{"train", config, "--set", "data.path=nothing"}, 3, "nothing"},
+      {{"train", config, "--set", "data.path=nothing"}, 2, "octet prepare"},
       {{"train", config, "--set", "data.path=data", "--set", "device=cuda"}, 2, "CUDA"},
-      {{"train", config, "--set", "data.path=data", "--set", "data.seq_len=1000000"}, 3, "tokens"},
+      {{"train", config, "--set", "data.path=data", "--set", "data.seq_len=1000000"}, 2, "data.seq_len"},
       {{"train", config, "--set", "data.path=data", "--set", "model.vocab_size=10"}, 2, "model.vocab_size"},
       {{"sample", "nothing"}, 4, "nothing"},
       {{"sample", "data"}, 4, "data"},
@@ -246,6 +246,15 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
   CHECK(place.run({"--version"}).code == 0);
   CHECK(place.run({"train", "--help"}).code == 0);
   CHECK_FALSE(real_file_system().exists(place.at("other")));
+}
+
+TEST_CASE("docs/cli.md is what the program says of itself", "[program]") {
+  const Place place;
+  const auto printed = place.run({"docs", "cli"});
+  REQUIRE(printed.code == 0);
+  INFO("octet docs cli > docs/cli.md writes it anew");
+  CHECK(printed.out == real_file_system().read_text(OCTET_SOURCE_DIR "/docs/cli.md"));
+  CHECK_THAT(place.run({"help", "train"}).out, Catch::Contains("Usage: octet train"));
 }
 
 TEST_CASE("hopper arithmetic trains whole runs, on other bits than ideal", "[program]") {

@@ -3,6 +3,7 @@
 
 #include "tools/commands/commands.h"
 #include "tools/train/check_run.h"
+#include "tools/train/progress.h"
 
 namespace octet {
 namespace {
@@ -26,13 +27,6 @@ std::string with_unit(double value, double base, std::initializer_list<const cha
 std::string flops(double value) { return with_unit(value, 1000, {"", "k", "M", "G", "T", "P", "E", "Z", "Y"}, "FLOP"); }
 std::string bytes(double value) { return with_unit(value, 1024, {"B", "KiB", "MiB", "GiB", "TiB", "PiB"}, ""); }
 
-// 1234567 as 1,234,567
-std::string grouped(int64_t value) {
-  std::string digits = fmt::format("{}", value);
-  for (int64_t at = int64_t(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3) digits.insert(size_t(at), ",");
-  return digits;
-}
-
 void print_costs(const std::string& path, const CheckedRun& run) {
   const Config& config = run.config;
   const ModelConfig& model = config.model;
@@ -46,20 +40,21 @@ void print_costs(const std::string& path, const CheckedRun& run) {
 
   fmt::print("{} can be run\n", path);
   fmt::print("model\n");
-  row("parameters", grouped(counts.total()),
-      fmt::format("{} without embedding and head", grouped(counts.total_without_embeddings())));
-  row("active per token", grouped(counts.active()),
-      fmt::format("{} without embedding and head", grouped(counts.active_without_embeddings())));
-  row("layers", grouped(model.layers),
+  row("parameters", format_thousands(counts.total()),
+      fmt::format("{} without embedding and head", format_thousands(counts.total_without_embeddings())));
+  row("active per token", format_thousands(counts.active()),
+      fmt::format("{} without embedding and head", format_thousands(counts.active_without_embeddings())));
+  row("layers", format_thousands(model.layers),
       moe_layers == 0 ? "all dense"
                       : fmt::format("{} with {} experts, top {}, {} shared", moe_layers, model.moe.num_experts,
                                     model.moe.top_k, model.moe.shared_experts));
-  row("vocabulary", grouped(run.vocab_size));
+  row("vocabulary", format_thousands(run.vocab_size));
   fmt::print("work, forward and backward\n");
   row("per token", flops(flops_per_token));
-  row("per step", flops(flops_per_token * double(step_tokens)), fmt::format("{} tokens", grouped(step_tokens)));
+  row("per step", flops(flops_per_token * double(step_tokens)),
+      fmt::format("{} tokens", format_thousands(step_tokens)));
   row("whole run", flops(flops_per_token * double(tokens)),
-      fmt::format("{} tokens, {:.2f} times the training split", grouped(tokens),
+      fmt::format("{} tokens, {:.2f} times the training split", format_thousands(tokens),
                   double(tokens) / double(run.dataset.train.num_tokens)));
   fmt::print("memory of tensors\n");
   row("master weights", bytes(double(run.memory.masters)), "float32");

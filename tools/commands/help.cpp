@@ -28,7 +28,8 @@ void add_help_command(CLI::App& app, int& exit_code) {
                                   .fix = "octet help lists the commands"});
     }
     // Not of->help(): of the whole program that would be the help of the command that runs, this one.
-    std::fputs(of->get_formatter()->make_help(of, "octet", CLI::AppFormatMode::Normal).c_str(), stdout);
+    const std::string name = topic->empty() ? "octet" : "octet " + *topic;
+    std::fputs(of->get_formatter()->make_help(of, name, CLI::AppFormatMode::Normal).c_str(), stdout);
     exit_code = 0;
   });
 }

@@ -1,5 +1,6 @@
 #include "core/base/thread_pool.h"
 #include "tools/commands/commands.h"
+#include "tools/train/check_run.h"
 #include "tools/train/trainer.h"
 
 namespace octet {
@@ -20,15 +21,16 @@ std::string default_run_dir(const std::string& config_path) {
 
 int run_train(const TrainOptions& options) {
   FileSystem& files = real_file_system();
-  Origins origins;
-  const Config config = load_config(files, options.config, options.overrides, &origins);
   if (options.print_config) {
+    Origins origins;
+    const Config config = load_config(files, options.config, options.overrides, &origins);
     std::fputs(print_config(config, &origins).c_str(), stdout);
     return 0;
   }
-  set_num_threads(int(config.train.threads));
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
-  Trainer trainer(config, origins, run_dir, files, real_clock());
+  const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);
+  set_num_threads(int(run.config.train.threads));
+  Trainer trainer(run.config, run.origins, run_dir, files, real_clock());
   return trainer.run();
 }
 
