@@ -23,7 +23,7 @@ void peak_loop(const PeakLoop& args, Stream& stream);
 }  // namespace cpu
 inline void peak_loop(const PeakLoop& args, Stream& stream) { dispatch<cpu::peak_loop>(args, stream); }
 
-// Floating-point operations a second on all threads of the stream, the best of a few tries; takes about 10 ms.
+// Floating-point operations a second on all threads of the stream, the best of twelve tries; takes about 30 ms.
 double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock);
 
 }  // namespace octet::kernels

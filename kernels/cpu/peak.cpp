@@ -57,7 +57,7 @@ double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock) {
   const int64_t pieces = 100 * stream.pool().num_threads();
   std::vector<float> sink(static_cast<size_t>(pieces));
   double best = 0;
-  for (int repeat = 0; repeat < 4; ++repeat) {
+  for (int repeat = 0; repeat < 12; ++repeat) {
     double flops = 0;
     const int64_t begin = clock.monotonic_ns();
     cpu::peak_loop({.arithmetic = arithmetic,
