@@ -116,6 +116,11 @@ TEST_CASE("prepare, check, train, resume, sample, evaluate and inspect", "[progr
   REQUIRE(place.run(Place::train("whole", {"train.steps=9", "train.threads=1"})).code == 0);
   CHECK(place.losses("whole") == place.losses("run"));
   CHECK(place.file("whole/samples.txt") == place.file("run/samples.txt"));
+  // And on the slowest instruction set.
+  ::setenv("OCTET_ISA", "generic", 1);
+  REQUIRE(place.run(Place::train("generic", {"train.steps=9"})).code == 0);
+  ::unsetenv("OCTET_ISA");
+  CHECK(place.losses("generic") == place.losses("run"));
 
   const std::vector<std::string> sample = {"sample", "run", "--prompt", "The ", "--tokens", "20", "--seed", "3"};
   const auto text = place.run(sample);
