@@ -16,6 +16,10 @@ struct AdamwStep {
   View weight;     // [N] float32 or bfloat16: receives the new master, rounded; not defined: none
   float lr, beta1, beta2, eps, weight_decay, grad_scale;
   int64_t step;  // 1 for the first
+
+  KernelCost cost() const {
+    return {.name = "adamw_step", .bytes = bytes_of(master, grad, m, v) + bytes_of(master, m, v, weight)};
+  }
 };
 namespace cpu {
 void adamw_step(const AdamwStep& args, Stream& stream);

@@ -12,6 +12,12 @@
 
 namespace octet::kernels {
 
+// Of `products` products between the rows of x, [T, heads * width], and the positions up to each row's own.
+inline double causal_flops(int64_t batch, const ConstView& x, double products) {
+  const double positions = batch == 0 ? 0 : double(x.rows() / batch);
+  return products * double(x.num_elements()) * (positions + 1);
+}
+
 struct AttentionForward {
   ConstView q;  // [T, H * head_dim] float32 or bfloat16, rows may be strided (a slice of a fused projection)
   ConstView k;  // [T, Hkv * head_dim] as q, strided
@@ -20,6 +26,12 @@ struct AttentionForward {
   View lse;     // [T, H] float32, kept for the backward pass
   int64_t batch, num_heads, num_kv_heads;
   float scale;  // usually 1 / sqrt(head_dim)
+
+  KernelCost cost() const {
+    return {.name = "attention_forward",
+            .bytes = bytes_of(q, k, v, o, lse),
+            .float_flops = causal_flops(batch, q, 1) + causal_flops(batch, o, 1)};
+  }
 };
 struct AttentionBackward {
   ConstView grad_o;      // [T, H * value_dim]
@@ -28,6 +40,12 @@ struct AttentionBackward {
   View dq, dk, dv;       // shapes of q, k, v; rows may be strided
   int64_t batch, num_heads, num_kv_heads;
   float scale;
+
+  KernelCost cost() const {
+    return {.name = "attention_backward",
+            .bytes = bytes_of(grad_o, q, k, v, o, lse, dq, dk, dv),
+            .float_flops = causal_flops(batch, q, 3) + causal_flops(batch, o, 2)};
+  }
 };
 struct AttentionDecode {
   ConstView q;        // [N, H * head_dim] float32 or bfloat16: the newest N tokens of one sequence, N >= 1
@@ -36,6 +54,12 @@ struct AttentionDecode {
   View o;             // [N, H * value_dim] as q; token n attends to positions 0 .. length - N + n
   int64_t length, num_heads, num_kv_heads;
   float scale;  // the same bits as AttentionForward gives for the same tokens
+
+  KernelCost cost() const {
+    return {.name = "attention_decode",
+            .bytes = bytes_of(q, o) +
+                     double(length) * double(k_cache.cols() + v_cache.cols()) * double(size_of(k_cache.dtype()))};
+  }
 };
 namespace cpu {
 void attention_forward(const AttentionForward& args, Stream& stream);

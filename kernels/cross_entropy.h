@@ -14,6 +14,8 @@ struct CrossEntropy {
   View loss;          // [T] float32
   View dlogits;       // [T, V] float32 or bfloat16, or not defined; may be logits itself where float32
   float grad_scale;
+
+  KernelCost cost() const { return {.name = "cross_entropy", .bytes = bytes_of(logits, targets, loss, dlogits)}; }
 };
 namespace cpu {
 void cross_entropy(const CrossEntropy& args, Stream& stream);

@@ -10,23 +10,33 @@ struct AddInto {
   // y[i] = a[i] + b[i] in float32, rounded once
   ConstView a, b;  // float32 or bfloat16, each its own
   View y;          // float32 or bfloat16; may be a or b
+
+  KernelCost cost() const { return {.name = "add_into", .bytes = bytes_of(a, b, y)}; }
 };
 struct Scale {
   View x;  // float32 or bfloat16: x[i] = x[i] * factor
   float factor;
+
+  KernelCost cost() const { return {.name = "scale", .bytes = bytes_of(x, x)}; }
 };
 struct Cast {
   ConstView x;  // float32 or bfloat16
   View y;       // the same number of elements, float32 or bfloat16
+
+  KernelCost cost() const { return {.name = "cast", .bytes = bytes_of(x, y)}; }
 };
 struct SumOfSquares {
   // sum += sum_i x[i]^2 in float64: pieces of 65536 elements, then the pieces in order
   ConstView x;  // float32 or bfloat16
   double* sum;
+
+  KernelCost cost() const { return {.name = "sum_of_squares", .bytes = bytes_of(x)}; }
 };
 struct CountNonFinite {
   ConstView x;     // float32 or bfloat16
   int64_t* count;  // added to
+
+  KernelCost cost() const { return {.name = "count_non_finite", .bytes = bytes_of(x)}; }
 };
 namespace cpu {
 void add_into(const AddInto& args, Stream& stream);

@@ -12,11 +12,17 @@ struct EmbeddingForward {
   ConstView ids;     // [T] int32
   ConstView weight;  // [V, D] float32 or bfloat16
   View y;            // [T, D] as weight
+
+  KernelCost cost() const { return {.name = "embedding_forward", .bytes = bytes_of(ids, y, y)}; }
 };
 struct EmbeddingBackward {
   ConstView ids;  // [T] int32
   ConstView dy;   // [T, D] float32 or bfloat16
   View dweight;   // [V, D] float32, added to
+
+  KernelCost cost() const {
+    return {.name = "embedding_backward", .bytes = bytes_of(ids, dy) + 8.0 * double(dy.num_elements())};
+  }
 };
 namespace cpu {
 void embedding_forward(const EmbeddingForward& args, Stream& stream);

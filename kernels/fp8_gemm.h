@@ -29,6 +29,12 @@ struct Fp8GroupedGemm {
   ConstView rows = {};     // [R] int32: gathers the rows of a and a_scale; not defined: none
   View c;                  // [R, N] float32 or bfloat16, rows may be strided
   Emulation emulation;
+
+  KernelCost cost() const {
+    return {.name = "fp8_grouped_gemm",
+            .bytes = bytes_of(a, a_scale, b, b_scale, c),
+            .pair_flops = 2.0 * double(c.num_elements()) * double(a.cols())};
+  }
 };
 struct Fp8GroupedWgrad {
   // dw[g,n,k] += sum over columns p of group g of dy[n,p] * x[k,p]; group g is columns 128 * block_offsets[g] and on
@@ -39,6 +45,12 @@ struct Fp8GroupedWgrad {
   ConstView block_offsets;  // [G + 1] int64
   View dw;                  // [G, N, K] float32 (or [N, K])
   Emulation emulation;
+
+  KernelCost cost() const {
+    return {.name = "fp8_grouped_wgrad",
+            .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, dw),
+            .pair_flops = 2.0 * double(dy.num_elements()) * double(x.rows())};
+  }
 };
 namespace cpu {
 void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream);

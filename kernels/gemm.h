@@ -12,6 +12,11 @@ namespace octet::kernels {
 
 inline constexpr int64_t kGemmKBlock = 256;
 
+inline KernelCost product_cost(const char* name, DType operands, double flops, double bytes) {
+  if (operands == DType::kFloat32) return {.name = name, .bytes = bytes, .float_flops = flops};
+  return {.name = name, .bytes = bytes, .pair_flops = flops};
+}
+
 struct GroupedGemm {
   // c[r,n] = sum_k a[row(r),k] * B(n,k) of the group of r;  row(r) = rows[r], or r
   ConstView a;             // [S, K] float32 or bfloat16, rows may be strided
@@ -21,6 +26,11 @@ struct GroupedGemm {
   View c;                  // [R, N] float32 or bfloat16, rows may be strided
   bool b_is_kn = false;
   bool accumulate = false;  // c += , float32 c only
+
+  KernelCost cost() const {
+    return product_cost("grouped_gemm", a.dtype(), 2.0 * double(c.num_elements()) * double(a.cols()),
+                        bytes_of(a, b, c));
+  }
 };
 struct GroupedWgrad {
   // dw[g,n,k] += sum over the rows r of group g, in order, of dy[r,n] * x[row(r),k]
@@ -29,6 +39,11 @@ struct GroupedWgrad {
   ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
   ConstView rows = {};     // [R] int32: gathers the rows of x; not defined: none
   View dw;                 // [G, N, K] float32 (or [N, K])
+
+  KernelCost cost() const {
+    return product_cost("grouped_wgrad", dy.dtype(), 2.0 * double(dy.num_elements()) * double(x.cols()),
+                        bytes_of(dy, x, dw, dw));
+  }
 };
 namespace cpu {
 void grouped_gemm(const GroupedGemm& args, Stream& stream);

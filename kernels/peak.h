@@ -1,4 +1,5 @@
-// What the processor's arithmetic can do at most: fused multiply-adds on registers alone, nothing loaded or stored.
+// What the processor's arithmetic can do at most: fused multiply-adds on registers alone, nothing loaded or stored;
+// and what its memory can: a copy.
 #pragma once
 
 #include "core/base/clock.h"
@@ -17,6 +18,8 @@ struct PeakLoop {
   int64_t pieces;  // of work, about 20 us each, shared among the threads
   View sink;       // [pieces] float32: results, so that the work cannot be left out
   double* flops;   // set to the number of floating-point operations, two for a multiply-add
+
+  KernelCost cost() const { return {.name = "peak_loop"}; }
 };
 namespace cpu {
 void peak_loop(const PeakLoop& args, Stream& stream);
@@ -25,5 +28,9 @@ inline void peak_loop(const PeakLoop& args, Stream& stream) { dispatch<cpu::peak
 
 // Floating-point operations a second on all threads of the stream, the best of twelve tries; takes about 30 ms.
 double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock);
+
+// Bytes read and written a second by a copy of memory too large for the caches, all threads of the stream, the best of
+// six tries; takes about 150 ms.
+double measure_copy_bandwidth(Stream& stream, Clock& clock);
 
 }  // namespace octet::kernels

@@ -13,12 +13,16 @@ struct BuildPermutation {
   View offsets;       // [E + 1] int64
   View row_of;        // [T, K] int32
   View source;        // [T * K] int32
+
+  KernelCost cost() const { return {.name = "build_permutation", .bytes = bytes_of(indices, row_of, source)}; }
 };
 struct GatherRows {
   // y[r,:] = x[source[r],:], any dtype
   ConstView x;       // [T, C]
   ConstView source;  // [R] int32
   View y;            // [R, C] as x
+
+  KernelCost cost() const { return {.name = "gather_rows", .bytes = bytes_of(y, source, y)}; }
 };
 struct CombineForward {
   // y[t,:] = base[t,:] + sum_k weights[t,k] * rows[row_of[t,k],:], k in order, in float32, rounded once
@@ -27,6 +31,8 @@ struct CombineForward {
   ConstView weights;  // [T, K] float32; not defined: all 1
   ConstView base;     // [T, D] as rows; not defined: 0. May be y.
   View y;             // [T, D] as rows
+
+  KernelCost cost() const { return {.name = "combine_forward", .bytes = bytes_of(rows, row_of, weights, base, y)}; }
 };
 struct CombineBackward {
   // drows[row_of[t,k],:] = weights[t,k] * dy[t,:];   dweights[t,k] = dy[t,:] . rows[row_of[t,k],:]
@@ -36,6 +42,10 @@ struct CombineBackward {
   ConstView weights;  // [T, K] float32
   View drows;         // [R, D] as dy
   View dweights;      // [T, K] float32
+
+  KernelCost cost() const {
+    return {.name = "combine_backward", .bytes = bytes_of(dy, rows, row_of, weights, drows, dweights)};
+  }
 };
 namespace cpu {
 void build_permutation(const BuildPermutation& args, Stream& stream);

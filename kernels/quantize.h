@@ -27,11 +27,15 @@ struct QuantizeRows {
   View codes;            // [R, C] float8_e4m3
   View scale;            // [R, ceil(C/128)] float32
   QuantizeStats* stats;  // added to; null: none
+
+  KernelCost cost() const { return {.name = "quantize_rows", .bytes = bytes_of(x, codes, scale)}; }
 };
 struct DequantizeRows {
   ConstView codes;  // [R, C] float8_e4m3
   ConstView scale;  // [R, ceil(C/128)] float32
   View x;           // [R, C] float32 or bfloat16
+
+  KernelCost cost() const { return {.name = "dequantize_rows", .bytes = bytes_of(codes, scale, x)}; }
 };
 struct QuantizeColumns {
   ConstView x;              // [R, C] float32 or bfloat16
@@ -40,6 +44,8 @@ struct QuantizeColumns {
   View codes;               // [C, P] float8_e4m3: transposed
   View scale;               // [C, P/128] float32
   QuantizeStats* stats;     // added to; null: none
+
+  KernelCost cost() const { return {.name = "quantize_columns", .bytes = bytes_of(x, codes, scale)}; }
 };
 struct RequantizeColumns {
   // As QuantizeColumns of the matrix whose row r is row rows[r] of codes * scale: dequantise, transpose, quantise.
@@ -51,6 +57,10 @@ struct RequantizeColumns {
   View out_codes;           // [C, P] float8_e4m3
   View out_scale;           // [C, P/128] float32
   QuantizeStats* stats;     // flushed: values that were not 0 before and are after. Null: none
+
+  KernelCost cost() const {
+    return {.name = "requantize_columns", .bytes = bytes_of(out_codes, rows, out_codes, out_scale)};
+  }
 };
 struct QuantizeBlocks {
   ConstView x;           // [G, N, K] float32 or bfloat16, or [N, K]
@@ -59,6 +69,8 @@ struct QuantizeBlocks {
   View codes_t;          // [G, K, N] float8_e4m3: the same codes transposed; not defined: none
   View scale_t;          // [G, ceil(K/128), ceil(N/128)] float32
   QuantizeStats* stats;  // added to; null: none
+
+  KernelCost cost() const { return {.name = "quantize_blocks", .bytes = bytes_of(x, codes, scale, codes_t, scale_t)}; }
 };
 namespace cpu {
 void quantize_rows(const QuantizeRows& args, Stream& stream);

@@ -19,6 +19,8 @@ struct RmsNormForward {
   View y;            // [T, D] as x; may be x itself
   View rstd;         // [T]    float32, kept for the backward pass
   float eps;
+
+  KernelCost cost() const { return {.name = "rms_norm_forward", .bytes = bytes_of(x, weight, y, rstd)}; }
 };
 struct RmsNormBackward {
   ConstView dy;      // [T, D] as x
@@ -27,6 +29,8 @@ struct RmsNormBackward {
   ConstView rstd;    // [T]    float32
   View dx;           // [T, D] as x; may be dy itself
   View dweight;      // [D]    float32, added to
+
+  KernelCost cost() const { return {.name = "rms_norm_backward", .bytes = bytes_of(dy, x, weight, rstd, dx, dweight)}; }
 };
 namespace cpu {
 void rms_norm_forward(const RmsNormForward& args, Stream& stream);

@@ -21,6 +21,8 @@ struct Rope {
   int64_t head_dim;     // even
   RopeLayout layout;
   bool inverse;
+
+  KernelCost cost() const { return {.name = "rope", .bytes = bytes_of(x, x, positions)}; }
 };
 // Fills cos_sin, [max_positions, head_dim] float32, for Rope: angles in float64, their cos and sin rounded once.
 void fill_rope_table(View cos_sin, int64_t head_dim, double theta);

@@ -31,6 +31,8 @@ struct RouterForward {
   View indices;        // [T, K] int32
   View weights;        // [T, K] float32
   RouterOptions options;
+
+  KernelCost cost() const { return {.name = "router_forward", .bytes = bytes_of(logits, scores, indices, weights)}; }
 };
 struct RouterBackward {
   ConstView scores, indices, weights;  // as the forward pass left them
@@ -38,6 +40,10 @@ struct RouterBackward {
   ConstView dscores;                   // [T, E] float32, or not defined
   View dlogits;                        // [T, E] float32
   RouterOptions options;
+
+  KernelCost cost() const {
+    return {.name = "router_backward", .bytes = bytes_of(scores, indices, weights, dweights, dscores, dlogits)};
+  }
 };
 struct BalanceLoss {
   // Load-balance loss over groups of `tokens_per_group` consecutive tokens (equations 17 to 20 of the paper):
@@ -51,6 +57,8 @@ struct BalanceLoss {
   View loss;         // [1] float32, added to
   int64_t tokens_per_group, top_k;
   float alpha;  // already divided by the number of micro-batches
+
+  KernelCost cost() const { return {.name = "balance_loss", .bytes = bytes_of(scores, dscores, dscores)}; }
 };
 struct RouterZLoss {
   // loss += beta * mean_t logsumexp_i(logits[t,:])^2 (arXiv:2202.08906); its gradient is added to dlogits
@@ -58,6 +66,8 @@ struct RouterZLoss {
   View dlogits;      // [T, E] float32, added to
   View loss;         // [1] float32, added to
   float beta;
+
+  KernelCost cost() const { return {.name = "router_z_loss", .bytes = bytes_of(logits, dlogits, dlogits)}; }
 };
 namespace cpu {
 void router_forward(const RouterForward& args, Stream& stream);

@@ -12,11 +12,15 @@ namespace octet::kernels {
 struct SwigluForward {
   ConstView h;  // [R, 2F] float32 or bfloat16: gate, then up
   View y;       // [R, F] as h
+
+  KernelCost cost() const { return {.name = "swiglu_forward", .bytes = bytes_of(h, y)}; }
 };
 struct SwigluBackward {
   ConstView dy;  // [R, F] as h
   ConstView h;   // [R, 2F]
   View dh;       // [R, 2F] as h; may be h itself
+
+  KernelCost cost() const { return {.name = "swiglu_backward", .bytes = bytes_of(dy, h, dh)}; }
 };
 namespace cpu {
 void swiglu_forward(const SwigluForward& args, Stream& stream);

@@ -38,6 +38,9 @@
 #ifndef OCTET_ISA_LEVEL
 #define OCTET_ISA_LEVEL 0
 #endif
+#if OCTET_ISA_LEVEL == 2 && defined(OCTET_EMULATE_AVX512)
+#include "kernels/cpu/avx512_emulation.h"
+#endif
 
 // Defines kernels::cpu::name, which calls the variant of the current instruction set.
 #if OCTET_ISA_LEVEL == 0 && defined(__x86_64__)

@@ -71,5 +71,20 @@ double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock) {
   return best;
 }
 
+double measure_copy_bandwidth(Stream& stream, Clock& clock) {
+  constexpr int64_t kBytes = int64_t(128) << 20;
+  std::vector<char> from(size_t(kBytes), 1), to(size_t(kBytes), 2);
+  double best = 0;
+  for (int repeat = 0; repeat < 6; ++repeat) {
+    const int64_t begin = clock.monotonic_ns();
+    stream.parallel_chunks(kBytes, int64_t(1) << 20, [&](int64_t first, int64_t last) {
+      std::memcpy(to.data() + first, from.data() + first, size_t(last - first));
+    });
+    const double seconds = double(std::max<int64_t>(clock.monotonic_ns() - begin, 1)) * 1e-9;
+    best = std::max(best, 2.0 * double(kBytes) / seconds);
+  }
+  return best;
+}
+
 }  // namespace octet::kernels
 #endif

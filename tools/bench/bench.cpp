@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "tools/bench/gemm_bench.h"
+#include "tools/bench/step_bench.h"
 
 namespace octet {
 namespace {
@@ -14,6 +15,10 @@ struct Benchmark {
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
     {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
+    {"step",
+     "a training step on made-up tokens; args: CONFIG, steps=N, warmup=N, threads=N|all, section.key=value..., phases, "
+     "json",
+     bench_step},
 };
 
 }  // namespace

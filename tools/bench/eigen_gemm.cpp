@@ -29,7 +29,11 @@
 
 #define EIGEN_DONT_PARALLELIZE
 #if OCTET_ISA_LEVEL == 2
+#ifdef OCTET_EMULATE_AVX512  // for the machine that emulates, which has no more than this
+#pragma GCC target("avx2,fma,f16c")
+#else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
 #define Eigen EigenAvx512
 #define eigen_gemm_columns eigen_gemm_columns_avx512
 #elif OCTET_ISA_LEVEL == 1

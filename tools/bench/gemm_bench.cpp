@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <optional>
 
 #include "core/base/clock.h"
 #include "core/base/fp8.h"
@@ -17,6 +16,7 @@
 #include "kernels/peak.h"
 #include "kernels/quantize.h"
 #include "tools/bench/eigen_gemm.h"
+#include "tools/bench/whole_number.h"
 
 namespace octet {
 namespace {
@@ -28,11 +28,6 @@ struct Options {
   int64_t repeats = 9;
   std::vector<int> threads;
 };
-
-std::optional<int64_t> whole_number(const std::string& text) {
-  if (text.empty() || text.size() > 9 || text.find_first_not_of("0123456789") != std::string::npos) return {};
-  return std::stoll(text);
-}
 
 Options parse(const char* bench, const std::vector<std::string>& args, size_t axes, const char* form) {
   Options options;

@@ -15,19 +15,13 @@
 #include "tools/train/report.h"
 #include "tools/train/run_lock.h"
 #include "tools/train/stop_signal.h"
+#include "tools/train/training_step.h"
 
 namespace octet {
 namespace {
 
 // A step whose numbers are not finite may be left out (train.on_non_finite: skip), but not for ever.
 constexpr int64_t kMostSkippedInARow = 10;
-
-RecomputeParts recompute_parts(const TrainConfig& train) {
-  return {.norm = train.recomputes(Recompute::kNorm),
-          .swiglu = train.recomputes(Recompute::kSwiglu),
-          .attention = train.recomputes(Recompute::kAttention),
-          .block = train.recomputes(Recompute::kBlock)};
-}
 
 Fp8Health health_of(const char* role, const kernels::QuantizeStats& stats) {
   const auto percent = [&stats](int64_t part) {
@@ -99,9 +93,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
   const int64_t sample_length = int64_t(config_.train.sample_prompt.size()) + 1 + config_.train.sample_tokens;
   model_ = std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
                                          std::max(config_.data.seq_len, sample_length));
-  optimizer_ =
-      std::make_unique<AdamW>(model_->parameters(), config_.optim,
-                              config_.precision.moments == MomentType::kBf16 ? DType::kBFloat16 : DType::kFloat32);
+  optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision));
   flops_per_token_ = training_flops_per_token(config_.model, model.vocab_size, config_.data.seq_len);
   files_.make_directories(run_dir_);
 }
@@ -140,20 +132,14 @@ StepRecord Trainer::train_step() {
   model_->context().numerics.health = measure ? &fp8_counts_ : nullptr;
   const int64_t started_ns = clock_.monotonic_ns();
 
-  const int64_t sequences = train.sequences_per_micro_batch(), micro_batches = train.num_micro_batches();
+  const int64_t sequences = train.sequences_per_micro_batch();
   const int64_t tokens = train.batch_size * config_.data.seq_len;
-  double loss_sum = 0;
-  for (int64_t m = 0; m < micro_batches; ++m) {
-    const Batch batch = train_loader_->fetch(state_.cursor.sample + m * sequences, sequences);
-    const int64_t T = sequences * config_.data.seq_len;
-    loss_sum += model_
-                    ->train_micro_batch(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), sequences,
-                                        1.0f / float(tokens), 1.0f / float(micro_batches))
-                    .sum;
-  }
+  const double loss = run_micro_batches(*model_, train, config_.data.seq_len, [&](int64_t m) {
+    return train_loader_->fetch(state_.cursor.sample + m * sequences, sequences);
+  });
   StepRecord record{.step = step,
                     .tokens = state_.tokens + tokens,
-                    .loss = loss_sum / double(tokens),
+                    .loss = loss,
                     .lr = learning_rate(config_.optim, step, train.steps),
                     .grad_norm = optimizer_->gradient_norm()};
   add_router_metrics(record, measure);
@@ -169,9 +155,7 @@ StepRecord Trainer::train_step() {
     for (Router* router : model_->routers()) router->drop_step();
   } else {
     skipped_in_a_row_ = 0;
-    optimizer_->step(step, record.lr, record.grad_norm);
-    model_->refresh_weights(measure ? &fp8_counts_ : nullptr);
-    for (Router* router : model_->routers()) router->end_step();
+    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? &fp8_counts_ : nullptr);
   }
   state_.step = step;
   state_.tokens += tokens;

@@ -1,0 +1,180 @@
+#include "tools/bench/step_bench.h"
+
+#include <fmt/core.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/base/clock.h"
+#include "core/base/isa.h"
+#include "core/base/random.h"
+#include "core/io/json.h"
+#include "kernels/peak.h"
+#include "tools/bench/whole_number.h"
+#include "tools/train/model_stats.h"
+#include "tools/train/training_step.h"
+#include "tools/train/yaml_reader.h"
+
+namespace octet {
+namespace {
+
+struct StepOptions {
+  std::string config;
+  std::vector<std::string> overrides;
+  int64_t steps = 7, warmup = 3, threads = 0;
+  bool phases = false, json = false;
+};
+
+StepOptions parse(const std::vector<std::string>& args) {
+  StepOptions options;
+  const auto refuse = [](const std::string& what) {
+    fail(ErrorKind::kArgument,
+         {.what = "bench step: " + what +
+                  "; wanted a configuration, steps=N, warmup=N, threads=N|all, phases, json, or "
+                  "section.key=value",
+          .where = "command line",
+          .why = {},
+          .fix = "octet bench step configs/bench_tiny.yaml steps=7 precision.recipe=bf16 phases"});
+  };
+  for (const std::string& arg : args) {
+    const size_t equals = arg.find('=');
+    const std::string key = arg.substr(0, equals), value = equals == std::string::npos ? "" : arg.substr(equals + 1);
+    const auto number = whole_number(value);
+    if (equals == std::string::npos && arg == "phases") {
+      options.phases = true;
+    } else if (equals == std::string::npos && arg == "json") {
+      options.json = true;
+    } else if (equals == std::string::npos && options.config.empty()) {
+      options.config = arg;
+    } else if (key == "steps" && number && *number >= 1) {
+      options.steps = *number;
+    } else if (key == "warmup" && number) {
+      options.warmup = *number;
+    } else if (key == "threads" && (value == "all" || (number && *number >= 1))) {
+      options.threads = number.value_or(0);
+    } else if (key.find('.') != std::string::npos) {
+      options.overrides.push_back(arg);
+    } else {
+      refuse(fmt::format("\"{}\" came", arg));
+    }
+  }
+  if (options.config.empty()) refuse("no configuration came");
+  return options;
+}
+
+// Sequences of a chain that a model can learn: three times of four the next token is a function of the last one.
+Batch made_up_batch(int64_t number, int64_t sequences, int64_t seq_len, int64_t vocab) {
+  const RandomStream stream(1, fmt::format("bench step, batch {}", number));
+  Batch batch{.num_samples = sequences, .seq_len = seq_len, .inputs = {}, .targets = {}};
+  uint64_t draw = 0;
+  const auto token = [&] { return int64_t(stream.below(uint64_t(vocab), draw++)); };
+  for (int64_t s = 0; s < sequences; ++s) {
+    int64_t last = token();
+    for (int64_t i = 0; i < seq_len; ++i) {
+      const int64_t next = stream.below(4, draw++) < 3 ? (last * 5 + 7) % vocab : token();
+      batch.inputs.push_back(int32_t(last));
+      batch.targets.push_back(int32_t(next));
+      last = next;
+    }
+  }
+  return batch;
+}
+
+int64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t(usage.ru_maxrss) * 1024;
+}
+
+void print_phases(const kernels::KernelProfile& profile, double total_seconds, int64_t steps) {
+  using kernels::Arithmetic;
+  const double float_peak = kernels::measure_peak_flops(Arithmetic::kFloat32, default_stream(), real_clock());
+  const double pair_peak = kernels::measure_peak_flops(Arithmetic::kBFloat16Pairs, default_stream(), real_clock());
+  const double bandwidth = kernels::measure_copy_bandwidth(default_stream(), real_clock());
+  fmt::print(
+      "\nA step by kernel. Least: the operations at the peaks of {:.0f} GFLOP/s (float32) and {:.0f} (bfloat16 and\n"
+      "FP8 pairs), or the bytes at the {:.1f} GB/s of a copy out of cache, whichever takes longer.\n\n",
+      float_peak * 1e-9, pair_peak * 1e-9, bandwidth * 1e-9);
+  fmt::print("{:<22} {:>6} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11}\n", "kernel", "calls", "ms", "%", "GFLOP", "MB",
+             "least ms", "x the least");
+  double in_kernels = 0, least_of_all = 0;
+  const auto print_row = [&](const char* name, const std::string& calls, double seconds, double flops, double bytes,
+                             double least) {
+    const double n = double(steps);
+    fmt::print("{:<22} {:>6} {:>9.2f} {:>7.1f} {:>9.2f} {:>9.1f} {:>9.2f} {:>11}\n", name, calls, seconds / n * 1e3,
+               100 * seconds / total_seconds, flops / n * 1e-9, bytes / n * 1e-6, least / n * 1e3,
+               least > 0 ? fmt::format("{:.2f}", seconds / least) : "");
+  };
+  double all_flops = 0, all_bytes = 0;
+  for (const auto& row : profile.rows()) {
+    const double compute = row.cost.float_flops / float_peak + row.cost.pair_flops / pair_peak;
+    const double least = std::max(compute, row.cost.bytes / bandwidth),
+                 flops = row.cost.float_flops + row.cost.pair_flops;
+    print_row(row.cost.name, std::to_string(row.calls / steps), row.seconds, flops, row.cost.bytes, least);
+    in_kernels += row.seconds, least_of_all += least, all_flops += flops, all_bytes += row.cost.bytes;
+  }
+  print_row("between kernels", "", total_seconds - in_kernels, 0, 0, 0);
+  print_row("the step", "", total_seconds, all_flops, all_bytes, least_of_all);
+}
+
+}  // namespace
+
+int bench_step(const std::vector<std::string>& args) {
+  const StepOptions options = parse(args);
+  const Config config = load_config(real_file_system(), options.config, options.overrides);
+  require(ErrorKind::kConfig, config.model.vocab_size > 0,
+          "bench step: {} leaves model.vocab_size to its tokenizer; set it: model.vocab_size=8192", options.config);
+  set_num_threads(int(options.threads));
+  const int64_t S = config.data.seq_len, sequences = config.train.sequences_per_micro_batch();
+  const int64_t tokens = config.train.batch_size * S;
+
+  Transformer model(config.model, config.precision, recompute_parts(config.train), S);
+  AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
+  model.init_weights(uint64_t(config.train.seed));
+  kernels::KernelProfile profile(real_clock());
+  std::vector<double> seconds, losses;
+  for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
+    std::vector<Batch> batches;
+    for (int64_t m = 0; m < config.train.num_micro_batches(); ++m) {
+      batches.push_back(
+          made_up_batch(step * config.train.num_micro_batches() + m, sequences, S, config.model.vocab_size));
+    }
+    if (step == options.warmup + 1) profile.clear();
+    const int64_t begin_ns = real_clock().monotonic_ns();
+    losses.push_back(run_micro_batches(model, config.train, S, [&](int64_t m) { return batches[size_t(m)]; }));
+    apply_update(model, optimizer, step, config.optim.lr, optimizer.gradient_norm(), nullptr);
+    if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
+  }
+  const int64_t resident = peak_resident_bytes();
+  const double total = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2], per_second = double(tokens) / median;
+  const double flops = per_second * training_flops_per_token(config.model, config.model.vocab_size, S);
+  const int threads = default_thread_pool().num_threads();
+  if (options.json) {
+    Json record = Json::object();
+    record.set("config", options.config).set("recipe", std::string(name_of(config.precision.recipe)));
+    record.set("isa", std::string(name_of(current_isa()))).set("threads", int64_t(threads));
+    record.set("tokens_per_step", tokens).set("ms_median", median * 1e3).set("ms_min", seconds.front() * 1e3);
+    record.set("ms_max", seconds.back() * 1e3).set("tok_s", per_second).set("gflops", flops * 1e-9);
+    record.set("loss_first", losses.front()).set("loss_last", losses.back());
+    record.set("peak_rss_mib", resident >> 20);
+    fmt::print("{}\n", record.text());
+    return 0;
+  }
+  const double peak = kernels::measure_peak_flops(
+      config.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32 : kernels::Arithmetic::kBFloat16Pairs,
+      default_stream(), real_clock());
+  fmt::print("{}: {}, {}, {} thread{}, {} tokens a step\n", options.config, name_of(config.precision.recipe),
+             name_of(current_isa()), threads, threads == 1 ? "" : "s", tokens);
+  fmt::print(
+      "{:.1f} ms a step, median of {} (spread {:.1f} %): {:.0f} tokens/s, {:.1f} GFLOP/s of the model's work,\n"
+      "{:.1f} % of the peak of {:.0f}; loss {:.4f} first, {:.4f} last; peak resident memory {} MiB\n",
+      median * 1e3, options.steps, 100 * (seconds.back() - seconds.front()) / median, per_second, flops * 1e-9,
+      100 * flops / peak, peak * 1e-9, losses.front(), losses.back(), resident >> 20);
+  if (options.phases) print_phases(profile, total, options.steps);
+  return 0;
+}
+
+}  // namespace octet
