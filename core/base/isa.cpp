@@ -49,9 +49,13 @@ std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) isas.push_back(Isa::kAvx2);
+#ifdef OCTET_EMULATE_AVX512
+  const bool avx512 = true;
+#else
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+#endif
   if (avx2 && avx512) isas.push_back(Isa::kAvx512);
 #endif
   return isas;

@@ -10,7 +10,7 @@ namespace octet {
 enum class Isa {
   kGeneric,  // what every x86-64 (or other) processor has
   kAvx2,     // AVX2, FMA, F16C
-  kAvx512,   // AVX-512 F, BW, DQ, VL, VBMI and BF16
+  kAvx512,   // AVX-512 F, BW, DQ, VL, VBMI and BF16; emulated by AVX2 where built with OCTET_EMULATE_AVX512
 };
 
 std::string_view name_of(Isa isa);
