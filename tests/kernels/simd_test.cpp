@@ -129,4 +129,47 @@ TEST_CASE("the mathematics has the same bits on every instruction set", "[kernel
   });
 }
 
+// Bits of every kind, NaN and subnormal numbers among them, in an order that brings different kinds together.
+std::vector<float> any_bits() {
+  const RandomStream random(7, "bits");
+  std::vector<float> x = {0.0f, -0.0f, kInfinity, -kInfinity, 0x1p-149f, 0x1p31f, -0x1p31f, 0x1.fffffep30f, 448.0f};
+  const uint32_t kinds[] = {0, 0x7f800000u, 0x40000000u, 0x4b000000u, 0x3c000000u};  // exponents to be met often
+  for (uint64_t i = 0; i < 40000; ++i) {
+    const uint32_t u = uint32_t(random.bits(i));
+    x.push_back(std::bit_cast<float>(i % 2 == 0 ? u : (u & 0x807fffffu) | kinds[i / 2 % 5]));
+  }
+  return x;
+}
+
+TEST_CASE("what kernels are made of has the same bits on every instruction set", "[kernels][simd]") {
+  const std::vector<float> x = any_bits();
+  check_same_bits([&](Stream& stream, std::string& bytes) {
+    for (int function = SimdProbe::kMax; function <= SimdProbe::kEncodeE4m3; ++function) {
+      append_bytes(bytes, probe(SimdProbe::Function(function), x, stream));
+    }
+  });
+}
+
+TEST_CASE("of two numbers one of which is NaN the maximum is the second", "[kernels][simd]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const size_t lane = GENERATE(range(0, 16));
+  CAPTURE(name_of(isa), lane);
+  std::vector<float> x(16);
+  for (size_t i = 0; i < 16; ++i) x[i] = float(i) - 100.0f;
+  x[lane] = std::numeric_limits<float>::quiet_NaN();
+  // The halves are compared, then their halves: a NaN stays if it is the second of each pair it comes to, and else has
+  // erased the second of those it met before.
+  std::vector<float> halves = x;
+  for (size_t half = 8; half >= 1; half /= 2) {
+    for (size_t i = 0; i < half; ++i) halves[i] = halves[i] > halves[i + half] ? halves[i] : halves[i + half];
+  }
+  const float got = probe(SimdProbe::kReduceMax, x)[0];
+  CHECK((got == halves[0] || (std::isnan(got) && std::isnan(halves[0]))));
+  CHECK(std::isnan(probe(SimdProbe::kMax, x)[lane ^ 1]));
+  CHECK(probe(SimdProbe::kMax, x)[lane] == x[lane ^ 1]);
+  CHECK(std::isnan(probe(SimdProbe::kMin, x)[lane ^ 1]));
+  CHECK(probe(SimdProbe::kMin, x)[lane] == x[lane ^ 1]);
+}
+
 }  // namespace octet::test
