@@ -1,0 +1,885 @@
+#include "parallel/message_communicator.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "core/base/clock.h"
+#include "core/base/log.h"
+#include "core/tensor/allocator.h"
+#include "parallel/ordered_sum.h"
+
+namespace octet {
+namespace {
+
+using Element = CollectiveCall::Element;
+using Piece = CollectiveCall::Piece;
+
+constexpr int64_t kInlineBytes = 160;
+constexpr uint32_t kMagic = 0x4f435431;  // "OCT1"; another byte order or version differs
+
+// What a rank tells another when it enters an operation with it.
+struct Header {
+  uint32_t magic = kMagic;
+  Operation operation = Operation::kBarrier;
+  uint8_t is_inline = 0;
+  uint8_t unused[2] = {};
+  int32_t root = -1;
+  int32_t unused_too = 0;
+  int64_t number = 0;
+  uint64_t agreed = 0;
+  int64_t elements = 0;
+  int64_t piece_bytes = 0;
+  char dtype[16] = {};
+  char phase[32] = {};
+  std::byte piece[kInlineBytes] = {};
+};
+static_assert(sizeof(Header) == 256);
+
+// What a rank tells another outside of any operation: that it ends in order, or that it gives up and why.
+struct Notice {
+  uint32_t magic = kMagic;
+  uint8_t gives_up = 0;
+  uint8_t kind = 0;  // ErrorKind
+  uint8_t unused[2] = {};
+  char text[1016] = {};
+};
+static_assert(sizeof(Notice) == 1024);
+
+template <size_t N>
+void copy_text(char (&to)[N], std::string_view from) {
+  if (!from.empty()) std::memcpy(to, from.data(), std::min(from.size(), N - 1));
+}
+
+// A tag is the number of a group, what the message is, and the low bits of the operation's number. Headers carry no
+// number: they arrive in order, so that a rank in another operation is met and not missed.
+enum class Lane : int { kHeader, kPiece, kSecondPiece, kPairHeader, kPairPiece, kNotice };
+constexpr int kMaxContext = 255;
+int tag_of(int context, Lane lane, int64_t number = 0) {
+  return context << 23 | int(lane) << 20 | int(number & ((1 << 20) - 1));
+}
+
+enum class Part : int32_t { kHeaderOut, kHeaderIn, kPieceOut, kPieceIn, kNoticeOut, kNoticeIn };
+
+struct Group {
+  std::string name;
+  std::vector<int> ranks;  // of the world
+  int me = 0;              // index of this rank in `ranks`
+  int context = 0;
+  int64_t collectives = 0;               // entered by this rank
+  std::vector<int64_t> sends, receives;  // entered by this rank, with each other
+
+  int size() const { return int(ranks.size()); }
+};
+
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t bytes)
+      : memory_(static_cast<std::byte*>(allocate(bytes, MemoryCategory::kWorkspace))), bytes_(bytes) {}
+  ~Scratch() { free(); }
+  Scratch& operator=(Scratch&& other) noexcept {
+    free();
+    memory_ = std::exchange(other.memory_, nullptr);
+    bytes_ = other.bytes_;
+    return *this;
+  }
+  std::byte* data() const { return memory_; }
+
+ private:
+  void free() {
+    if (memory_ != nullptr) release(memory_, bytes_, MemoryCategory::kWorkspace);
+    memory_ = nullptr;
+  }
+  std::byte* memory_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// An operation under way.
+struct Op {
+  struct Peer {
+    Header out, in;
+    bool is_awaited = false;  // its header has not come
+    int64_t to_receive = 0;   // bytes of the exchange under way, as far as they are known
+    int64_t to_send = 0;
+  };
+
+  std::shared_ptr<Group> group;
+  CollectiveCall call;
+  Stream* stream = nullptr;
+  int64_t number = 0;
+  std::string phase;
+
+  std::vector<Peer> peers;
+  std::vector<Piece> slices;  // of an all_reduce: what each rank sums
+  Scratch scratch;            // of a reduction: the pieces of the other ranks, in their order
+  int open = 0;               // messages of this exchange that are not done
+  bool is_second = false;
+  bool is_done = false;
+  int64_t moved = 0;  // messages done; rises while anything happens
+
+  bool is_pair() const { return call.operation == Operation::kSend || call.operation == Operation::kReceive; }
+  bool is_sum() const { return call.element != Element::kBytes; }
+  int me() const { return group->me; }
+  int size() const { return group->size(); }
+
+  // What goes to a rank in the first exchange, and what of that comes back from it.
+  Piece outgoing(int rank) const {
+    return call.operation == Operation::kAllReduce ? slices[size_t(rank)] : call.from_pieces[size_t(rank)];
+  }
+  int64_t incoming_bytes(int rank) const {
+    return is_sum() ? outgoing(me()).bytes : call.to_pieces[size_t(rank)].bytes;
+  }
+  std::byte* incoming(int rank) const {
+    if (!is_sum()) return call.to + call.to_pieces[size_t(rank)].offset;
+    return scratch.data() + outgoing(me()).bytes * (rank < me() ? rank : rank - 1);
+  }
+};
+
+std::string shown_operation(const Header& header, std::string_view group) {
+  std::string text(name_of(header.operation));
+  const bool shows_size = header.operation != Operation::kBarrier && header.operation != Operation::kGroup;
+  if (header.operation == Operation::kAllToAll) {
+    text += fmt::format(" of rows of {} {}", header.elements, header.dtype);
+  } else if (shows_size) {
+    text += fmt::format(" of {} {}", header.elements, header.dtype);
+  }
+  if (header.operation == Operation::kBroadcast) text += fmt::format(" from rank {}", header.root);
+  return text + fmt::format(", number {} of group {}", header.number, group);
+}
+
+std::string list_ranks(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
+  }
+  return text;
+}
+
+// Looks again at once for as long as a neighbour on the same machine would take; then, for as long as an exchange in a
+// training step may take, lets other processes run; then sleeps, so that a rank that waits for long costs nothing.
+void pause_after(double waited_s) {
+  constexpr double kLookAgain = 20e-6, kLetRun = 5e-3, kLongest = 1e-3;
+  if (waited_s < kLookAgain) return;
+  if (waited_s < kLetRun) {
+    std::this_thread::yield();
+    return;
+  }
+  std::this_thread::sleep_for(std::chrono::duration<double>(std::min(waited_s / 16, kLongest)));
+}
+
+// All that the communicators of one run share on one rank.
+class World {
+ public:
+  World(std::unique_ptr<Transport> transport, const CommunicatorOptions& options)
+      : transport_(std::move(transport)),
+        options_(options),
+        notices_(size_t(transport_->size())),
+        has_ended_(size_t(transport_->size()), false),
+        identities_(size_t(transport_->size())),
+        seen_(size_t(transport_->size())),
+        exceptions_(std::uncaught_exceptions()) {
+    require(options.timeout_s > 0, "communicator: a timeout of {} s; wanted more than 0", options.timeout_s);
+    for (int peer = 0; peer < size(); ++peer) {
+      if (peer == rank()) continue;
+      transport_->receive(peer, tag_of(0, Lane::kNotice), &notices_[size_t(peer)], sizeof(Notice),
+                          {.owner = nullptr, .peer = peer, .part = int32_t(Part::kNoticeIn), .bytes = 0});
+    }
+  }
+
+  ~World() {
+    try {
+      end();
+    } catch (const std::exception& error) {
+      log_error("rank {} could not end together with the others: {}", rank(), error.what());
+    }
+  }
+
+  int rank() const { return transport_->rank(); }
+  int size() const { return transport_->size(); }
+  const ProcessIdentity& identity(int world_rank) const { return identities_[size_t(world_rank)]; }
+  const std::vector<std::string>& hosts() const { return hosts_; }
+
+  std::shared_ptr<Group> make_world_group() {
+    auto group = std::make_shared<Group>();
+    group->name = "world";
+    for (int r = 0; r < size(); ++r) group->ranks.push_back(r);
+    group->me = rank();
+    group->context = next_context_++;
+    group->sends.resize(group->ranks.size());
+    group->receives.resize(group->ranks.size());
+    return group;
+  }
+
+  // Tells every rank who the others are.
+  void meet(const std::shared_ptr<Group>& world) {
+    identities_[size_t(rank())] = transport_->identity();
+    CollectiveCall call;
+    call.operation = Operation::kGroup;
+    call.from = reinterpret_cast<const std::byte*>(&identities_[size_t(rank())]);
+    call.to = reinterpret_cast<std::byte*>(identities_.data());
+    call.from_pieces.assign(size_t(size()), {.offset = 0, .bytes = sizeof(ProcessIdentity)});
+    for (int r = 0; r < size(); ++r) {
+      call.to_pieces.push_back({.offset = int64_t(sizeof(ProcessIdentity)) * r, .bytes = sizeof(ProcessIdentity)});
+    }
+    call.agreed = uint64_t(size());
+    wait(*start(world, std::move(call), default_stream(), nullptr));
+    for (const ProcessIdentity& process : identities_) hosts_.emplace_back(process.host);
+  }
+
+  // All members agree on a number for their messages: the first that is free on each of them.
+  std::shared_ptr<Group> make_group(std::vector<int> ranks, std::string name) {
+    auto group = std::make_shared<Group>();
+    group->name = std::move(name);
+    group->ranks = std::move(ranks);
+    group->me = int(std::find(group->ranks.begin(), group->ranks.end(), rank()) - group->ranks.begin());
+    group->sends.resize(group->ranks.size());
+    group->receives.resize(group->ranks.size());
+    std::vector<int64_t> free(group->ranks.size());
+    int64_t mine = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      mine = next_context_;
+    }
+    CollectiveCall call;
+    call.operation = Operation::kGroup;
+    call.from = reinterpret_cast<const std::byte*>(&mine);
+    call.to = reinterpret_cast<std::byte*>(free.data());
+    call.from_pieces.assign(free.size(), {.offset = 0, .bytes = sizeof mine});
+    for (size_t r = 0; r < free.size(); ++r) {
+      call.to_pieces.push_back({.offset = int64_t(r * sizeof mine), .bytes = sizeof mine});
+      call.agree_on(uint64_t(group->ranks[r]));
+    }
+    for (const char c : group->name) call.agree_on(uint64_t(c));
+    wait(*start(group, std::move(call), default_stream(), nullptr));
+    const int64_t agreed = *std::max_element(free.begin(), free.end());
+    require(agreed <= kMaxContext, "group: {} groups were made in this run; wanted at most {}", agreed - 1,
+            kMaxContext - 1);
+    const std::lock_guard lock(mutex_);
+    next_context_ = int(agreed) + 1;
+    group->context = int(agreed);
+    group->collectives = 0;
+    return group;
+  }
+
+  // traffic is null for what a run does by itself.
+  std::shared_ptr<Op> start(const std::shared_ptr<Group>& group, CollectiveCall call, Stream& stream,
+                            Traffic* traffic) {
+    require(call.device.is_cpu(), "{}: on {}; this communicator moves host memory", name_of(call.operation),
+            call.device);
+    const std::lock_guard lock(mutex_);
+    refuse_if_broken();
+    auto op = std::make_shared<Op>();
+    op->group = group;
+    op->call = std::move(call);
+    op->stream = &stream;
+    op->phase = phase_;
+    op->peers.resize(group->ranks.size());
+    op->number = op->call.operation == Operation::kSend      ? ++group->sends[size_t(op->call.peer)]
+                 : op->call.operation == Operation::kReceive ? ++group->receives[size_t(op->call.peer)]
+                                                             : ++group->collectives;
+    if (traffic != nullptr && !op->is_pair() && transport_->before_collective(++collectives_) == Fault::kMiscount) {
+      op->number = ++group->collectives;
+    }
+    if (traffic != nullptr) ++(*traffic)[op->call.operation].calls;
+    active_.push_back(op);  // from here on messages may point into it, whatever happens
+    try {
+      begin(*op, traffic);
+    } catch (const Error& error) {
+      break_down(Error(error.kind(), {.what = error.report().what, .where = where(), .why = {}, .fix = {}}));
+    }
+    if (!op->is_done) advance();
+    return op;
+  }
+
+  bool is_done(Op& op) {
+    const std::lock_guard lock(mutex_);
+    if (!op.is_done) advance();
+    return op.is_done;
+  }
+
+  void progress() {
+    const std::lock_guard lock(mutex_);
+    if (!active_.empty()) advance();
+  }
+
+  void wait(Op& op) {
+    // A step of time longer than this was no wait: this process did not run.
+    constexpr double kLongestStep = 0.25;
+    constexpr double kLookEvery = 0.2;
+    double idle = 0, last_look = 0, last = real_clock().seconds();
+    int64_t moved = -1;
+    for (;;) {
+      const std::lock_guard lock(mutex_);
+      if (op.is_done) return;
+      advance();
+      if (op.is_done) return;
+      const double now = real_clock().seconds();
+      idle += std::min(now - last, kLongestStep);
+      last = now;
+      if (op.moved != moved) idle = last_look = 0, moved = op.moved;
+      if (idle - last_look >= kLookEvery) {
+        last_look = idle;
+        fail_if_lost(op);
+      }
+      if (idle >= options_.timeout_s) fail_late(op, idle);
+      // The lock stays while this thread sleeps at most a millisecond, only if nobody else wants it.
+      unlocked([&] { pause_after(idle); });
+    }
+  }
+
+  void set_phase(std::string_view phase) {
+    const std::lock_guard lock(mutex_);
+    phase_ = phase;
+  }
+
+  // unless_done: the operation that an exception has left, if it is one.
+  void give_up(ErrorKind kind, std::string_view reason, const Op* unless_done = nullptr) noexcept {
+    try {
+      const std::lock_guard lock(mutex_);
+      if (!broken_ && (unless_done == nullptr || !unless_done->is_done)) {
+        broken_ = Error(kind, {.what = std::string(reason), .where = where(), .why = {}, .fix = {}});
+        tell_all();
+      }
+    } catch (const std::exception& error) {
+      log_error("rank {} gave up and could not tell the others: {}", rank(), error.what());
+    }
+  }
+
+ private:
+  template <class Body>
+  void unlocked(Body&& body) {
+    mutex_.unlock();
+    try {
+      body();
+    } catch (...) {
+      mutex_.lock();
+      throw;
+    }
+    mutex_.lock();
+  }
+
+  void refuse_if_broken() const {
+    if (broken_) throw Error(*broken_);
+  }
+
+  [[noreturn]] void break_down(Error error) {
+    if (!broken_) {
+      broken_ = std::move(error);
+      tell_all();
+    }
+    throw Error(*broken_);
+  }
+
+  std::string shown_process(int world_rank) const {
+    const ProcessIdentity& process = identities_[size_t(world_rank)];
+    if (process.pid == 0) return fmt::format("rank {}", world_rank);
+    return fmt::format("rank {} (host {}, process {})", world_rank, process.host, process.pid);
+  }
+  std::string where() const { return shown_process(rank()) + (phase_.empty() ? "" : fmt::format(", in {}", phase_)); }
+
+  // ---- An operation
+
+  void begin(Op& op, Traffic* traffic) {
+    const int n = op.size(), me = op.me();
+    CollectiveCall& call = op.call;
+    if (call.operation == Operation::kAllReduce) {
+      const int64_t bytes = call.from_pieces[0].bytes, each = size_of(call.element);
+      op.slices.assign(size_t(n), {.offset = 0, .bytes = bytes});
+      if (bytes > kWholeReduceBytes) {
+        for (int64_t r = 0; r < n; ++r) {
+          const int64_t first = call.elements * r / n, end = call.elements * (r + 1) / n;
+          op.slices[size_t(r)] = {.offset = first * each, .bytes = (end - first) * each};
+        }
+      }
+    }
+    if (op.is_sum()) {
+      if (n > 1) op.scratch = Scratch(op.outgoing(me).bytes * (n - 1));
+    } else if (!op.is_pair()) {
+      copy_own(op);
+    }
+
+    Header header;
+    header.operation = call.operation;
+    header.root = call.peer;
+    header.number = op.number;
+    header.agreed = call.agreed;
+    header.elements = call.elements;
+    copy_text(header.dtype, call.dtype);
+    copy_text(header.phase, op.phase);
+    const Lane lane = op.is_pair() ? Lane::kPairHeader : Lane::kHeader;
+    // Each rank begins with its right neighbour, so that not all send to one at a time.
+    for (int step = 1; step < n; ++step) {
+      const int from = (me + n - step) % n;
+      if (call.operation == Operation::kSend || (op.is_pair() && from != call.peer)) continue;
+      Op::Peer& peer = op.peers[size_t(from)];
+      peer.is_awaited = true;
+      ++op.open;
+      transport_->receive(op.group->ranks[size_t(from)], tag_of(op.group->context, lane), &peer.in, sizeof(Header),
+                          {.owner = &op, .peer = from, .part = int32_t(Part::kHeaderIn), .bytes = 0});
+    }
+    for (int step = 1; step < n; ++step) {
+      const int to = (me + step) % n;
+      if (call.operation == Operation::kReceive || (op.is_pair() && to != call.peer)) continue;
+      Op::Peer& peer = op.peers[size_t(to)];
+      const Piece piece = op.outgoing(to);
+      peer.out = header;
+      peer.out.piece_bytes = piece.bytes;
+      peer.out.is_inline = piece.bytes <= kInlineBytes;
+      if (traffic != nullptr) (*traffic)[call.operation].bytes += piece.bytes;
+      if (piece.bytes > 0 && peer.out.is_inline)
+        std::memcpy(peer.out.piece, call.from + piece.offset, size_t(piece.bytes));
+      post_send(op, to, lane, reinterpret_cast<const std::byte*>(&peer.out), sizeof(Header), Part::kHeaderOut);
+      if (!peer.out.is_inline) {
+        post_send(op, to, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, call.from + piece.offset, piece.bytes,
+                  Part::kPieceOut);
+      }
+    }
+    if (traffic != nullptr && call.operation == Operation::kAllReduce &&
+        op.slices[0].bytes != call.from_pieces[0].bytes) {
+      (*traffic)[call.operation].bytes += op.slices[size_t(me)].bytes * (n - 1);
+    }
+    if (op.open == 0) next_exchange(op);
+  }
+
+  void copy_own(Op& op) {
+    const Piece from = op.call.from_pieces[size_t(op.me())], to = op.call.to_pieces[size_t(op.me())];
+    const std::byte* source = op.call.from + from.offset;
+    std::byte* target = op.call.to + to.offset;
+    if (from.bytes == 0 || source == target || op.call.operation == Operation::kBroadcast) return;
+    constexpr int64_t kGrain = int64_t(1) << 20;
+    op.stream->parallel_chunks(from.bytes, kGrain, [&](int64_t begin, int64_t end) {
+      std::memcpy(target + begin, source + begin, size_t(end - begin));
+    });
+  }
+
+  void post_send(Op& op, int to, Lane lane, const std::byte* from, int64_t bytes, Part part) {
+    for (int64_t at = 0; at < bytes; at += kMaxMessageBytes) {
+      const int64_t part_bytes = std::min(bytes - at, kMaxMessageBytes);
+      ++op.open;
+      op.peers[size_t(to)].to_send += part_bytes;
+      transport_->send(op.group->ranks[size_t(to)],
+                       tag_of(op.group->context, lane, part == Part::kHeaderOut ? 0 : op.number), from + at, part_bytes,
+                       {.owner = &op, .peer = to, .part = int32_t(part), .bytes = part_bytes});
+    }
+  }
+
+  void post_receive(Op& op, int from, Lane lane, std::byte* to, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += kMaxMessageBytes) {
+      const int64_t part_bytes = std::min(bytes - at, kMaxMessageBytes);
+      ++op.open;
+      op.peers[size_t(from)].to_receive += part_bytes;
+      transport_->receive(op.group->ranks[size_t(from)], tag_of(op.group->context, lane, op.number), to + at,
+                          part_bytes,
+                          {.owner = &op, .peer = from, .part = int32_t(Part::kPieceIn), .bytes = part_bytes});
+    }
+  }
+
+  // Moves messages, takes note of those that are done, and starts what follows from them.
+  void advance() {
+    refuse_if_broken();
+    done_.clear();
+    try {
+      transport_->poll(done_);
+    } catch (const Error& error) {
+      break_down(Error(error.kind(), {.what = error.report().what, .where = where(), .why = {}, .fix = {}}));
+    }
+    // Notices last: what has arrived in order is worth more than that its sender has ended.
+    for (const Ticket& ticket : done_) {
+      if (ticket.owner != nullptr) take(*static_cast<Op*>(ticket.owner), ticket);
+    }
+    for (const Ticket& ticket : done_) {
+      if (Part(ticket.part) == Part::kNoticeIn) take_notice(ticket.peer);
+    }
+  }
+
+  void take(Op& op, const Ticket& ticket) {
+    Op::Peer& peer = op.peers[size_t(ticket.peer)];
+    ++op.moved;
+    switch (Part(ticket.part)) {
+      case Part::kHeaderIn:
+        take_header(op, ticket.peer);
+        break;
+      case Part::kPieceIn:
+        peer.to_receive -= ticket.bytes;
+        break;
+      default:
+        peer.to_send -= ticket.bytes;
+    }
+    if (--op.open == 0) next_exchange(op);
+  }
+
+  void take_header(Op& op, int from) {
+    Op::Peer& peer = op.peers[size_t(from)];
+    peer.is_awaited = false;
+    const Header& in = peer.in;
+    seen_[size_t(op.group->ranks[size_t(from)])] = {
+        .header = in, .group = op.group->name, .at = real_clock().seconds()};
+    check_header(op, from);
+    if (in.piece_bytes == 0) return;
+    if (in.is_inline) {
+      std::memcpy(op.incoming(from), in.piece, size_t(in.piece_bytes));
+    } else {
+      post_receive(op, from, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, op.incoming(from), in.piece_bytes);
+    }
+  }
+
+  Header own_header(const Op& op) const {
+    Header header;
+    header.operation = op.call.operation;
+    header.root = op.call.peer;
+    header.number = op.number;
+    header.elements = op.call.elements;
+    copy_text(header.dtype, op.call.dtype);
+    return header;
+  }
+
+  void check_header(Op& op, int from) {
+    const Header& in = op.peers[size_t(from)].in;
+    const int theirs = op.group->ranks[size_t(from)];
+    if (in.magic != kMagic) {
+      break_down(Error(ErrorKind::kCommunication,
+                       {.what = fmt::format("rank {} sent rank {} a message that is none of ours", theirs, rank()),
+                        .where = where(),
+                        .why = "ranks of one run must run one build of Octet on machines of one byte order",
+                        .fix = "start all ranks with the same program"}));
+    }
+    const Operation wanted = op.call.operation == Operation::kReceive ? Operation::kSend : op.call.operation;
+    const char* difference = nullptr;
+    if (in.operation != wanted || in.number != op.number) {
+      difference = "they entered different operations, or one of them left one out";
+    } else if (in.agreed != op.call.agreed) {
+      difference = "the element types, sizes or pieces differ";
+    } else if (!op.is_pair() &&
+               std::string_view(in.phase) != std::string_view(op.phase).substr(0, sizeof in.phase - 1)) {
+      difference = "the same operation in different phases";
+    }
+    if (difference != nullptr) {
+      const auto in_phase = [](std::string_view phase) {
+        return phase.empty() ? std::string() : fmt::format(", in {}", phase);
+      };
+      break_down(Error(
+          ErrorKind::kCommunication,
+          {.what = fmt::format("rank {} is in {}{}; rank {} is in {}{}", theirs, shown_operation(in, op.group->name),
+                               in_phase(in.phase), rank(), shown_operation(own_header(op), op.group->name),
+                               in_phase(op.phase)),
+           .where = where(),
+           .why = difference,
+           .fix = "this is a fault of the program or of differing configurations: compare what the two ranks run"}));
+    }
+    const int64_t expected = op.incoming_bytes(from);
+    if (in.piece_bytes != expected || (in.is_inline != 0) != (expected <= kInlineBytes)) {
+      break_down(Error(ErrorKind::kCommunication,
+                       {.what = fmt::format("rank {} sends rank {} {} bytes in {}; it expects {}", theirs, rank(),
+                                            in.piece_bytes, shown_operation(own_header(op), op.group->name), expected),
+                        .where = where(),
+                        .why = "the counts of the two ranks differ",
+                        .fix = "this is a fault of the program: exchange the counts first"}));
+    }
+  }
+
+  void next_exchange(Op& op) {
+    if (op.is_sum() && !op.is_second) {
+      const Piece mine = op.outgoing(op.me());
+      std::vector<const std::byte*> from;
+      for (int r = 0; r < op.size(); ++r) {
+        from.push_back(r == op.me() ? op.call.from + mine.offset : op.incoming(r));
+      }
+      const bool is_all = op.call.operation == Operation::kAllReduce;
+      std::byte* to = op.call.to + (is_all ? mine.offset : 0);
+      ordered_sum(op.call.element, from, mine.bytes / size_of(op.call.element), to, *op.stream);
+      op.scratch = Scratch();
+      if (is_all && op.call.from_pieces[0].bytes > kWholeReduceBytes) {
+        op.is_second = true;
+        for (int step = 1; step < op.size(); ++step) {
+          const int peer = (op.me() + op.size() - step) % op.size();
+          const Piece theirs = op.slices[size_t(peer)];
+          post_receive(op, peer, Lane::kSecondPiece, op.call.to + theirs.offset, theirs.bytes);
+        }
+        for (int step = 1; step < op.size(); ++step) {
+          post_send(op, (op.me() + step) % op.size(), Lane::kSecondPiece, to, mine.bytes, Part::kPieceOut);
+        }
+        if (op.open > 0) return;
+      }
+    }
+    op.is_done = true;
+    // Whoever waits for it holds it too.
+    std::erase_if(active_, [&](const std::shared_ptr<Op>& each) { return each.get() == &op; });
+  }
+
+  // ---- Ranks that do not answer
+
+  std::vector<int> missing(const Op& op) const {
+    std::vector<int> peers;
+    for (int r = 0; r < op.size(); ++r) {
+      const Op::Peer& peer = op.peers[size_t(r)];
+      if (peer.is_awaited || peer.to_receive > 0 || peer.to_send > 0) peers.push_back(r);
+    }
+    return peers;
+  }
+
+  bool is_lost(int world_rank) {
+    return has_ended_[size_t(world_rank)] ||
+           transport_->state_of(world_rank, identities_[size_t(world_rank)]) == PeerState::kGone;
+  }
+
+  void fail_if_lost(Op& op) {
+    const auto find_lost = [&] {
+      for (const int peer : missing(op)) {
+        if (is_lost(op.group->ranks[size_t(peer)])) return peer;
+      }
+      return -1;
+    };
+    if (find_lost() < 0) return;
+    // What it sent before it went may still be on its way.
+    const double until = real_clock().seconds() + 0.1;
+    while (!op.is_done && real_clock().seconds() < until) {
+      unlocked([] { pause_after(1e-3); });
+      advance();
+    }
+    if (op.is_done) return;
+    const int peer = find_lost();
+    if (peer < 0) return;
+    const int lost = op.group->ranks[size_t(peer)];
+    break_down(Error(
+        ErrorKind::kCommunication,
+        {.what = fmt::format("{} {}, while rank {} waits for it in {}", shown_process(lost),
+                             has_ended_[size_t(lost)] ? "has ended its run" : "is gone", rank(),
+                             shown_operation(own_header(op), op.group->name)),
+         .where = where(),
+         .why = shown_last(op, peer),
+         .fix = "see the log of that rank for why it ended; the same command continues from the last checkpoint"}));
+  }
+
+  // "rank 2 has not entered it; ..."
+  std::string shown_last(const Op& op, int peer) {
+    const int world_rank = op.group->ranks[size_t(peer)];
+    const Op::Peer& state = op.peers[size_t(peer)];
+    std::string text = shown_process(world_rank);
+    if (state.is_awaited) {
+      text += " has not entered it";
+    } else if (state.to_receive > 0) {
+      text += fmt::format(" still owes {} bytes", state.to_receive);
+    } else {
+      text += fmt::format(" has not taken {} bytes", state.to_send);
+    }
+    switch (transport_->state_of(world_rank, identities_[size_t(world_rank)])) {
+      case PeerState::kStopped:
+        text += ", is stopped";
+        break;
+      case PeerState::kRunning:
+        text += ", is running";
+        break;
+      default:
+        break;
+    }
+    const Seen& seen = seen_[size_t(world_rank)];
+    if (seen.at == 0) return text + ", and was never heard of";
+    return text + fmt::format(", and was last heard of {:.1f} s ago in {}{}", real_clock().seconds() - seen.at,
+                              shown_operation(seen.header, seen.group),
+                              seen.header.phase[0] == '\0' ? "" : fmt::format(", in {}", seen.header.phase));
+  }
+
+  [[noreturn]] void fail_late(const Op& op, double idle) {
+    const std::vector<int> peers = missing(op);
+    std::vector<int> world_ranks;
+    std::string why;
+    for (const int peer : peers) world_ranks.push_back(op.group->ranks[size_t(peer)]);
+    constexpr size_t kMostShown = 4;
+    for (size_t i = 0; i < std::min(peers.size(), kMostShown); ++i) {
+      why += (i == 0 ? "" : "; ") + shown_last(op, peers[i]);
+    }
+    break_down(
+        Error(ErrorKind::kHang,
+              {.what = fmt::format("rank {} has waited {:.1f} s for {} in {}", rank(), idle, list_ranks(world_ranks),
+                                   shown_operation(own_header(op), op.group->name)),
+               .where = where(),
+               .why = why,
+               .fix = fmt::format("see what {} does; the limit is {} s, and the same command continues from the last "
+                                  "checkpoint",
+                                  list_ranks(world_ranks), options_.timeout_s)}));
+  }
+
+  // ---- Giving up and ending
+
+  void take_notice(int from) {
+    const Notice& notice = notices_[size_t(from)];
+    if (notice.gives_up == 0) {
+      has_ended_[size_t(from)] = true;
+      return;
+    }
+    if (broken_) return;
+    broken_ = Error(ErrorKind(notice.kind), {.what = fmt::format("rank {} gave up: {}", from, notice.text),
+                                             .where = where(),
+                                             .why = {},
+                                             .fix = "see the log of that rank"});
+    throw Error(*broken_);
+  }
+
+  void send_notice(const Notice& notice) {
+    notice_ = notice;
+    for (int step = 1; step < size(); ++step) {
+      const int to = (rank() + step) % size();
+      ++notices_open_;
+      transport_->send(to, tag_of(0, Lane::kNotice), &notice_, sizeof notice_,
+                       {.owner = nullptr, .peer = to, .part = int32_t(Part::kNoticeOut), .bytes = 0});
+    }
+  }
+
+  // Sends why this rank gives up, for as long as that may reasonably take.
+  void tell_all() {
+    if (!transport_->is_alive()) return;
+    Notice notice;
+    notice.gives_up = 1;
+    notice.kind = uint8_t(broken_->kind());
+    copy_text(notice.text, broken_->report().what);
+    try {
+      send_notice(notice);
+      const double until = real_clock().seconds() + 0.2;
+      while (notices_open_ > 0 && real_clock().seconds() < until) {
+        done_.clear();
+        transport_->poll(done_);
+        for (const Ticket& ticket : done_) notices_open_ -= Part(ticket.part) == Part::kNoticeOut;
+        std::this_thread::yield();
+      }
+    } catch (const Error& error) {
+      log_debug("rank {} could not tell the others: {}", rank(), error.what());
+    }
+  }
+
+  void end() {
+    const std::lock_guard lock(mutex_);
+    if (broken_ || !transport_->is_alive()) return;
+    if (std::uncaught_exceptions() > exceptions_) {
+      broken_ = Error(ErrorKind::kCommunication, {.what = "an error ended it", .where = where(), .why = {}, .fix = {}});
+      tell_all();
+      return;
+    }
+    send_notice({});
+    const auto all_ended = [&] {
+      for (int r = 0; r < size(); ++r) {
+        if (r != rank() && !has_ended_[size_t(r)]) return false;
+      }
+      return notices_open_ == 0;
+    };
+    const double began = real_clock().seconds();
+    while (!all_ended()) {
+      advance();
+      for (const Ticket& ticket : done_) notices_open_ -= Part(ticket.part) == Part::kNoticeOut;
+      const double waited = real_clock().seconds() - began;
+      std::vector<int> late;
+      bool is_late = waited > options_.timeout_s;
+      for (int r = 0; r < size(); ++r) {
+        if (r == rank() || has_ended_[size_t(r)]) continue;
+        late.push_back(r);
+        if (waited > 1 && transport_->state_of(r, identities_[size_t(r)]) == PeerState::kGone) is_late = true;
+      }
+      if (is_late) {
+        break_down(
+            Error(ErrorKind::kCommunication,
+                  {.what = fmt::format("{} did not come to the end of the run in {:.1f} s", list_ranks(late), waited),
+                   .where = where(),
+                   .why = {},
+                   .fix = {}}));
+      }
+      pause_after(waited);
+    }
+    transport_->close();
+  }
+
+  struct Seen {
+    Header header;
+    std::string group;
+    double at = 0;  // seconds of real_clock; 0 is never
+  };
+
+  std::mutex mutex_;
+  std::unique_ptr<Transport> transport_;
+  CommunicatorOptions options_;
+  std::vector<std::shared_ptr<Op>> active_;
+  std::vector<Ticket> done_;
+  std::string phase_;
+  int next_context_ = 1;  // 0 is for making groups and for notices
+  int64_t collectives_ = 0;
+  Notice notice_;
+  std::vector<Notice> notices_;
+  int notices_open_ = 0;
+  std::vector<bool> has_ended_;
+  std::vector<ProcessIdentity> identities_;
+  std::vector<std::string> hosts_;
+  std::vector<Seen> seen_;
+  std::optional<Error> broken_;  // the first error of this rank
+  int exceptions_;
+};
+
+class MessageWork final : public Pending::Work {
+ public:
+  MessageWork(std::shared_ptr<World> world, std::shared_ptr<Op> op) : world_(std::move(world)), op_(std::move(op)) {}
+  bool is_done() override { return world_->is_done(*op_); }
+  void wait() override { world_->wait(*op_); }
+  void give_up() noexcept override {
+    world_->give_up(ErrorKind::kCommunication,
+                    fmt::format("an error ended it during {}, number {} of group {}", name_of(op_->call.operation),
+                                op_->number, op_->group->name),
+                    op_.get());
+  }
+
+ private:
+  std::shared_ptr<World> world_;
+  std::shared_ptr<Op> op_;
+};
+
+class MessageCommunicator final : public Communicator {
+ public:
+  MessageCommunicator(std::shared_ptr<World> world, std::shared_ptr<Group> group)
+      : Communicator(group->me, group->size(), group->name), world_(std::move(world)), group_(std::move(group)) {}
+
+  int world_rank(int rank) const override { return group_->ranks[size_t(rank)]; }
+  const std::string& host(int rank) const override { return world_->hosts()[size_t(world_rank(rank))]; }
+
+  std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
+    std::vector<int> members;
+    for (const int rank : ranks) {
+      require(0 <= rank && rank < size(), "group {}: rank {}; wanted 0 to {}", name, rank, size() - 1);
+      members.push_back(world_rank(rank));
+    }
+    std::vector<int> sorted = members;
+    std::sort(sorted.begin(), sorted.end());
+    require(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(), "group {}: a rank is there twice", name);
+    require(std::binary_search(sorted.begin(), sorted.end(), world_->rank()),
+            "group {}: rank {} makes it and is not in it", name, world_->rank());
+    return std::make_unique<MessageCommunicator>(world_, world_->make_group(std::move(members), std::move(name)));
+  }
+
+  void set_phase(std::string_view phase) override { world_->set_phase(phase); }
+  void progress() override { world_->progress(); }
+  void abort(ErrorKind kind, std::string_view reason) noexcept override { world_->give_up(kind, reason); }
+
+ protected:
+  Pending start(CollectiveCall call, Stream& stream) override {
+    auto op = world_->start(group_, std::move(call), stream, &traffic_);
+    return Pending(std::make_shared<MessageWork>(world_, std::move(op)));
+  }
+
+ private:
+  std::shared_ptr<World> world_;
+  std::shared_ptr<Group> group_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_message_communicator(std::unique_ptr<Transport> transport,
+                                                        const CommunicatorOptions& options) {
+  auto world = std::make_shared<World>(std::move(transport), options);
+  auto group = world->make_world_group();
+  world->meet(group);
+  group->collectives = 0;
+  return std::make_unique<MessageCommunicator>(std::move(world), std::move(group));
+}
+
+}  // namespace octet
