@@ -81,6 +81,11 @@ OCTET_EMULATED __m512 permute_ps(__m512 a, int control) {
 OCTET_EMULATED __m512i srai_epi32(__m512i a, unsigned count) {
   return each_half<__m512i>([&](int i) { return _mm256_srai_epi32(half<__m256i>(a, i), int(count)); });
 }
+OCTET_EMULATED __mmask32 cmpgt_epi16_mask(__m512i a, __m512i b) {
+  __mmask32 mask = 0;
+  for (size_t i = 0; i < 32; ++i) mask |= __mmask32(lanes<int16_t>(a)[i] > lanes<int16_t>(b)[i]) << i;
+  return mask;
+}
 OCTET_EMULATED int32_t reduce_max_epi32(__m512i a) {
   const auto all = lanes<int32_t>(a);
   return *std::max_element(all.begin(), all.end());
@@ -128,6 +133,7 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #undef _mm512_srai_epi32
 #undef _mm512_extractf32x8_ps
 #undef _mm512_dpbf16_ps  // SIMDe's
+#define _mm512_cmpgt_epi16_mask octet::kernels::cpu::emulated::cmpgt_epi16_mask
 #define _mm512_cvtepi32_epi16 octet::kernels::cpu::emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 octet::kernels::cpu::emulated::cvtepi32_epi8
 #define _mm512_cvtepi32_ps octet::kernels::cpu::emulated::cvtepi32_ps
