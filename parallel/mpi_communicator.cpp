@@ -38,15 +38,25 @@ class MpiTransport final : public Transport {
             kLargestTag);
   }
 
+  // Without close: an error has left receives open, and MPI may still move messages while the process ends. Those that
+  // no message has met yet give up their memory here.
+  ~MpiTransport() override {
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      if (open_[i].is_receive) MPI_Cancel(&requests_[i]);
+    }
+  }
+
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   ProcessIdentity identity() const override { return this_process(); }
 
   void send(int to, int tag, const void* from, int64_t bytes, const Ticket& ticket) override {
-    check(MPI_Isend(from, int(bytes), MPI_BYTE, to, tag, MPI_COMM_WORLD, add(ticket)), "MPI_Isend");
+    check(MPI_Isend(from, int(bytes), MPI_BYTE, to, tag, MPI_COMM_WORLD, add(ticket, /*is_receive=*/false)),
+          "MPI_Isend");
   }
   void receive(int from, int tag, void* to, int64_t bytes, const Ticket& ticket) override {
-    check(MPI_Irecv(to, int(bytes), MPI_BYTE, from, tag, MPI_COMM_WORLD, add(ticket)), "MPI_Irecv");
+    check(MPI_Irecv(to, int(bytes), MPI_BYTE, from, tag, MPI_COMM_WORLD, add(ticket, /*is_receive=*/true)),
+          "MPI_Irecv");
   }
 
   void poll(std::vector<Ticket>& done) override {
@@ -60,30 +70,34 @@ class MpiTransport final : public Transport {
     }
     check(status, "MPI_Testsome");
     if (count == MPI_UNDEFINED || count == 0) return;
-    for (int i = 0; i < count; ++i) done.push_back(tickets_[size_t(indices_[size_t(i)])]);
+    for (int i = 0; i < count; ++i) done.push_back(open_[size_t(indices_[size_t(i)])].ticket);
     // MPI has set those that are done to MPI_REQUEST_NULL. The others keep their order.
     size_t kept = 0;
     for (size_t i = 0; i < requests_.size(); ++i) {
       if (requests_[i] == MPI_REQUEST_NULL) continue;
       requests_[kept] = requests_[i];
-      tickets_[kept++] = tickets_[i];
+      open_[kept++] = open_[i];
     }
     requests_.resize(kept);
-    tickets_.resize(kept);
+    open_.resize(kept);
   }
 
   PeerState state_of(int, const ProcessIdentity& process) override { return octet::state_of(process); }
   void close() override { check(MPI_Finalize(), "MPI_Finalize"); }
 
  private:
-  MPI_Request* add(const Ticket& ticket) {
-    tickets_.push_back(ticket);
+  struct Open {
+    Ticket ticket;
+    bool is_receive;
+  };
+  MPI_Request* add(const Ticket& ticket, bool is_receive) {
+    open_.push_back({ticket, is_receive});
     return &requests_.emplace_back(MPI_REQUEST_NULL);
   }
 
   int rank_ = 0, size_ = 0;
   std::vector<MPI_Request> requests_;
-  std::vector<Ticket> tickets_;  // of the requests
+  std::vector<Open> open_;  // of each request
   std::vector<int> indices_;
   std::vector<MPI_Status> statuses_;
 };
