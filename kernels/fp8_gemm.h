@@ -20,14 +20,15 @@ namespace octet::kernels {
 enum class Emulation { kIdeal, kHopper, kFp64 };
 
 struct Fp8GroupedGemm {
-  // c[r,n] = sum_k a[row(r),k] * b[g,n,k], g the group of r
+  // c[r,n] = sum_k a[row(r),k] * B(n,k) of the group of r;  row(r) = rows[r], or r
   ConstView a;             // [S, K] float8_e4m3
   ConstView a_scale;       // [S, ceil(K/128)] float32
-  ConstView b;             // [G, N, K] float8_e4m3 (or [N, K])
-  ConstView b_scale;       // [G, ceil(N/128), ceil(K/128)] float32
+  ConstView b;             // float8_e4m3 [G, N, K], or [G, K, N] where b_is_kn (both without G where G = 1)
+  ConstView b_scale;       // float32 [G, ceil(N/128), ceil(K/128)], or [G, ceil(K/128), ceil(N/128)]
   ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
   ConstView rows = {};     // [R] int32: gathers the rows of a and a_scale; not defined: none
   View c;                  // [R, N] float32 or bfloat16, rows may be strided
+  bool b_is_kn = false;
   Emulation emulation;
 
   KernelCost cost() const {
@@ -37,19 +38,21 @@ struct Fp8GroupedGemm {
   }
 };
 struct Fp8GroupedWgrad {
-  // dw[g,n,k] += sum over columns p of group g of dy[n,p] * x[k,p]; group g is columns 128 * block_offsets[g] and on
-  ConstView dy;             // [N, P] float8_e4m3, as kernels/quantize.h QuantizeColumns leaves it
-  ConstView dy_scale;       // [N, P/128] float32
-  ConstView x;              // [K, P] float8_e4m3
-  ConstView x_scale;        // [K, P/128] float32
+  // dw[g,n,k] = (accumulate ? dw[g,n,k] : 0) + sum over rows p of group g of dy[p,n] * x[p,k]; group g is rows 128 *
+  // block_offsets[g] and on
+  ConstView dy;             // [P, N] float8_e4m3, as kernels/quantize.h QuantizeColumns leaves it
+  ConstView dy_scale;       // [P/128, N] float32
+  ConstView x;              // [P, K] float8_e4m3
+  ConstView x_scale;        // [P/128, K] float32
   ConstView block_offsets;  // [G + 1] int64
   View dw;                  // [G, N, K] float32 (or [N, K])
+  bool accumulate = true;
   Emulation emulation;
 
   KernelCost cost() const {
     return {.name = "fp8_grouped_wgrad",
-            .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, dw),
-            .pair_flops = 2.0 * double(dy.num_elements()) * double(x.rows())};
+            .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
+            .pair_flops = 2.0 * double(dy.num_elements()) * double(x.cols())};
   }
 };
 namespace cpu {

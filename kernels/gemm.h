@@ -33,16 +33,17 @@ struct GroupedGemm {
   }
 };
 struct GroupedWgrad {
-  // dw[g,n,k] += sum over the rows r of group g, in order, of dy[r,n] * x[row(r),k]
+  // dw[g,n,k] = (accumulate ? dw[g,n,k] : 0) + sum over the rows r of group g, in order, of dy[r,n] * x[row(r),k]
   ConstView dy;            // [R, N] float32 or bfloat16
   ConstView x;             // [S, K] as dy
   ConstView offsets = {};  // [G + 1] int64; not defined: one group of all rows
   ConstView rows = {};     // [R] int32: gathers the rows of x; not defined: none
   View dw;                 // [G, N, K] float32 (or [N, K])
+  bool accumulate = true;
 
   KernelCost cost() const {
     return product_cost("grouped_wgrad", dy.dtype(), 2.0 * double(dy.num_elements()) * double(x.cols()),
-                        bytes_of(dy, x, dw, dw));
+                        bytes_of(dy, x, dw, accumulate ? dw : View()));
   }
 };
 namespace cpu {

@@ -5,9 +5,9 @@
 // hidden. A block at a ragged edge is shorter, never padded with neighbours. The exponent of scale lies in [-126, 120],
 // so that it and its reciprocal are normal float32 numbers. Three kinds of block: a row's 128 columns (activations and
 // output gradients, 1x128), a column's 128 rows inside a group (operands of a weight gradient, 128x1), and a 128x128
-// tile (weights). A grouped matrix of R rows is cut at offsets[0..G]; for weight gradients group g begins at column 128
-// * block_offsets[g] of the transposed result and is padded with code 0 to a multiple of 128: block_offsets[g+1] =
-// block_offsets[g] + ceil((offsets[g+1] - offsets[g]) / 128), P = 128 * block_offsets[G].
+// tile (weights). A grouped matrix of R rows is cut at offsets[0..G]; for weight gradients group g begins at row 128 *
+// block_offsets[g] of the result and is padded with code 0 to a multiple of 128: block_offsets[g+1] = block_offsets[g]
+// + ceil((offsets[g+1] - offsets[g]) / 128), P = 128 * block_offsets[G].
 #pragma once
 
 #include "core/base/view.h"
@@ -20,6 +20,7 @@ struct QuantizeStats {
   int64_t flushed = 0;     // not 0 before, 0 after
   int64_t saturated = 0;   // finite, beyond 448 * scale after rounding (never with these scales; a check on them)
   int64_t non_finite = 0;  // NaN or infinite
+  bool operator==(const QuantizeStats&) const = default;
 };
 
 struct QuantizeRows {
@@ -41,21 +42,27 @@ struct QuantizeColumns {
   ConstView x;              // [R, C] float32 or bfloat16
   ConstView offsets;        // [G + 1] int64
   ConstView block_offsets;  // [G + 1] int64
-  View codes;               // [C, P] float8_e4m3: transposed
-  View scale;               // [C, P/128] float32
+  View codes;               // [P, C] float8_e4m3
+  View scale;               // [P/128, C] float32
   QuantizeStats* stats;     // added to; null: none
+  // Also what QuantizeRows makes of x, in the same pass; not defined: none.
+  View row_codes = {};  // [R, C] float8_e4m3
+  View row_scale = {};  // [R, ceil(C/128)] float32
+  QuantizeStats* row_stats = nullptr;
 
-  KernelCost cost() const { return {.name = "quantize_columns", .bytes = bytes_of(x, codes, scale)}; }
+  KernelCost cost() const {
+    return {.name = "quantize_columns", .bytes = bytes_of(x, codes, scale, row_codes, row_scale)};
+  }
 };
 struct RequantizeColumns {
-  // As QuantizeColumns of the matrix whose row r is row rows[r] of codes * scale: dequantise, transpose, quantise.
+  // As QuantizeColumns of the matrix whose row r is row rows[r] of codes * scale.
   ConstView codes;          // [S, C] float8_e4m3
   ConstView scale;          // [S, ceil(C/128)] float32
   ConstView rows = {};      // [R] int32; not defined: R = S and row r is r
   ConstView offsets;        // [G + 1] int64, offsets[G] = R
   ConstView block_offsets;  // [G + 1] int64
-  View out_codes;           // [C, P] float8_e4m3
-  View out_scale;           // [C, P/128] float32
+  View out_codes;           // [P, C] float8_e4m3
+  View out_scale;           // [P/128, C] float32
   QuantizeStats* stats;     // flushed: values that were not 0 before and are after. Null: none
 
   KernelCost cost() const {
@@ -66,11 +73,9 @@ struct QuantizeBlocks {
   ConstView x;           // [G, N, K] float32 or bfloat16, or [N, K]
   View codes;            // [G, N, K] float8_e4m3
   View scale;            // [G, ceil(N/128), ceil(K/128)] float32
-  View codes_t;          // [G, K, N] float8_e4m3: the same codes transposed; not defined: none
-  View scale_t;          // [G, ceil(K/128), ceil(N/128)] float32
   QuantizeStats* stats;  // added to; null: none
 
-  KernelCost cost() const { return {.name = "quantize_blocks", .bytes = bytes_of(x, codes, scale, codes_t, scale_t)}; }
+  KernelCost cost() const { return {.name = "quantize_blocks", .bytes = bytes_of(x, codes, scale)}; }
 };
 namespace cpu {
 void quantize_rows(const QuantizeRows& args, Stream& stream);

@@ -1,11 +1,13 @@
 // The gated activation of a feed-forward layer (arXiv:2002.05202).
 //   y[r,f] = silu(h[r,f]) * h[r,F+f],  silu(g) = g / (1 + exp(-g))
 //   dh[r,f] = dy * up * s * (1 + g (1 - s)),  dh[r,F+f] = dy * silu(g),  s = 1 / (1 + exp(-g))
-// Arithmetic is float32. R may be 0.
+// Arithmetic is float32. R may be 0. The FP8 forms quantise what they make in the same pass (kernels/quantize.h), each
+// number rounded to bfloat16 before, and give the bits that separate passes would.
 #pragma once
 
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
+#include "kernels/quantize.h"
 
 namespace octet::kernels {
 
@@ -22,13 +24,49 @@ struct SwigluBackward {
 
   KernelCost cost() const { return {.name = "swiglu_backward", .bytes = bytes_of(dy, h, dh)}; }
 };
+struct SwigluForwardFp8 {
+  ConstView h;           // [R, 2F] bfloat16
+  View h_codes;          // [R, 2F] float8_e4m3, 1x128: what the backward pass keeps of h; not defined: none
+  View h_scale;          // [R, ceil(2F/128)] float32
+  View y_codes;          // [R, F] float8_e4m3, 1x128
+  View y_scale;          // [R, ceil(F/128)] float32
+  QuantizeStats* stats;  // of both; null: none
+
+  KernelCost cost() const {
+    return {.name = "swiglu_forward_fp8", .bytes = bytes_of(h, h_codes, h_scale, y_codes, y_scale)};
+  }
+};
+struct SwigluBackwardFp8 {
+  ConstView dy;                                         // [R, F] bfloat16
+  ConstView h_codes, h_scale;                           // as the forward pass left them: h here is codes * scale
+  ConstView offsets;                                    // [G + 1] int64: the groups of rows, as for QuantizeColumns
+  ConstView block_offsets;                              // [G + 1] int64
+  View y_codes, y_scale;                                // [P, F] and [P/128, F]: columns of y, made again from h
+  View dh_codes, dh_scale;                              // [R, 2F] and [R, ceil(2F/128)]: rows of dh
+  View dh_column_codes, dh_column_scale;                // [P, 2F] and [P/128, 2F]
+  QuantizeStats *y_stats, *dh_stats, *dh_column_stats;  // all or none
+
+  KernelCost cost() const {
+    return {.name = "swiglu_backward_fp8",
+            .bytes =
+                bytes_of(dy, h_codes, h_scale, y_codes, y_scale, dh_codes, dh_scale, dh_column_codes, dh_column_scale)};
+  }
+};
 namespace cpu {
+void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream);
+void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream);
 void swiglu_forward(const SwigluForward& args, Stream& stream);
 void swiglu_backward(const SwigluBackward& args, Stream& stream);
 }  // namespace cpu
 inline void swiglu_forward(const SwigluForward& args, Stream& stream) { dispatch<cpu::swiglu_forward>(args, stream); }
 inline void swiglu_backward(const SwigluBackward& args, Stream& stream) {
   dispatch<cpu::swiglu_backward>(args, stream);
+}
+inline void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
+  dispatch<cpu::swiglu_forward_fp8>(args, stream);
+}
+inline void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
+  dispatch<cpu::swiglu_backward_fp8>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
@@ -25,15 +24,24 @@ double AdamW::gradient_norm() {
   return std::sqrt(sum);
 }
 
-void AdamW::step(int64_t step, double lr, double norm) {
+void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats) {
   const double clip = config_.grad_clip > 0 && norm > config_.grad_clip ? config_.grad_clip / norm : 1.0;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
+    View weight, codes, code_scale;
+    if (parameter.is_refreshed() && parameter.form() == WeightForm::kBFloat16) weight = parameter.weight();
+    if (parameter.is_refreshed() && parameter.form() == WeightForm::kFp8Block) {
+      codes = parameter.fp8().codes;
+      code_scale = parameter.fp8().scale;
+    }
     kernels::adamw_step({.master = parameter.master(),
                          .grad = parameter.grad(),
                          .m = moments_[i].m,
                          .v = moments_[i].v,
-                         .weight = {},
+                         .weight = weight,
+                         .codes = codes,
+                         .code_scale = code_scale,
+                         .stats = stats,
                          .lr = float(lr),
                          .beta1 = float(config_.beta1),
                          .beta2 = float(config_.beta2),
@@ -47,9 +55,7 @@ void AdamW::step(int64_t step, double lr, double norm) {
 }
 
 void AdamW::clear_gradients() {
-  for (Parameter* parameter : parameters_) {
-    if (parameter->has_grad()) std::memset(parameter->grad().view().raw(), 0, size_t(parameter->grad().num_bytes()));
-  }
+  for (Parameter* parameter : parameters_) parameter->clear_grad();
 }
 
 }  // namespace octet

@@ -15,9 +15,9 @@ class AdamW {
 
   // sqrt of the sum of squares over all gradients, in float64 and a fixed order; not finite where any gradient is not.
   double gradient_norm();
-  // One update with gradients times min(1, grad_clip / norm), then gradients are 0. step: 1 for the first. The forms
-  // that the forward pass reads are left to Parameter::refresh.
-  void step(int64_t step, double lr, double norm);
+  // One update with gradients times min(1, grad_clip / norm), of masters and of the forms that products read; then
+  // gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.
+  void step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats = nullptr);
   void clear_gradients();
 
   struct Moments {

@@ -1,5 +1,8 @@
 #include "core/autograd/parameter.h"
 
+#include <cstring>
+#include <utility>
+
 #include "kernels/elementwise.h"
 
 namespace octet {
@@ -26,8 +29,14 @@ Shape Parameter::piece_shape(const WeightPiece& piece) const {
 }
 
 const Tensor& Parameter::grad() {
-  if (!grad_.is_defined()) grad_ = zeros(shape(), DType::kFloat32, MemoryCategory::kGradients);
+  const GradTarget target = grad_target();
+  if (!target.accumulate) std::memset(grad_.view().raw(), 0, size_t(grad_.num_bytes()));
   return grad_;
+}
+
+Parameter::GradTarget Parameter::grad_target() {
+  if (!grad_.is_defined()) grad_ = empty(shape(), DType::kFloat32, MemoryCategory::kGradients);
+  return {grad_, !std::exchange(grad_is_clear_, false)};
 }
 
 const Tensor& Parameter::weight() const {
@@ -55,23 +64,16 @@ void Parameter::refresh(kernels::QuantizeStats* stats) {
   if (!fp8_.codes.is_defined()) {
     const int64_t n_blocks = (N + 127) / 128, k_blocks = (K + 127) / 128;
     const AllocateAs weights(MemoryCategory::kWeights);
-    fp8_ = {.codes = empty({G, N, K}, DType::kFloat8E4M3),
-            .scale = empty({G, n_blocks, k_blocks}, DType::kFloat32),
-            .codes_t = empty({G, K, N}, DType::kFloat8E4M3),
-            .scale_t = empty({G, k_blocks, n_blocks}, DType::kFloat32)};
+    fp8_ = {.codes = empty({G, N, K}, DType::kFloat8E4M3), .scale = empty({G, n_blocks, k_blocks}, DType::kFloat32)};
   }
   // One expert at a time, so that the bfloat16 copy is one expert large.
   const Tensor master = master_.reshape({G, N, K});
   const Tensor rounded = empty({1, N, K}, DType::kBFloat16, MemoryCategory::kWorkspace);
   for (int64_t g = 0; g < G; ++g) {
     kernels::cast({.x = master.slice_rows(g, 1), .y = rounded}, stream);
-    kernels::quantize_blocks({.x = rounded,
-                              .codes = fp8_.codes.slice_rows(g, 1),
-                              .scale = fp8_.scale.slice_rows(g, 1),
-                              .codes_t = fp8_.codes_t.slice_rows(g, 1),
-                              .scale_t = fp8_.scale_t.slice_rows(g, 1),
-                              .stats = stats},
-                             stream);
+    kernels::quantize_blocks(
+        {.x = rounded, .codes = fp8_.codes.slice_rows(g, 1), .scale = fp8_.scale.slice_rows(g, 1), .stats = stats},
+        stream);
   }
 }
 

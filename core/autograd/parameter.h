@@ -13,8 +13,8 @@ namespace octet {
 enum class WeightForm {
   kFloat32,   // the master itself
   kBFloat16,  // the master, rounded
-  kFp8Block,  // the master, rounded to bfloat16 and then to E4M3 in 128x128 tiles, in both layouts: what is trained is
-              // what a bfloat16 export of the weights computes
+  kFp8Block,  // the master, rounded to bfloat16 and then to E4M3 in 128x128 tiles: what is trained is what a bfloat16
+              // export of the weights computes
 };
 
 // One tensor on disk: rows first_row .. first_row + rows - 1 of the parameter seen as [rows, cols]. Experts, and the
@@ -38,21 +38,29 @@ class Parameter {
   Shape piece_shape(const WeightPiece& piece) const;
 
   const Tensor& master() const { return master_; }  // float32
-  // float32; made and set to 0 at the first use. A model that only infers has none.
+  // float32; made at the first use, and 0 then and after clear_grad(). A model that only infers has none.
   const Tensor& grad();
-  bool has_grad() const { return grad_.is_defined(); }
+  // For the product that makes the gradient of a whole matrix: where it goes, and whether to add to what is there. The
+  // first of a step need not: zeros are neither written nor read.
+  struct GradTarget {
+    Tensor grad;
+    bool accumulate;
+  };
+  GradTarget grad_target();
+  void clear_grad() { grad_is_clear_ = true; }
 
   // The weight for float32 and bfloat16 products.
   const Tensor& weight() const;
-  // The weight for FP8 products: codes [G, N, K] and scale, and their transposes codes_t [G, K, N] and scale_t.
+  // The weight for FP8 products: [G, N, K] and [G, ceil(N/128), ceil(K/128)].
   struct Fp8 {
-    Tensor codes, scale, codes_t, scale_t;
+    Tensor codes, scale;
   };
   const Fp8& fp8() const;
 
-  // Makes the forms above from the master; call it whenever the master has changed. Once an optimizer step is enough
-  // for all micro-batches and recomputations.
+  // Makes the forms above from the master; call it when the master was filled. The optimizer keeps them up to date
+  // itself, in the pass that changes the master.
   void refresh(kernels::QuantizeStats* stats = nullptr);
+  bool is_refreshed() const { return weight_.is_defined() || fp8_.codes.is_defined(); }
 
  private:
   std::string name_;
@@ -60,6 +68,7 @@ class Parameter {
   bool decays_;
   std::vector<WeightPiece> pieces_;
   Tensor master_, grad_, weight_;
+  bool grad_is_clear_ = true;  // its numbers are old, and stand for 0
   Fp8 fp8_;
 };
 

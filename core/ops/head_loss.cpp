@@ -39,7 +39,9 @@ HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, fl
     kernels::grouped_gemm(
         {.a = dzs, .b = weight.weight(), .offsets = {}, .rows = {}, .c = dx.slice_rows(begin, count), .b_is_kn = true},
         stream);
-    kernels::grouped_wgrad({.dy = dzs, .x = xs, .offsets = {}, .rows = {}, .dw = weight.grad()}, stream);
+    const Parameter::GradTarget target = weight.grad_target();
+    kernels::grouped_wgrad(
+        {.dy = dzs, .x = xs, .offsets = {}, .rows = {}, .dw = target.grad, .accumulate = target.accumulate}, stream);
   }
   HeadLoss loss{.anchor = zeros({1}, DType::kFloat32)};
   for (int64_t t = 0; t < T; ++t) {

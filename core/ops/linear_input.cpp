@@ -2,9 +2,13 @@
 
 namespace octet {
 
+Fp8Rows empty_rows(int64_t rows, int64_t columns) {
+  return {.codes = empty({rows, columns}, DType::kFloat8E4M3),
+          .scale = empty({rows, (columns + 127) / 128}, DType::kFloat32)};
+}
+
 Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats) {
-  Fp8Rows rows{.codes = empty({x.rows(), x.cols()}, DType::kFloat8E4M3),
-               .scale = empty({x.rows(), (x.cols() + 127) / 128}, DType::kFloat32)};
+  Fp8Rows rows = empty_rows(x.rows(), x.cols());
   kernels::quantize_rows({.x = x, .codes = rows.codes, .scale = rows.scale, .stats = stats}, x.stream());
   return rows;
 }

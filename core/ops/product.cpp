@@ -10,26 +10,27 @@ namespace {
 int64_t out_features(const Parameter& weight) { return weight.shape()[-2]; }
 int64_t in_features(const Parameter& weight) { return weight.shape()[-1]; }
 
-// Transposed FP8 rows of a matrix whose groups are padded to whole blocks: [C, P] and [C, P/128].
+}  // namespace
+
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups) {
   const int64_t padded = groups.num_padded_rows();
-  return {.codes = empty({columns, padded}, DType::kFloat8E4M3, MemoryCategory::kWorkspace),
-          .scale = empty({columns, padded / 128}, DType::kFloat32, MemoryCategory::kWorkspace)};
+  return {.codes = empty({padded, columns}, DType::kFloat8E4M3, MemoryCategory::kWorkspace),
+          .scale = empty({padded / 128, columns}, DType::kFloat32, MemoryCategory::kWorkspace)};
 }
 
-Fp8Rows quantize_columns(const Tensor& x, const RowGroups& groups, kernels::QuantizeStats* stats) {
-  Fp8Rows columns = empty_columns(x.cols(), groups);
-  kernels::quantize_columns({.x = x,
-                             .offsets = groups.offsets,
-                             .block_offsets = groups.block_offsets,
-                             .codes = columns.codes,
-                             .scale = columns.scale,
-                             .stats = stats},
-                            x.stream());
+Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels::QuantizeStats* stats) {
+  Fp8Rows columns = empty_columns(rows.codes.cols(), groups);
+  kernels::requantize_columns({.codes = rows.codes,
+                               .scale = rows.scale,
+                               .rows = groups.source,
+                               .offsets = groups.offsets,
+                               .block_offsets = groups.block_offsets,
+                               .out_codes = columns.codes,
+                               .out_scale = columns.scale,
+                               .stats = stats},
+                              rows.codes.stream());
   return columns;
 }
-
-}  // namespace
 
 Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter& weight, kernels::Emulation emulation,
                  DType out) {
@@ -62,26 +63,46 @@ Tensor fprop(const LinearInput& input, const RowGroups& groups, const Parameter&
 
 OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight,
                                const Numerics& numerics)
-    : dy_(dy), groups_(groups), weight_(weight), numerics_(numerics) {
+    : groups_(groups), weight_(weight), numerics_(numerics) {
+  if (weight.form() == WeightForm::kFp8Block) {
+    const AllocateAs workspace(MemoryCategory::kWorkspace);
+    rows_ = empty_rows(dy.rows(), dy.cols());
+    columns_ = empty_columns(dy.cols(), groups);
+    kernels::quantize_columns({.x = dy,
+                               .offsets = groups.offsets,
+                               .block_offsets = groups.block_offsets,
+                               .codes = columns_.codes,
+                               .scale = columns_.scale,
+                               .stats = numerics.stats(&Fp8Counts::wgrad_grad),
+                               .row_codes = rows_.codes,
+                               .row_scale = rows_.scale,
+                               .row_stats = numerics.stats(&Fp8Counts::grad_output)},
+                              dy.stream());
+    return;
+  }
+  dy_ = dy;
   // Plain products want one dtype: the float32 gradient of the router's logits is rounded to that of the gate.
-  if (weight.form() != WeightForm::kFp8Block && dy.dtype() != weight.weight().dtype()) {
+  if (dy.dtype() != weight.weight().dtype()) {
     dy_ = empty(dy.shape(), weight.weight().dtype(), MemoryCategory::kWorkspace);
     kernels::cast({.x = dy, .y = dy_}, dy.stream());
   }
 }
 
+OutputGradient::OutputGradient(Fp8Rows rows, Fp8Rows columns, const RowGroups& groups, const Parameter& weight,
+                               const Numerics& numerics)
+    : rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), weight_(weight), numerics_(numerics) {}
+
 Tensor OutputGradient::dgrad() const {
-  Tensor dx = empty({dy_.rows(), in_features(weight_)}, numerics_.activation_dtype());
+  Tensor dx = empty({groups_.num_rows, in_features(weight_)}, numerics_.activation_dtype());
   if (weight_.form() == WeightForm::kFp8Block) {
-    const AllocateAs workspace(MemoryCategory::kWorkspace);
-    const Fp8Rows rows = quantize_rows(dy_, numerics_.stats(&Fp8Counts::grad_output));
-    kernels::fp8_grouped_gemm({.a = rows.codes,
-                               .a_scale = rows.scale,
-                               .b = weight_.fp8().codes_t,
-                               .b_scale = weight_.fp8().scale_t,
+    kernels::fp8_grouped_gemm({.a = rows_.codes,
+                               .a_scale = rows_.scale,
+                               .b = weight_.fp8().codes,
+                               .b_scale = weight_.fp8().scale,
                                .offsets = groups_.offsets,
                                .rows = {},
                                .c = dx,
+                               .b_is_kn = true,
                                .emulation = numerics_.emulation},
                               dx.stream());
   } else {
@@ -94,44 +115,37 @@ Tensor OutputGradient::dgrad() const {
 
 void OutputGradient::wgrad(SavedInput& x, Parameter& weight) const {
   if (weight.form() == WeightForm::kFp8Block) {
-    const Fp8Rows& rows = x.quantized();
-    const Fp8Rows columns = empty_columns(rows.codes.cols(), groups_);
-    kernels::requantize_columns({.codes = rows.codes,
-                                 .scale = rows.scale,
-                                 .rows = groups_.source,
-                                 .offsets = groups_.offsets,
-                                 .block_offsets = groups_.block_offsets,
-                                 .out_codes = columns.codes,
-                                 .out_scale = columns.scale,
-                                 .stats = numerics_.stats(&Fp8Counts::wgrad_activation)},
-                                dy_.stream());
-    wgrad_fp8(columns, weight);
-  } else {
-    kernels::grouped_wgrad(
-        {.dy = dy_, .x = x.values(), .offsets = groups_.offsets, .rows = groups_.source, .dw = weight.grad()},
-        dy_.stream());
+    wgrad_columns(requantize_columns(x.quantized(), groups_, numerics_.stats(&Fp8Counts::wgrad_activation)), weight);
+    return;
   }
+  const Parameter::GradTarget target = weight.grad_target();
+  kernels::grouped_wgrad({.dy = dy_,
+                          .x = x.values(),
+                          .offsets = groups_.offsets,
+                          .rows = groups_.source,
+                          .dw = target.grad,
+                          .accumulate = target.accumulate},
+                         dy_.stream());
 }
 
 void OutputGradient::wgrad_values(const Tensor& x, Parameter& weight) const {
-  if (weight.form() == WeightForm::kFp8Block) {
-    wgrad_fp8(quantize_columns(x, groups_, numerics_.stats(&Fp8Counts::wgrad_activation)), weight);
-  } else {
-    kernels::grouped_wgrad({.dy = dy_, .x = x, .offsets = groups_.offsets, .rows = {}, .dw = weight.grad()},
-                           dy_.stream());
-  }
+  const Parameter::GradTarget target = weight.grad_target();
+  kernels::grouped_wgrad(
+      {.dy = dy_, .x = x, .offsets = groups_.offsets, .rows = {}, .dw = target.grad, .accumulate = target.accumulate},
+      dy_.stream());
 }
 
-void OutputGradient::wgrad_fp8(const Fp8Rows& columns_of_x, Parameter& weight) const {
-  const Fp8Rows columns_of_dy = quantize_columns(dy_, groups_, numerics_.stats(&Fp8Counts::wgrad_grad));
-  kernels::fp8_grouped_wgrad({.dy = columns_of_dy.codes,
-                              .dy_scale = columns_of_dy.scale,
+void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weight) const {
+  const Parameter::GradTarget target = weight.grad_target();
+  kernels::fp8_grouped_wgrad({.dy = columns_.codes,
+                              .dy_scale = columns_.scale,
                               .x = columns_of_x.codes,
                               .x_scale = columns_of_x.scale,
                               .block_offsets = groups_.block_offsets,
-                              .dw = weight.grad(),
+                              .dw = target.grad,
+                              .accumulate = target.accumulate,
                               .emulation = numerics_.emulation},
-                             dy_.stream());
+                             columns_.codes.stream());
 }
 
 }  // namespace octet

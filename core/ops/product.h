@@ -18,23 +18,31 @@ Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter&
                  DType out);
 Tensor fprop_plain(const Tensor& input, const RowGroups& groups, const Parameter& weight, DType out);
 
-// An output gradient in the forms that dgrad and wgrad read, each made once.
+// The columns of a saved input, as wgrad reads them.
+Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels::QuantizeStats* stats);
+// Codes [P, C] and scale [P/128, C] to be filled, P the rows of all groups in whole blocks of 128.
+Fp8Rows empty_columns(int64_t columns, const RowGroups& groups);
+
+// An output gradient in the forms that dgrad and wgrad read: in FP8 both are made at once, from one look at dy.
 class OutputGradient {
  public:
   // dy: [R, N] in the dtype that activation gradients have, or float32.
   OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight, const Numerics& numerics);
+  // In FP8 already.
+  OutputGradient(Fp8Rows rows, Fp8Rows columns, const RowGroups& groups, const Parameter& weight,
+                 const Numerics& numerics);
 
   // dy w_g, [R, K]: rows in the order of the groups; a gather is not undone.
   Tensor dgrad() const;
   // weight.grad += dy^T x. x: as fprop read it.
   void wgrad(SavedInput& x, Parameter& weight) const;
-  // The same for values that are not a saved input: [R, K], rows in the order of the groups.
+  // The same for an x that is not a saved input, rows in the order of the groups: its columns in FP8, or its values.
+  void wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weight) const;
   void wgrad_values(const Tensor& x, Parameter& weight) const;
 
  private:
-  void wgrad_fp8(const Fp8Rows& columns_of_x, Parameter& weight) const;
-
-  Tensor dy_;
+  Tensor dy_;               // not in FP8
+  Fp8Rows rows_, columns_;  // in FP8
   const RowGroups& groups_;
   const Parameter& weight_;
   const Numerics& numerics_;

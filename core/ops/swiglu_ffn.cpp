@@ -12,6 +12,63 @@ Tensor swiglu(const Tensor& h) {
   return y;
 }
 
+// What follows the first product in the FP8 recipe, where the activation and its gradient exist in cache only: each
+// kernel reads the operand of one product and writes those of the next.
+Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, const RowGroups& in_order,
+                   Parameter& w13, Parameter& w2) {
+  const Numerics numerics = input.numerics();
+  const int64_t R = h.rows(), F = h.cols() / 2;
+  const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F) : Fp8Rows();
+  Tensor out;  // [R, D]
+  {
+    const Fp8Rows y = [&] {
+      const AllocateAs workspace(MemoryCategory::kWorkspace);
+      return empty_rows(R, F);
+    }();
+    kernels::swiglu_forward_fp8({.h = h,
+                                 .h_codes = kept.codes,
+                                 .h_scale = kept.scale,
+                                 .y_codes = y.codes,
+                                 .y_scale = y.scale,
+                                 .stats = numerics.stats(&Fp8Counts::activation)},
+                                h.stream());
+    h = Tensor();
+    out = fprop_fp8(y, in_order, w2, numerics.emulation, numerics.activation_dtype());
+  }
+  if (!is_recording()) return out;
+  return record(
+      "swiglu_ffn", out, {input.x()},
+      [saved = input.keep_quantized(), kept, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
+        const AllocateAs workspace(MemoryCategory::kWorkspace);
+        const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
+        Fp8Rows dh_rows = empty_rows(rows, width), dh_columns = empty_columns(width, in_order);
+        {
+          const OutputGradient out_gradient(dout, in_order, w2, numerics);
+          const Fp8Rows y_columns = empty_columns(width / 2, in_order);
+          const Tensor dy = out_gradient.dgrad();  // [R, F]
+          kernels::swiglu_backward_fp8({.dy = dy,
+                                        .h_codes = kept.codes,
+                                        .h_scale = kept.scale,
+                                        .offsets = in_order.offsets,
+                                        .block_offsets = in_order.block_offsets,
+                                        .y_codes = y_columns.codes,
+                                        .y_scale = y_columns.scale,
+                                        .dh_codes = dh_rows.codes,
+                                        .dh_scale = dh_rows.scale,
+                                        .dh_column_codes = dh_columns.codes,
+                                        .dh_column_scale = dh_columns.scale,
+                                        .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
+                                        .dh_stats = numerics.stats(&Fp8Counts::grad_output),
+                                        .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
+                                       dy.stream());
+          out_gradient.wgrad_columns(y_columns, w2);
+        }
+        const OutputGradient h_gradient(std::move(dh_rows), std::move(dh_columns), groups, w13, numerics);
+        h_gradient.wgrad(*saved, w13);
+        return {h_gradient.dgrad()};
+      });
+}
+
 }  // namespace
 
 Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& w13, Parameter& w2,
@@ -22,40 +79,27 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& 
               w2.shape()[-2] == input.x().cols(),
           "swiglu_ffn: {} is {} and {} is {}; wanted [.., 2F, {}] and [.., {}, F]", w13.name(), w13.shape(), w2.name(),
           w2.shape(), input.x().cols(), input.x().cols());
-  Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
-  Tensor y = swiglu(h);                         // [R, F]
-  RowGroups in_order = groups;                  // rows of y are in the order of the groups already
+  RowGroups in_order = groups;  // rows of y are in the order of the groups already
   in_order.source = Tensor();
-  const bool fp8 = numerics.is_fp8();
-  Fp8Rows h_fp8;
-  Tensor out;  // [R, D]
-  if (fp8) {
-    if (is_recording()) {
-      h_fp8 = quantize_rows(h, numerics.stats(&Fp8Counts::activation));
-      h = Tensor();
-    }
-    const Fp8Rows y_fp8 = quantize_rows(y, numerics.stats(&Fp8Counts::activation));
-    y = Tensor();
-    out = fprop_fp8(y_fp8, in_order, w2, numerics.emulation, dtype);
-  } else {
-    out = fprop_plain(y, in_order, w2, dtype);
-    if (recompute_swiglu) y = Tensor();
-  }
+  Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
+  if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, w13, w2);
+  Tensor y = swiglu(h);                              // [R, F]
+  Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;
-  const auto saved = fp8 ? input.keep_quantized() : input.keep_values();
-  return record("swiglu_ffn", out, {input.x()},
-                [saved, h, y, h_fp8, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
-                  const AllocateAs workspace(MemoryCategory::kWorkspace);
-                  const OutputGradient out_gradient(dout, in_order, w2, numerics);
-                  const Tensor h_values = numerics.is_fp8() ? dequantize_rows(h_fp8, numerics.activation_dtype()) : h;
-                  out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h_values), w2);
-                  const Tensor dy = out_gradient.dgrad();  // [R, F]
-                  Tensor dh = empty_like(h_values);        // [R, 2F]
-                  kernels::swiglu_backward({.dy = dy, .h = h_values, .dh = dh}, dh.stream());
-                  const OutputGradient h_gradient(dh, groups, w13, numerics);
-                  h_gradient.wgrad(*saved, w13);
-                  return {h_gradient.dgrad()};
-                });
+  if (recompute_swiglu) y = Tensor();
+  return record(
+      "swiglu_ffn", out, {input.x()},
+      [saved = input.keep_values(), h, y, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
+        const AllocateAs workspace(MemoryCategory::kWorkspace);
+        const OutputGradient out_gradient(dout, in_order, w2, numerics);
+        out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h), w2);
+        const Tensor dy = out_gradient.dgrad();  // [R, F]
+        Tensor dh = empty_like(h);               // [R, 2F]
+        kernels::swiglu_backward({.dy = dy, .h = h, .dh = dh}, dh.stream());
+        const OutputGradient h_gradient(dh, groups, w13, numerics);
+        h_gradient.wgrad(*saved, w13);
+        return {h_gradient.dgrad()};
+      });
 }
 
 }  // namespace octet

@@ -11,29 +11,47 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // k of one scale
 static_assert(kDepth == 2 * kBlock);
+constexpr int64_t kUnit = 16 * PairWords::kVectors;  // columns of a tile, the widest of all emulations
 
-// An operand of codes, row i or column i along k, with the scale of each 128 of k.
-template <class Line, class Scale>
+// An operand of codes as gemm_tile.inc has it, with the scale of each 128 of k.
+template <bool across, class Line, class Scale>
 struct CodeOperand {
   using Element = uint8_t;
-  static constexpr bool kAcross = false;
+  static constexpr bool kAcross = across;
   Line line;
   Scale scale;  // scale(i, k / 128)
 };
-template <class Line, class Scale>
-CodeOperand(Line, Scale) -> CodeOperand<Line, Scale>;
+template <bool across, class Line, class Scale>
+CodeOperand<across, Line, Scale> codes(Line line, Scale scale) {
+  return {line, scale};
+}
+
+// found[i]: whether there is a NaN among the n codes of row or column first + i, from k on.
+template <class From>
+void find_nans(const From& from, int64_t first, int64_t count, int64_t k, int64_t n, uint8_t* found) {
+  if constexpr (From::kAcross) {
+    std::memset(found, 0, size_t(count));
+    for (int64_t d = 0; d < n; ++d) {
+      const uint8_t* line = from.line(k + d) + first;
+      for (int64_t i = 0; i < count; ++i) found[i] |= uint8_t((line[i] & 0x7f) == 0x7f);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) found[i] = has_nan_e4m3(from.line(first + i) + k, n);
+  }
+}
 
 // to[piece * stride + i] is the scale of line first + i. Panels hold a NaN code as a number, so that the arithmetic
 // need not look for it: the scale of its 128 is the NaN, and so every sum it enters is one.
 template <class From>
 void pack_scales(const From& from, int64_t first, int64_t count, int64_t k0, int64_t depth, int64_t stride, float* to) {
+  uint8_t poisoned[kTaskColumns];
   for (int64_t piece = 0; piece == 0 || piece * kBlock < depth; ++piece) {
     const int64_t k = k0 + piece * kBlock, n = std::min(kBlock, depth - piece * kBlock);
+    find_nans(from, first, count, k, std::max<int64_t>(n, 0), poisoned);
     for (int64_t i = 0; i < std::min(stride, count + 63); ++i) {  // and zeros up to a whole tile
       float scale = 0.0f;
       if (i < count && n > 0) {
-        const bool poisoned = has_nan_e4m3(from.line(first + i) + k, n);
-        scale = poisoned ? std::bit_cast<float>(0x7fffffff) : from.scale(first + i, k / kBlock);
+        scale = poisoned[i] != 0 ? std::bit_cast<float>(0x7fffffff) : from.scale(first + i, k / kBlock);
       }
       to[piece * stride + i] = scale;
     }
@@ -73,14 +91,15 @@ struct IdealMath : ScaledMath {
   using Words = PairWords;
   using Total = float;
 
-  template <int64_t rows>
+  template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     constexpr int64_t V = Words::kVectors;
     for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
       f32x16 acc[rows][V];
       each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
       const int64_t w = k / Words::kElements;
-      multiply<Words, rows>(t.a + w, t.b + w * 16 * V, (n + 1) / 2 * (2 / Words::kElements), acc);
+      multiply<Words, across, rows>(t.a + w * kWordStep<across>, t.b + w * 16 * V, (n + 1) / 2 * (2 / Words::kElements),
+                                    acc);
       promote(t, piece, acc);
     });
   }
@@ -121,17 +140,29 @@ struct HopperMath : ScaledMath {
   }
   static void pack_row_extras(const auto& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, Panels& panels) {
     ScaledMath::pack_row_extras(a, first, rows, k0, depth, panels);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t k = 0; k < (depth + kStep - 1) / kStep * kStep; k += 16) {
-        store_low_bytes(panels.a_exponents + i * kDepth + k, exponents(load(panels.a + i * kDepth + k)));
+    constexpr bool kAcross = std::remove_cvref_t<decltype(a)>::kAcross;
+    const int64_t whole = (depth + kStep - 1) / kStep * kStep;
+    if constexpr (kAcross) {
+      for (int64_t i = 0; i < rows; i += 16) {
+        for (int64_t k = 0; k < whole; ++k) {
+          uint8_t lanes[16];
+          store_low_bytes(lanes, exponents(load(panels.a + k * kPackRows + i)));
+          for (int64_t j = 0; j < 16; ++j) panels.a_exponents[(i + j) * kDepth + k] = lanes[j];
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t k = 0; k < whole; k += 16) {
+          store_low_bytes(panels.a_exponents + i * kDepth + k, exponents(load(panels.a + i * kDepth + k)));
+        }
       }
     }
   }
 
   // sum[i] = sum[i] and the 32 products at k, for `rows` rows from row r on.
-  template <int64_t rows>
+  template <int64_t rows, bool across>
   OCTET_INLINE static void add_step(const Tile& t, int64_t r, int64_t k, f32x16 (*sum)[1]) {
-    const float* a = t.a + r * kDepth + k;
+    const float* a = t.a + r * kRowStep<across> + k * kWordStep<across>;
     i32x16 top[rows];
     for (auto& e : top) e = splat_i32(int32_t(0xc0c0c0c0u));  // kZero in each byte
     for (int64_t q = 0; q < kStep; q += 4) {
@@ -155,7 +186,8 @@ struct HopperMath : ScaledMath {
     }
     for (int64_t q = 0; q < kStep; ++q) {
       const f32x16 column = load(t.b + (k + q) * 16);
-      for (int64_t i = 0; i < rows; ++i) whole[i] = whole[i] + to_i32(splat(a[i * kDepth + q]) * up[i] * column);
+      for (int64_t i = 0; i < rows; ++i)
+        whole[i] = whole[i] + to_i32(splat(a[i * kRowStep<across> + q * kWordStep<across>]) * up[i] * column);
     }
     // 33 terms below 2^15: exact in float32, whose last 10 of 23 fraction bits are cut.
     for (int64_t i = 0; i < rows; ++i) {
@@ -163,14 +195,14 @@ struct HopperMath : ScaledMath {
     }
   }
 
-  template <int64_t rows>
+  template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
       f32x16 sum[rows][1];
       unrolled<rows>([&](auto i) { sum[i][0] = splat(0.0f); });
       for (int64_t step = k; step < k + n; step += kStep) {
-        unrolled<rows / 2>([&](auto half) { add_step<2>(t, 2 * half, step, sum + 2 * half); });
-        if constexpr (rows % 2 == 1) add_step<1>(t, rows - 1, step, sum + rows - 1);
+        unrolled<rows / 2>([&](auto half) { add_step<2, across>(t, 2 * half, step, sum + 2 * half); });
+        if constexpr (rows % 2 == 1) add_step<1, across>(t, rows - 1, step, sum + rows - 1);
       }
       promote(t, piece, sum);
     });
@@ -182,12 +214,13 @@ struct Fp64Math : ScaledMath {
   using Words = FloatWords;
   using Total = double;
 
-  template <int64_t rows>
+  template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
       for (int64_t i = 0; i < rows; ++i) {
         f64x16 sum = splat_f64(0.0);
-        for (int64_t w = k; w < k + n; ++w) sum = sum + widen(splat(t.a[i * kDepth + w]) * load(t.b + w * 16));
+        for (int64_t w = k; w < k + n; ++w)
+          sum = sum + widen(splat(t.a[i * kRowStep<across> + w * kWordStep<across>]) * load(t.b + w * 16));
         double* total = static_cast<double*>(t.total) + i * kTotalStride;
         f64x16 before = splat_f64(0.0);
         if (!t.first || piece > 0) std::memcpy(&before, total, sizeof before);
@@ -231,44 +264,49 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t all_rows[2] = {0, R};
   const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
   const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-  const int64_t n_blocks = (N + kBlock - 1) / kBlock;
-  const std::vector<Task> tasks = cut_tasks(stream, G, N, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
+  const int64_t n_blocks = (N + kBlock - 1) / kBlock, k_blocks = (K + kBlock - 1) / kBlock;
+  const std::vector<Task> tasks =
+      cut_tasks(stream, G, N, kUnit, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
-    const int64_t first = offsets[task.group];
+    const int64_t first = offsets[task.group], g = task.group;
     const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
-    const CodeOperand a{[&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
-                        [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; }};
-    const CodeOperand b{
-        [&](int64_t n) { return args.b.row<uint8_t>(task.group * N + n); },
-        [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(task.group * n_blocks + n / kBlock)[kb]; }};
-    const float* total = sum_task(args.emulation, task, K, a, b, panels_of_this_thread());
+    const auto a = codes<false>([&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
+                                [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; });
+    const auto sum = [&](const auto& b) { return sum_task(args.emulation, task, K, a, b, panels_of_this_thread()); };
+    const float* total =
+        args.b_is_kn
+            ? sum(codes<true>(
+                  [&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
+                  [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; }))
+            : sum(codes<false>(
+                  [&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
+                  [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; }));
     visit_float(args.c.dtype(), [&]<class Result>() {
       for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(total + i * kTotalStride, task.columns, /*accumulate=*/false,
-                  args.c.row<Result>(first + task.row + i) + task.column);
+        write_row(total + i * kTotalStride, task.columns, args.c.row<Result>(first + task.row + i) + task.column);
       }
     });
   });
 }
 
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
-  const int64_t N = args.dy.rows(), K = args.x.rows(), G = args.block_offsets.num_elements() - 1;
+  const int64_t N = args.dy.cols(), K = args.x.cols(), G = args.block_offsets.num_elements() - 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
-  // A group of no rows adds nothing: no task.
+  // A group of no rows adds nothing: no task, unless there are zeros to write.
   const std::vector<Task> tasks =
-      cut_tasks(stream, G, K, [&](int64_t g) { return blocks[g + 1] == blocks[g] ? 0 : N; });
+      cut_tasks(stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = blocks[task.group], depth = kBlock * (blocks[task.group + 1] - first);
-    const CodeOperand a{[&](int64_t n) { return args.dy.row<uint8_t>(n) + kBlock * first; },
-                        [&](int64_t n, int64_t kb) { return args.dy_scale.row<float>(n)[first + kb]; }};
-    const CodeOperand b{[&](int64_t k) { return args.x.row<uint8_t>(k) + kBlock * first; },
-                        [&](int64_t k, int64_t kb) { return args.x_scale.row<float>(k)[first + kb]; }};
+    const auto a = codes<true>([&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
+                               [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n]; });
+    const auto b = codes<true>([&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
+                               [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k]; });
     const float* total = sum_task(args.emulation, task, depth, a, b, panels_of_this_thread());
     for (int64_t i = 0; i < task.rows; ++i) {
-      write_row(total + i * kTotalStride, task.columns, /*accumulate=*/true,
-                args.dw.row<float>(task.group * N + task.row + i) + task.column);
+      add_row(total + i * kTotalStride, task.columns, args.accumulate,
+              args.dw.row<float>(task.group * N + task.row + i) + task.column);
     }
   });
 }

@@ -20,13 +20,13 @@ struct PlainMath {
   static void pack_column_extras(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
   static void pack_row_extras(const auto&, int64_t, int64_t, int64_t, int64_t, Panels&) {}
 
-  template <int64_t rows>
+  template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     constexpr int64_t V = Words::kVectors;
     f32x16 acc[rows][V];
     each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
     const int64_t words = kPairs ? (t.depth + 1) / 2 * (2 / Words::kElements) : t.depth;
-    multiply<Words, rows>(t.a, t.b, words, acc);
+    multiply<Words, across, rows>(t.a, t.b, words, acc);
     float* total = static_cast<float*>(t.total);
     if (t.first) {
       each_sum<rows, V>([&](auto i, auto v) { store(total + i * kTotalStride + 16 * v, acc[i][v]); });
@@ -38,6 +38,9 @@ struct PlainMath {
     }
   }
 };
+
+template <class Scalar>
+constexpr int64_t kUnit = 16 * PlainMath<Scalar>::Words::kVectors;  // columns of a tile
 
 template <class Scalar, class A, class B>
 void sum_task(const Task& task, int64_t K, const A& a, const B& b, Panels& panels) {
@@ -61,7 +64,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
   visit_float(args.a.dtype(), [&]<class Scalar>() {
     const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-    const std::vector<Task> tasks = cut_tasks(stream, G, N, [&](int64_t g) {
+    const std::vector<Task> tasks = cut_tasks(stream, G, N, kUnit<Scalar>, [&](int64_t g) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     });
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
@@ -80,8 +83,14 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
       }
       visit_float(args.c.dtype(), [&]<class Result>() {
         for (int64_t i = 0; i < task.rows; ++i) {
-          write_row(total + i * kTotalStride, task.columns, args.accumulate,
-                    args.c.row<Result>(first + task.row + i) + task.column);
+          Result* c = args.c.row<Result>(first + task.row + i) + task.column;
+          if constexpr (std::is_same_v<Result, float>) {
+            if (args.accumulate) {
+              add_row(total + i * kTotalStride, task.columns, true, c);
+              continue;
+            }
+          }
+          write_row(total + i * kTotalStride, task.columns, c);
         }
       });
     });
@@ -95,8 +104,9 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     const auto rows_of = [&](int64_t g) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     };
-    // A group of no rows adds nothing: no task.
-    const std::vector<Task> tasks = cut_tasks(stream, G, K, [&](int64_t g) { return rows_of(g) == 0 ? 0 : N; });
+    // A group of no rows adds nothing: no task, unless there are zeros to write.
+    const std::vector<Task> tasks =
+        cut_tasks(stream, G, K, kUnit<Scalar>, [&](int64_t g) { return args.accumulate && rows_of(g) == 0 ? 0 : N; });
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
@@ -107,8 +117,8 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
       sum_task<Scalar>(task, rows_of(task.group), a, b, panels);
       for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(total + i * kTotalStride, task.columns, /*accumulate=*/true,
-                  args.dw.row<float>(task.group * N + task.row + i) + task.column);
+        add_row(total + i * kTotalStride, task.columns, args.accumulate,
+                args.dw.row<float>(task.group * N + task.row + i) + task.column);
       }
     });
   });

@@ -1,11 +1,38 @@
 #include "kernels/swiglu.h"
 
+#include <atomic>
+
 #include "kernels/cpu/isa_headers.h"
 //
 #include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/fp8_simd.inc"
+//
+#include "kernels/cpu/bf16_simd.inc"
+#include "kernels/cpu/quantize_tile.inc"
+
+namespace {
 
 // Rows that one thread takes at a time: about 16384 elements of h.
 OCTET_INLINE int64_t swiglu_grain(int64_t F) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, F)); }
+
+OCTET_INLINE f32x16 swiglu(f32x16 gate, f32x16 up) { return gate * sigmoid(gate) * up; }
+struct SwigluSlopes {
+  f32x16 gate, up;
+};
+OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 gate, f32x16 up, f32x16 s, f32x16 dy) {
+  const f32x16 slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
+  return {dy * up * slope, dy * (gate * s)};
+}
+
+// bfloat16 scratch of this thread.
+inline bfloat16* scratch(int64_t n) {
+  thread_local std::vector<bfloat16> memory;
+  if (int64_t(memory.size()) < n) memory.resize(size_t(n));
+  return memory.data();
+}
+
+}  // namespace
 
 void swiglu_forward(const SwigluForward& args, Stream& stream) {
   visit_float(args.h.dtype(), [&]<class Scalar>() {
@@ -14,10 +41,8 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
       const Scalar* gate = args.h.row<Scalar>(r);
       const Scalar* up = gate + F;
       Scalar* y = args.y.row<Scalar>(r);
-      for_lanes(F, [=](int64_t f, auto lanes) {
-        const f32x16 g = lanes.load(gate + f);
-        lanes.store(y + f, g / (splat(1.0f) + exp(-g)) * lanes.load(up + f));
-      });
+      for_lanes(F,
+                [=](int64_t f, auto lanes) { lanes.store(y + f, swiglu(lanes.load(gate + f), lanes.load(up + f))); });
     });
   });
 }
@@ -30,12 +55,103 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
       const Scalar* gate = args.h.row<Scalar>(r);
       Scalar* dgate = args.dh.row<Scalar>(r);
       for_lanes(F, [=](int64_t f, auto lanes) {
-        const f32x16 g = lanes.load(gate + f), up = lanes.load(gate + F + f), d = lanes.load(dy + f);
-        const f32x16 s = sigmoid(g);
-        const f32x16 slope = s * fma(g, splat(1.0f) - s, splat(1.0f));
-        lanes.store(dgate + f, d * up * slope);
-        lanes.store(dgate + F + f, d * (g * s));
+        const f32x16 g = lanes.load(gate + f), up = lanes.load(gate + F + f);
+        const SwigluSlopes slopes = swiglu_slopes(g, up, sigmoid(g), lanes.load(dy + f));
+        lanes.store(dgate + f, slopes.gate);
+        lanes.store(dgate + F + f, slopes.up);
       });
+    });
+  });
+}
+
+void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
+  visit_counting(args.stats != nullptr, [&](auto counting) {
+    const int64_t R = args.h.rows(), F = args.y_codes.cols();
+    stream.parallel_chunks(R, swiglu_grain(F), [&](int64_t begin, int64_t end) {
+      bfloat16* y = scratch(F);
+      Counts counts;
+      for (int64_t r = begin; r < end; ++r) {
+        const bfloat16* h = args.h.row<bfloat16>(r);
+        if (args.h_codes.is_defined()) {
+          quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
+        }
+        for_lanes(F,
+                  [=](int64_t f, auto lanes) { lanes.store(y + f, swiglu(lanes.load(h + f), lanes.load(h + F + f))); });
+        quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
+      }
+      counts.add_to(args.stats, (end - begin) * (args.h_codes.is_defined() ? 3 : 1) * F);
+    });
+  });
+}
+
+// A task makes y and dh of 128 rows of a group and of some columns, in memory that stays in cache, and quantises them
+// there: 128 columns of the gate and the same of up, whose blocks of a row are whole; or, where 128 does not divide F
+// and blocks run from the gate into up, all of them.
+void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
+  visit_counting(args.y_stats != nullptr, [&](auto counting) {
+    const int64_t F = args.dy.cols(), width = F % kBlock == 0 ? kBlock : F;
+    if (F == 0) return;
+    const int64_t pieces = F / width;
+    stream.parallel_for(num_blocks(args.block_offsets) * pieces, [&](int64_t task) {
+      const int64_t b = task / pieces, f0 = task % pieces * width;
+      const RowBlock block = row_block(args.offsets, args.block_offsets, b);
+      bfloat16* dh = scratch(3 * width * kBlock);  // [128, 2 width]: gate, then up
+      bfloat16* y = dh + 2 * width * kBlock;       // [128, width]
+      Counts y_counts, row_counts, column_counts;
+      for (int64_t r = 0; r < block.rows; ++r) {
+        const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
+        const float* scale = args.h_scale.row<float>(block.first + r);
+        const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
+        for (int64_t f = 0; f < width; f += 16) {
+          const int64_t n = std::min<int64_t>(16, width - f);
+          // h as bfloat16 has it; a row's last numbers may lie next to a block of another scale.
+          const auto h = [&](int64_t column) {
+            uint8_t last[16] = {};
+            if (n < 16) std::memcpy(last, gate - f0 + column, size_t(n));
+            const f32x16 x = load_e4m3(n < 16 ? last : gate - f0 + column);
+            const int64_t left = kBlock - column % kBlock;
+            if (left >= n) return x * splat(scale[column / kBlock]);
+            float factors[16];
+            for (int64_t i = 0; i < 16; ++i) factors[i] = scale[column / kBlock + (i >= left && i < n ? 1 : 0)];
+            return x * load(factors);
+          };
+          const f32x16 g = h(f0 + f), up = h(F + f0 + f), s = sigmoid(g);
+          const f32x16 d = n < 16 ? load_first(dy + f, n) : load(dy + f);
+          const SwigluSlopes slopes = swiglu_slopes(g, up, s, d);
+          const auto keep = [&](bfloat16* to, f32x16 value) {
+            if (n < 16) {
+              store_first(to, value, n);
+            } else {
+              store(to, value);
+            }
+          };
+          keep(y + r * width + f, g * s * up);
+          keep(dh + r * 2 * width + f, slopes.gate);
+          keep(dh + r * 2 * width + width + f, slopes.up);
+        }
+        const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) {
+          quantize_row<counting>(dh + r * 2 * width + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
+                                 args.dh_scale.row<float>(block.first + r) + column / kBlock, row_counts);
+        };
+        if (width == F) {
+          quantize_part(0, 2 * F, 0);
+        } else {
+          quantize_part(0, width, f0);
+          quantize_part(width, width, F + f0);
+        }
+      }
+      const auto quantize_columns = [&](const bfloat16* from, int64_t step, const View& codes, const View& scales,
+                                        int64_t column, Counts& counts) {
+        quantize_columns_block<counting>(
+            block.rows, width, [=](int64_t r) -> const bfloat16* { return from + r * step; },
+            codes.row<uint8_t>(kBlock * b) + column, codes.row_stride(), scales.row<float>(b) + column, counts);
+      };
+      quantize_columns(y, width, args.y_codes, args.y_scale, f0, y_counts);
+      quantize_columns(dh, 2 * width, args.dh_column_codes, args.dh_column_scale, f0, column_counts);
+      quantize_columns(dh + width, 2 * width, args.dh_column_codes, args.dh_column_scale, F + f0, column_counts);
+      y_counts.add_to(args.y_stats, block.rows * width);
+      row_counts.add_to(args.dh_stats, block.rows * 2 * width);
+      column_counts.add_to(args.dh_column_stats, block.rows * 2 * width);
     });
   });
 }
@@ -43,3 +159,5 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
 #include "kernels/cpu/isa_end.inc"
 OCTET_CPU_KERNEL(swiglu_forward, SwigluForward)
 OCTET_CPU_KERNEL(swiglu_backward, SwigluBackward)
+OCTET_CPU_KERNEL(swiglu_forward_fp8, SwigluForwardFp8)
+OCTET_CPU_KERNEL(swiglu_backward_fp8, SwigluBackwardFp8)

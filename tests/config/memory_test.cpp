@@ -37,7 +37,6 @@ int64_t measured_peak(const Config& config) {
       model.train_micro_batch(from_vector(ids, {T}), from_vector(ids, {T}), sequences, 1.0f / float(T), 0.5f);
     }
     optimizer.step(step, 1e-3, optimizer.gradient_norm());
-    model.refresh_weights();
     for (Router* router : model.routers()) router->end_step();
   }
   return memory_use().peak_total_bytes;

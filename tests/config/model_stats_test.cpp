@@ -99,7 +99,7 @@ TEST_CASE("memory follows formats, micro-batches and recomputation", "[config][s
   CHECK(is_near(fp8.masters, 4 * parameters));
   CHECK(is_near(fp8.gradients, 4 * parameters));
   CHECK(is_near(fp8.moments, 4 * parameters));
-  CHECK(is_near(fp8.weights, 2 * parameters));
+  CHECK(is_near(fp8.weights, parameters));
 
   config.precision.recipe = Recipe::kFp32;
   config.precision.moments = MomentType::kFp32;

@@ -114,4 +114,52 @@ TEST_CASE("adamw gives the same bits everywhere", "[kernels][adamw]") {
   });
 }
 
+TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels][adamw]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const int64_t G = GENERATE(1, 3), N = GENERATE(0, 1, 130), K = GENERATE(1, 128, 1100);
+  CAPTURE(name_of(isa), G, N, K);
+  const int64_t n_blocks = (N + 127) / 128, k_blocks = (K + 127) / 128;
+  auto master = uniform(G * N * K, 1), grad = uniform(G * N * K, 2);
+  std::vector<bfloat16> m(master.size()), v(master.size()), flat_m(m), flat_v(v), weight(master.size());
+  auto flat = master;
+  for (auto* values : {&master, &grad, &flat}) values->reserve(1);
+  for (auto* values : {&m, &v, &flat_m, &flat_v, &weight}) values->reserve(1);
+  std::vector<uint8_t> codes(master.size(), 0xaa), want_codes(codes);
+  std::vector<float> scale(size_t(G * n_blocks * k_blocks), -1.0f), want_scale(scale);
+  for (auto* values : {&codes, &want_codes}) values->reserve(1);
+  for (auto* values : {&scale, &want_scale}) values->reserve(1);
+  kernels::QuantizeStats stats, want_stats;
+  const Settings s;
+  kernels::adamw_step({.master = view(master, {G, N, K}),
+                       .grad = view(grad, {G, N, K}),
+                       .m = view(m, {G, N, K}),
+                       .v = view(v, {G, N, K}),
+                       .weight = {},
+                       .codes = View(codes.data(), {G, N, K}, DType::kFloat8E4M3),
+                       .code_scale = view(scale, {G, n_blocks, k_blocks}),
+                       .stats = &stats,
+                       .lr = s.lr,
+                       .beta1 = s.beta1,
+                       .beta2 = s.beta2,
+                       .eps = s.eps,
+                       .weight_decay = s.weight_decay,
+                       .grad_scale = s.grad_scale,
+                       .step = 3},
+                      default_stream());
+  run_step(flat, grad, flat_m, flat_v, &weight, 3, default_stream());
+  kernels::quantize_blocks({.x = view(weight, {G, N, K}),
+                            .codes = View(want_codes.data(), {G, N, K}, DType::kFloat8E4M3),
+                            .scale = view(want_scale, {G, n_blocks, k_blocks}),
+                            .stats = &want_stats},
+                           default_stream());
+  CHECK(master == flat);
+  CHECK(doubles(m) == doubles(flat_m));
+  CHECK(doubles(v) == doubles(flat_v));
+  CHECK(codes == want_codes);
+  CHECK(scale == want_scale);
+  CHECK(stats.count == want_stats.count);
+  CHECK(stats.flushed == want_stats.flushed);
+}
+
 }  // namespace octet::test

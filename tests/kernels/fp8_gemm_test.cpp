@@ -175,6 +175,19 @@ bool same(float got, float wanted) {
 // bits, cut at each of the 33 terms of each of 4 steps.
 double bound(Emulation emulation) { return emulation == Emulation::kHopper ? 4 * 33 * 0x1p-13 : 130 * kEpsilonF32; }
 
+template <class T>
+std::vector<T> transposed(const std::vector<T>& x, int64_t matrices, int64_t rows, int64_t cols) {
+  std::vector<T> y(x.size());
+  for (int64_t m = 0; m < matrices; ++m) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        y[size_t((m * cols + j) * rows + i)] = x[size_t((m * rows + i) * cols + j)];
+      }
+    }
+  }
+  return y;
+}
+
 template <class Out>
 void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_t K, bool gather, bool dense = false) {
   const int64_t R = groups.rows(), G = groups.size(), S = gather ? R / 2 + 1 : R;
@@ -182,7 +195,7 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
   b.scale = make_codes(data, G * blocks(N), K, 1, 4).scale;  // one for each 128 rows of each group
   std::vector<int32_t> rows;
   for (int64_t r = 0; r < R; ++r) rows.push_back(int32_t(RandomStream(3, "rows").below(uint64_t(S), uint64_t(r))));
-  std::vector<Out> c(size_t(R * N));
+  std::vector<Out> c(size_t(R * N)), c_of_kn(c.size());
   kernels::fp8_grouped_gemm(
       {.a = bytes_view(a.codes, {S, K}),
        .a_scale = view(a.scale, {S, blocks(K)}),
@@ -193,6 +206,18 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
        .c = view(c, {R, N}),
        .emulation = emulation},
       default_stream());
+  auto b_kn = transposed(b.codes, G, N, K);
+  auto b_kn_scale = transposed(b.scale, G, blocks(N), blocks(K));
+  kernels::fp8_grouped_gemm({.a = bytes_view(a.codes, {S, K}),
+                             .a_scale = view(a.scale, {S, blocks(K)}),
+                             .b = bytes_view(b_kn, {G, K, N}),
+                             .b_scale = view(b_kn_scale, {G, blocks(K), blocks(N)}),
+                             .offsets = view(groups.offsets, {G + 1}),
+                             .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                             .c = view(c_of_kn, {R, N}),
+                             .b_is_kn = true,
+                             .emulation = emulation},
+                            default_stream());
   int64_t wrong = 0, far = 0;
   for (int64_t r = 0; r < R; ++r) {
     const int64_t from = gather ? rows[size_t(r)] : r, g = groups.of(r);
@@ -201,7 +226,7 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
       const Line right = line_of(b.codes.data() + (g * N + n) * K, K,
                                  slice(b.scale, (g * blocks(N) + n / 128) * blocks(K), blocks(K)));
       const float got = float(c[size_t(r * N + n)]), wanted = float(Out(dot(emulation, left, right)));
-      wrong += !same(got, wanted);
+      wrong += !same(got, wanted) + !same(float(c_of_kn[size_t(r * N + n)]), wanted);
       double size;
       const double exact = exact_dot(left, right, &size);
       const double stored = std::is_same_v<Out, float> ? 0 : kEpsilonBF16;
@@ -227,15 +252,21 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
     }
   }
   auto dw = uniform<float>(G * N * K, 3);
+  auto overwritten = dw;
   const auto before = dw;
-  kernels::fp8_grouped_wgrad({.dy = bytes_view(dy.codes, {N, P}),
-                              .dy_scale = view(dy.scale, {N, P / 128}),
-                              .x = bytes_view(x.codes, {K, P}),
-                              .x_scale = view(x.scale, {K, P / 128}),
-                              .block_offsets = view(groups.block_offsets, {G + 1}),
-                              .dw = view(dw, {G, N, K}),
-                              .emulation = emulation},
-                             default_stream());
+  auto dy_codes = transposed(dy.codes, 1, N, P), x_codes = transposed(x.codes, 1, K, P);
+  auto dy_scale = transposed(dy.scale, 1, N, P / 128), x_scale = transposed(x.scale, 1, K, P / 128);
+  kernels::Fp8GroupedWgrad args{.dy = bytes_view(dy_codes, {P, N}),
+                                .dy_scale = view(dy_scale, {P / 128, N}),
+                                .x = bytes_view(x_codes, {P, K}),
+                                .x_scale = view(x_scale, {P / 128, K}),
+                                .block_offsets = view(groups.block_offsets, {G + 1}),
+                                .dw = view(dw, {G, N, K}),
+                                .emulation = emulation};
+  kernels::fp8_grouped_wgrad(args, default_stream());
+  args.dw = view(overwritten, {G, N, K});
+  args.accumulate = false;
+  kernels::fp8_grouped_wgrad(args, default_stream());
   int64_t wrong = 0;
   for (int64_t g = 0; g < G; ++g) {
     const int64_t first = groups.block_offsets[size_t(g)], n_blocks = groups.block_offsets[size_t(g + 1)] - first;
@@ -246,7 +277,9 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
         const Line right = line_of(x.codes.data() + k * P + 128 * first, 128 * n_blocks,
                                    slice(x.scale, k * (P / 128) + first, n_blocks));
         const size_t i = size_t((g * N + n) * K + k);
-        wrong += !same(dw[i], n_blocks == 0 ? before[i] : before[i] + dot(emulation, left, right));
+        const float sum = n_blocks == 0 ? 0.0f : dot(emulation, left, right);
+        wrong += !same(dw[i], n_blocks == 0 ? before[i] : before[i] + sum);
+        wrong += !same(overwritten[i], 0.0f + sum);  // a group without rows leaves zeros
       }
     }
   }

@@ -120,12 +120,16 @@ void check_wgrad(Groups groups, int64_t N, int64_t K, bool gather) {
   auto rows = random_rows(R, S);
   auto dw = uniform<float>(G * N * K, 3);
   const auto before = dw;
-  kernels::grouped_wgrad({.dy = view(dy, {R, N}),
-                          .x = view(x, {S, K}),
-                          .offsets = view(groups.offsets, {G + 1}),
-                          .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
-                          .dw = view(dw, {G, N, K})},
-                         default_stream());
+  auto overwritten = dw;
+  kernels::GroupedWgrad args{.dy = view(dy, {R, N}),
+                             .x = view(x, {S, K}),
+                             .offsets = view(groups.offsets, {G + 1}),
+                             .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                             .dw = view(dw, {G, N, K})};
+  kernels::grouped_wgrad(args, default_stream());
+  args.dw = view(overwritten, {G, N, K});
+  args.accumulate = false;
+  kernels::grouped_wgrad(args, default_stream());
   int64_t wrong_bits = 0;
   Doubles exact;
   for (int64_t g = 0; g < G; ++g) {
@@ -138,7 +142,9 @@ void check_wgrad(Groups groups, int64_t N, int64_t K, bool gather) {
           xk.push_back(x[size_t((gather ? rows[size_t(r)] : r) * K + k)]);
         }
         const size_t i = size_t((g * N + n) * K + k);
-        wrong_bits += dw[i] != (n_rows == 0 ? before[i] : before[i] + ordered_dot(dyn, xk));
+        const float sum = ordered_dot(dyn, xk);
+        wrong_bits += dw[i] != (n_rows == 0 ? before[i] : before[i] + sum);
+        wrong_bits += overwritten[i] != sum;  // 0 for a group without rows
         double dot = before[i];
         for (size_t r = 0; r < xk.size(); ++r) dot += double(dyn[r]) * double(xk[r]);
         exact.push_back(dot);

@@ -137,21 +137,15 @@ struct Groups {
 // What quantize_columns must give for x [R, C].
 Quantised column_reference(const std::vector<float>& x, int64_t C, const Groups& groups) {
   const int64_t P = 128 * groups.num_blocks();
-  Quantised all;
-  all.codes.assign(size_t(C * P), 0);
+  Quantised all;  // codes [P, C], scale [P/128, C]
+  all.codes.assign(size_t(P * C), 0);
   all.scale.resize(size_t(C * P / 128));
   for (size_t g = 0; g + 1 < groups.offsets.size(); ++g) {
     const int64_t begin = groups.offsets[g], rows = groups.offsets[g + 1] - begin;
     const std::vector<float> part(x.begin() + begin * C, x.begin() + (begin + rows) * C);
     const Quantised q = reference(part, rows, C, 128, 1);
-    for (int64_t c = 0; c < C; ++c) {
-      for (int64_t r = 0; r < rows; ++r) {
-        all.codes[size_t(c * P + 128 * groups.block_offsets[g] + r)] = q.codes[size_t(r * C + c)];
-      }
-      for (int64_t b = 0; b < blocks(rows); ++b) {
-        all.scale[size_t(c * (P / 128) + groups.block_offsets[g] + b)] = q.scale[size_t(b * C + c)];
-      }
-    }
+    std::copy(q.codes.begin(), q.codes.end(), all.codes.begin() + 128 * groups.block_offsets[g] * C);
+    std::copy(q.scale.begin(), q.scale.end(), all.scale.begin() + groups.block_offsets[g] * C);
     all.stats.count += q.stats.count;
     all.stats.flushed += q.stats.flushed;
     all.stats.non_finite += q.stats.non_finite;
@@ -163,20 +157,31 @@ template <class T>
 void check_columns(Groups groups, int64_t C, bool hostile) {
   const int64_t R = groups.rows(), P = 128 * groups.num_blocks(), G = groups.size();
   auto x = inputs<T>(R * C, 2, hostile);
-  std::vector<uint8_t> codes(size_t(C * P), 0xaa);
-  std::vector<float> scale(size_t(C * P / 128), -1.0f);
-  QuantizeStats stats;
-  kernels::quantize_columns({.x = view(x, {R, C}),
-                             .offsets = view(groups.offsets, {G + 1}),
-                             .block_offsets = view(groups.block_offsets, {G + 1}),
-                             .codes = codes_view(codes, {C, P}),
-                             .scale = view(scale, {C, P / 128}),
-                             .stats = &stats},
-                            default_stream());
+  std::vector<uint8_t> codes(size_t(P * C), 0xaa), row_codes(x.size(), 0xaa);
+  std::vector<float> scale(size_t(C * P / 128), -1.0f), row_scale(size_t(R * blocks(C)), -1.0f);
+  QuantizeStats stats, row_stats;
+  kernels::QuantizeColumns args{.x = view(x, {R, C}),
+                                .offsets = view(groups.offsets, {G + 1}),
+                                .block_offsets = view(groups.block_offsets, {G + 1}),
+                                .codes = codes_view(codes, {P, C}),
+                                .scale = view(scale, {P / 128, C}),
+                                .stats = &stats};
+  kernels::quantize_columns(args, default_stream());
   const Quantised want = column_reference(floats(x), C, groups);
   CHECK(codes == want.codes);
   CHECK(scale == want.scale);
   check_stats(stats, want.stats);
+  // Rows in the same pass, with nobody counting the columns.
+  args.stats = nullptr;
+  args.row_codes = codes_view(row_codes, {R, C});
+  args.row_scale = view(row_scale, {R, blocks(C)});
+  args.row_stats = &row_stats;
+  kernels::quantize_columns(args, default_stream());
+  const Quantised want_rows = reference(floats(x), R, C, 1, 128);
+  CHECK(codes == want.codes);
+  CHECK(row_codes == want_rows.codes);
+  CHECK(row_scale == want_rows.scale);
+  check_stats(row_stats, want_rows.stats);
 }
 
 void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
@@ -202,8 +207,8 @@ void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
                                .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
                                .offsets = view(groups.offsets, {G + 1}),
                                .block_offsets = view(groups.block_offsets, {G + 1}),
-                               .out_codes = codes_view(out_codes, {C, P}),
-                               .out_scale = view(out_scale, {C, P / 128}),
+                               .out_codes = codes_view(out_codes, {P, C}),
+                               .out_scale = view(out_scale, {P / 128, C}),
                                .stats = &stats},
                               default_stream());
   const Quantised want = column_reference(x, C, groups);
@@ -215,14 +220,12 @@ void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
 template <class T>
 void check_blocks(int64_t G, int64_t N, int64_t K, bool hostile) {
   auto x = inputs<T>(G * N * K, 5, hostile);
-  std::vector<uint8_t> codes(x.size()), codes_t(x.size());
-  std::vector<float> scale(size_t(G * blocks(N) * blocks(K))), scale_t(scale.size());
+  std::vector<uint8_t> codes(x.size());
+  std::vector<float> scale(size_t(G * blocks(N) * blocks(K)));
   QuantizeStats stats;
   kernels::quantize_blocks({.x = view(x, {G, N, K}),
                             .codes = codes_view(codes, {G, N, K}),
                             .scale = view(scale, {G, blocks(N), blocks(K)}),
-                            .codes_t = codes_view(codes_t, {G, K, N}),
-                            .scale_t = view(scale_t, {G, blocks(K), blocks(N)}),
                             .stats = &stats},
                            default_stream());
   const std::vector<float> wide = floats(x);
@@ -235,14 +238,12 @@ void check_blocks(int64_t G, int64_t N, int64_t K, bool hostile) {
       for (int64_t k = 0; k < K; ++k) {
         const uint8_t code = want.codes[size_t(n * K + k)];
         wrong += codes[size_t((g * N + n) * K + k)] != code;
-        wrong += codes_t[size_t((g * K + k) * N + n)] != code;
       }
     }
     for (int64_t n = 0; n < blocks(N); ++n) {
       for (int64_t k = 0; k < blocks(K); ++k) {
         const float value = want.scale[size_t(n * blocks(K) + k)];
         wrong += scale[size_t((g * blocks(N) + n) * blocks(K) + k)] != value;
-        wrong += scale_t[size_t((g * blocks(K) + k) * blocks(N) + n)] != value;
       }
     }
     CHECK(wrong == 0);
@@ -312,7 +313,7 @@ TEST_CASE("quantize_columns and requantize_columns follow the scalar casts", "[k
   check_requantize(groups, C, /*gather=*/true, hostile);
 }
 
-TEST_CASE("quantize_blocks follows the scalar casts, as it lies and transposed", "[kernels][quantize]") {
+TEST_CASE("quantize_blocks follows the scalar casts", "[kernels][quantize]") {
   const Isa isa = GENERATE(from_range(supported_isas()));
   const UseIsa use(isa);
   const int64_t G = GENERATE(1, 3), N = GENERATE(0, 1, 130, 256), K = GENERATE(1, 33, 128, 300);
@@ -338,14 +339,14 @@ TEST_CASE("a rescaled block loses nothing but what falls below its smallest numb
                                .rows = {},
                                .offsets = view(offsets, {2}),
                                .block_offsets = view(block_offsets, {2}),
-                               .out_codes = codes_view(out, {C, R}),
-                               .out_scale = view(out_scale, {C, 1}),
+                               .out_codes = codes_view(out, {R, C}),
+                               .out_scale = view(out_scale, {1, C}),
                                .stats = nullptr},
                               default_stream());
   int64_t wrong = 0;
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t c = 0; c < C; ++c) {
-      wrong += decode(float8_e4m3{out[size_t(c * R + r)]}) * out_scale[size_t(c)] !=
+      wrong += decode(float8_e4m3{out[size_t(r * C + c)]}) * out_scale[size_t(c)] !=
                decode(float8_e4m3{codes[size_t(r * C + c)]}) * scale[size_t(r)];
     }
   }

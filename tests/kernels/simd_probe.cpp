@@ -82,7 +82,7 @@ void simd_probe(const SimdProbe& args, Stream&) {
         store(args.y + i, load_e4m3(bytes));
         break;
       case SimdProbe::kEncodeE4m3:
-        store(args.y + i, from_bits(encode_e4m3<false>(x)));
+        store(args.y + i, from_bits(encode_e4m3(x)));
         break;
     }
   }

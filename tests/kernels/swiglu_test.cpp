@@ -1,5 +1,7 @@
 #include "kernels/swiglu.h"
 
+#include <limits>
+
 #include "tests/kernels/same_bits.h"
 
 namespace octet::test {
@@ -67,6 +69,123 @@ TEST_CASE("swiglu gives the same bits everywhere", "[kernels][swiglu]") {
     append_bytes(bytes, dh);
     append_bytes(bytes, wide_y);
   });
+}
+
+namespace {
+
+int64_t blocks(int64_t n) { return (n + 127) / 128; }
+
+// Codes and scales of a matrix quantised some way.
+struct Codes {
+  std::vector<uint8_t> codes;
+  std::vector<float> scale;
+  Shape codes_shape, scale_shape;
+  Codes(Shape of_codes, Shape of_scale)
+      : codes(size_t(of_codes.num_elements()), 0xaa),
+        scale(size_t(of_scale.num_elements()), -1.0f),
+        codes_shape(of_codes),
+        scale_shape(of_scale) {
+    codes.reserve(1), scale.reserve(1);
+  }
+  View codes_view() { return View(codes.data(), codes_shape, DType::kFloat8E4M3); }
+  View scale_view() { return View(scale.data(), scale_shape, DType::kFloat32); }
+  bool operator==(const Codes& other) const { return codes == other.codes && scale == other.scale; }
+};
+
+}  // namespace
+
+TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the other", "[kernels][swiglu]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  const int64_t F = GENERATE(1, 37, 100, 128, 256);
+  const std::vector<int64_t> sizes =
+      GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{0, 130, 0, 128, 3});
+  std::vector<int64_t> offsets = {0}, block_offsets = {0};
+  for (const int64_t size : sizes) {
+    offsets.push_back(offsets.back() + size);
+    block_offsets.push_back(block_offsets.back() + blocks(size));
+  }
+  const bool with_nan = GENERATE(false, true);
+  const int64_t R = offsets.back(), G = int64_t(sizes.size()), P = 128 * block_offsets.back();
+  CAPTURE(name_of(isa), F, sizes, with_nan);
+  Stream& stream = default_stream();
+  auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
+  for (bfloat16& value : h) value = bfloat16(float(value) * 6.0f);
+  if (with_nan && R > 0) h[h.size() / 2] = bfloat16(std::numeric_limits<float>::quiet_NaN());
+  const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F});
+  const View starts = view(offsets, {G + 1}), block_starts = view(block_offsets, {G + 1});
+
+  Codes h_codes({R, 2 * F}, {R, blocks(2 * F)}), y_codes({R, F}, {R, blocks(F)});
+  kernels::QuantizeStats stats;
+  kernels::swiglu_forward_fp8({.h = h_view,
+                               .h_codes = h_codes.codes_view(),
+                               .h_scale = h_codes.scale_view(),
+                               .y_codes = y_codes.codes_view(),
+                               .y_scale = y_codes.scale_view(),
+                               .stats = &stats},
+                              stream);
+  const auto rows = [&](const View& x, kernels::QuantizeStats* to) {
+    Codes codes({x.rows(), x.cols()}, {x.rows(), blocks(x.cols())});
+    kernels::quantize_rows({.x = x, .codes = codes.codes_view(), .scale = codes.scale_view(), .stats = to}, stream);
+    return codes;
+  };
+  const auto columns = [&](const View& x, kernels::QuantizeStats* to) {
+    Codes codes({P, x.cols()}, {P / 128, x.cols()});
+    kernels::quantize_columns({.x = x,
+                               .offsets = starts,
+                               .block_offsets = block_starts,
+                               .codes = codes.codes_view(),
+                               .scale = codes.scale_view(),
+                               .stats = to},
+                              stream);
+    return codes;
+  };
+  std::vector<bfloat16> y(dy.size()), dh(h.size()), kept(h.size());
+  y.reserve(1), dh.reserve(1), kept.reserve(1);
+  kernels::swiglu_forward({.h = h_view, .y = view(y, {R, F})}, stream);
+  kernels::QuantizeStats wanted;
+  CHECK(h_codes == rows(h_view, &wanted));
+  CHECK(y_codes == rows(view(y, {R, F}), &wanted));
+  CHECK(stats == wanted);
+  Codes y_alone({R, F}, {R, blocks(F)});
+  kernels::swiglu_forward_fp8({.h = h_view,
+                               .h_codes = {},
+                               .h_scale = {},
+                               .y_codes = y_alone.codes_view(),
+                               .y_scale = y_alone.scale_view(),
+                               .stats = nullptr},
+                              stream);
+  CHECK(y_alone == y_codes);
+
+  Codes y_columns({P, F}, {P / 128, F}), dh_rows({R, 2 * F}, {R, blocks(2 * F)});
+  Codes dh_columns({P, 2 * F}, {P / 128, 2 * F});
+  kernels::QuantizeStats y_stats, dh_stats, dh_column_stats;
+  kernels::swiglu_backward_fp8({.dy = dy_view,
+                                .h_codes = h_codes.codes_view(),
+                                .h_scale = h_codes.scale_view(),
+                                .offsets = starts,
+                                .block_offsets = block_starts,
+                                .y_codes = y_columns.codes_view(),
+                                .y_scale = y_columns.scale_view(),
+                                .dh_codes = dh_rows.codes_view(),
+                                .dh_scale = dh_rows.scale_view(),
+                                .dh_column_codes = dh_columns.codes_view(),
+                                .dh_column_scale = dh_columns.scale_view(),
+                                .y_stats = &y_stats,
+                                .dh_stats = &dh_stats,
+                                .dh_column_stats = &dh_column_stats},
+                               stream);
+  const View kept_view = view(kept, {R, 2 * F}), dh_view = view(dh, {R, 2 * F});
+  kernels::dequantize_rows({.codes = h_codes.codes_view(), .scale = h_codes.scale_view(), .x = kept_view}, stream);
+  kernels::swiglu_forward({.h = kept_view, .y = view(y, {R, F})}, stream);
+  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .dh = dh_view}, stream);
+  kernels::QuantizeStats want_y, want_dh, want_dh_columns;
+  CHECK(y_columns == columns(view(y, {R, F}), &want_y));
+  CHECK(dh_rows == rows(dh_view, &want_dh));
+  CHECK(dh_columns == columns(dh_view, &want_dh_columns));
+  CHECK(y_stats == want_y);
+  CHECK(dh_stats == want_dh);
+  CHECK(dh_column_stats == want_dh_columns);
 }
 
 }  // namespace octet::test

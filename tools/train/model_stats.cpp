@@ -88,12 +88,13 @@ class Activations {
     // The gradient of the residual stream is also that of a dense layer's result; experts have rows of their own, in
     // place of the results that combining has let go.
     int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0);
-    ffn += values(R, F) + values(R, 2 * F);  // the gradients of the two inner activations
     if (is_fp8_) {
-      ffn += values(R, 2 * F);  // the inner activation, from its codes
-      ffn += std::max(codes(D, P) + codes(2 * F, P), values(R, D) + codes(R, 2 * F));
+      ffn += codes(R, 2 * F) + columns(P, 2 * F);  // of the gradient of the inner activation
+      // While it is made: its own gradient, the activation, and the output's gradient. Then: the input, or its
+      // gradient.
+      ffn += std::max({values(R, F) + columns(P, F) + codes(R, D) + columns(P, D), columns(P, D), values(R, D)});
     } else {
-      ffn += values(R, D);
+      ffn += values(R, F) + values(R, 2 * F) + values(R, D);  // the gradients of the inner activations, of the input
     }
     int64_t attend = 3 * values(T_, D) + values(T_, query_width()) + values(T_, qkv_width());
     if (train_.recomputes(Recompute::kAttention)) attend += attention();
@@ -109,6 +110,8 @@ class Activations {
   int64_t floats(int64_t n) const { return allocated_bytes(n * 4); }
   // Rows in E4M3 with a float32 scale for each 128 columns.
   int64_t codes(int64_t rows, int64_t cols) const { return allocated_bytes(rows * cols) + floats(rows * blocks(cols)); }
+  // Columns of P rows in E4M3 with a float32 scale for each 128 rows.
+  int64_t columns(int64_t P, int64_t cols) const { return allocated_bytes(P * cols) + floats(P / 128 * cols); }
   int64_t query_width() const { return model_.heads * model_.head_width(); }
   int64_t qkv_width() const { return (model_.heads + 2 * model_.num_kv_heads()) * model_.head_width(); }
 
@@ -189,7 +192,7 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
     if (shape.kind == ParameterShape::kNorm || config.precision.recipe == Recipe::kFp32) return;
     if (shape.kind == ParameterShape::kLinear && config.precision.recipe == Recipe::kFp8Block) {
       const int64_t scales = shape.groups * blocks(shape.rows) * blocks(shape.cols);
-      memory.weights += shape.copies * 2 * (allocated_bytes(n) + allocated_bytes(4 * scales));
+      memory.weights += shape.copies * (allocated_bytes(n) + allocated_bytes(4 * scales));
       memory.saving += shape.copies * allocated_bytes(2 * n);
     } else {
       memory.weights += shape.copies * allocated_bytes(2 * n);

@@ -29,8 +29,7 @@ double run_micro_batches(Transformer& model, const TrainConfig& train, int64_t s
 }
 
 void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts) {
-  optimizer.step(step, lr, norm);
-  model.refresh_weights(counts);
+  optimizer.step(step, lr, norm, counts == nullptr ? nullptr : &counts->weight);
   for (Router* router : model.routers()) router->end_step();
 }
 

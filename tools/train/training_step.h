@@ -19,8 +19,8 @@ DType moments_dtype(const PrecisionConfig& precision);
 double run_micro_batches(Transformer& model, const TrainConfig& train, int64_t seq_len,
                          const std::function<Batch(int64_t micro_batch)>& fetch);
 
-// Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first); makes the weights' other
-// forms anew and clears the gradients. counts: of what quantising the weights did; null: none.
+// Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), and clears them. counts: of
+// what quantising the weights did; null: none.
 void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts);
 
 }  // namespace octet
