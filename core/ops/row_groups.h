@@ -12,7 +12,7 @@ struct RowGroups {
   int64_t num_rows = 0;  // R
 
   int64_t num_groups() const { return offsets.size(0) - 1; }
-  // P: columns of a transposed FP8 operand, each group padded to whole blocks.
+  // P: rows of an FP8 operand of a weight gradient, each group padded to whole blocks.
   int64_t num_padded_rows() const { return block_offsets.data<int64_t>()[num_groups()] * 128; }
 
   static RowGroups dense(int64_t num_rows);

@@ -232,28 +232,27 @@ struct Fp64Math : ScaledMath {
   }
 };
 
-// The task's sums into the first task.rows rows of panels.total, as float32.
-template <class A, class B>
-const float* sum_task(Emulation emulation, const Task& task, int64_t K, const A& a, const B& b, Panels& panels) {
-  float* total = reinterpret_cast<float*>(panels.total);
+// write(row, total) for each row of the task, with its sums as float32.
+template <class A, class B, class Write>
+void sum_task(Emulation emulation, const Task& task, int64_t K, const A& a, const B& b, Write&& write) {
+  Panels& panels = panels_of_this_thread();
+  const auto write_rows = [&](int64_t first, int64_t rows, const float* total) {
+    for (int64_t i = 0; i < rows; ++i) write(first + i, total + i * kTotalStride);
+  };
   switch (emulation) {
     case Emulation::kIdeal:
-      sum_products<IdealMath>(task, K, a, b, panels);
-      break;
+      return sum_products<IdealMath>(task, K, a, b, panels, write_rows);
     case Emulation::kHopper:
-      sum_products<HopperMath>(task, K, a, b, panels);
-      break;
+      return sum_products<HopperMath>(task, K, a, b, panels, write_rows);
     case Emulation::kFp64:
-      sum_products<Fp64Math>(task, K, a, b, panels);
-      for (int64_t i = 0; i < task.rows * kTotalStride; ++i) {
-        double wide;  // lies at or behind where its float32 goes
-        std::memcpy(&wide, panels.total + i * int64_t(sizeof wide), sizeof wide);
-        const float rounded = float(wide);
-        std::memcpy(total + i, &rounded, sizeof rounded);
-      }
-      break;
+      return sum_products<Fp64Math>(task, K, a, b, panels, [&](int64_t first, int64_t rows, const double* total) {
+        for (int64_t i = 0; i < rows; ++i) {
+          float rounded[kTaskColumns];
+          for (int64_t j = 0; j < task.columns; ++j) rounded[j] = float(total[i * kTotalStride + j]);
+          write(first + i, rounded);
+        }
+      });
   }
-  return total;
 }
 
 }  // namespace
@@ -273,18 +272,20 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
     const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
     const auto a = codes<false>([&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
                                 [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; });
-    const auto sum = [&](const auto& b) { return sum_task(args.emulation, task, K, a, b, panels_of_this_thread()); };
-    const float* total =
-        args.b_is_kn
-            ? sum(codes<true>(
-                  [&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
-                  [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; }))
-            : sum(codes<false>(
-                  [&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
-                  [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; }));
     visit_float(args.c.dtype(), [&]<class Result>() {
-      for (int64_t i = 0; i < task.rows; ++i) {
-        write_row(total + i * kTotalStride, task.columns, args.c.row<Result>(first + task.row + i) + task.column);
+      const auto write = [&](int64_t i, const float* total) {
+        write_row(total, task.columns, args.c.row<Result>(first + task.row + i) + task.column);
+      };
+      if (args.b_is_kn) {
+        const auto b =
+            codes<true>([&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
+                        [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; });
+        sum_task(args.emulation, task, K, a, b, write);
+      } else {
+        const auto b =
+            codes<false>([&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
+                         [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; });
+        sum_task(args.emulation, task, K, a, b, write);
       }
     });
   });
@@ -303,11 +304,9 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
                                [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n]; });
     const auto b = codes<true>([&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
                                [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k]; });
-    const float* total = sum_task(args.emulation, task, depth, a, b, panels_of_this_thread());
-    for (int64_t i = 0; i < task.rows; ++i) {
-      add_row(total + i * kTotalStride, task.columns, args.accumulate,
-              args.dw.row<float>(task.group * N + task.row + i) + task.column);
-    }
+    sum_task(args.emulation, task, depth, a, b, [&](int64_t i, const float* total) {
+      add_row(total, task.columns, args.accumulate, args.dw.row<float>(task.group * N + task.row + i) + task.column);
+    });
   });
 }
 

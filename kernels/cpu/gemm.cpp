@@ -42,13 +42,20 @@ struct PlainMath {
 template <class Scalar>
 constexpr int64_t kUnit = 16 * PlainMath<Scalar>::Words::kVectors;  // columns of a tile
 
-template <class Scalar, class A, class B>
-void sum_task(const Task& task, int64_t K, const A& a, const B& b, Panels& panels) {
+// write(row, total) for each row of the task, with its sums.
+template <class Scalar, class A, class B, class Write>
+void sum_task(const Task& task, int64_t K, const A& a, const B& b, Write&& write) {
+  const auto run = [&] {
+    sum_products<PlainMath<Scalar>>(task, K, a, b, panels_of_this_thread(),
+                                    [&](int64_t first, int64_t rows, const float* total) {
+                                      for (int64_t i = 0; i < rows; ++i) write(first + i, total + i * kTotalStride);
+                                    });
+  };
   if constexpr (std::is_same_v<Scalar, bfloat16>) {
     const FlushSubnormals flush;
-    sum_products<PlainMath<Scalar>>(task, K, a, b, panels);
+    run();
   } else {
-    sum_products<PlainMath<Scalar>>(task, K, a, b, panels);
+    run();
   }
 }
 
@@ -70,27 +77,22 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
-      Panels& panels = panels_of_this_thread();
-      const float* total = reinterpret_cast<const float*>(panels.total);
       const auto a = operand<Scalar, false>(
           [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
-      if (args.b_is_kn) {
-        const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
-        sum_task<Scalar>(task, K, a, b, panels);
-      } else {
-        const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
-        sum_task<Scalar>(task, K, a, b, panels);
-      }
       visit_float(args.c.dtype(), [&]<class Result>() {
-        for (int64_t i = 0; i < task.rows; ++i) {
+        const auto write = [&](int64_t i, const float* total) {
           Result* c = args.c.row<Result>(first + task.row + i) + task.column;
           if constexpr (std::is_same_v<Result, float>) {
-            if (args.accumulate) {
-              add_row(total + i * kTotalStride, task.columns, true, c);
-              continue;
-            }
+            if (args.accumulate) return add_row(total, task.columns, true, c);
           }
-          write_row(total + i * kTotalStride, task.columns, c);
+          write_row(total, task.columns, c);
+        };
+        if (args.b_is_kn) {
+          const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
+          sum_task<Scalar>(task, K, a, b, write);
+        } else {
+          const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
+          sum_task<Scalar>(task, K, a, b, write);
         }
       });
     });
@@ -110,16 +112,12 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
       const Task& task = tasks[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
-      Panels& panels = panels_of_this_thread();
-      const float* total = reinterpret_cast<const float*>(panels.total);
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
-      sum_task<Scalar>(task, rows_of(task.group), a, b, panels);
-      for (int64_t i = 0; i < task.rows; ++i) {
-        add_row(total + i * kTotalStride, task.columns, args.accumulate,
-                args.dw.row<float>(task.group * N + task.row + i) + task.column);
-      }
+      sum_task<Scalar>(task, rows_of(task.group), a, b, [&](int64_t i, const float* total) {
+        add_row(total, task.columns, args.accumulate, args.dw.row<float>(task.group * N + task.row + i) + task.column);
+      });
     });
   });
 }

@@ -102,32 +102,39 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
         const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
         const float* scale = args.h_scale.row<float>(block.first + r);
         const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
-        for (int64_t f = 0; f < width; f += 16) {
-          const int64_t n = std::min<int64_t>(16, width - f);
-          // h as bfloat16 has it; a row's last numbers may lie next to a block of another scale.
-          const auto h = [&](int64_t column) {
-            uint8_t last[16] = {};
-            if (n < 16) std::memcpy(last, gate - f0 + column, size_t(n));
-            const f32x16 x = load_e4m3(n < 16 ? last : gate - f0 + column);
-            const int64_t left = kBlock - column % kBlock;
-            if (left >= n) return x * splat(scale[column / kBlock]);
-            float factors[16];
-            for (int64_t i = 0; i < 16; ++i) factors[i] = scale[column / kBlock + (i >= left && i < n ? 1 : 0)];
-            return x * load(factors);
-          };
-          const f32x16 g = h(f0 + f), up = h(F + f0 + f), s = sigmoid(g);
-          const f32x16 d = n < 16 ? load_first(dy + f, n) : load(dy + f);
-          const SwigluSlopes slopes = swiglu_slopes(g, up, s, d);
-          const auto keep = [&](bfloat16* to, f32x16 value) {
-            if (n < 16) {
-              store_first(to, value, n);
-            } else {
-              store(to, value);
-            }
-          };
-          keep(y + r * width + f, g * s * up);
-          keep(dh + r * 2 * width + f, slopes.gate);
-          keep(dh + r * 2 * width + width + f, slopes.up);
+        const auto make = [&](int64_t f, auto lanes, f32x16 g, f32x16 up) OCTET_INLINE_LAMBDA {
+          const f32x16 s = sigmoid(g);
+          const SwigluSlopes slopes = swiglu_slopes(g, up, s, lanes.load(dy + f));
+          lanes.store(y + r * width + f, g * s * up);
+          lanes.store(dh + r * 2 * width + f, slopes.gate);
+          lanes.store(dh + r * 2 * width + width + f, slopes.up);
+        };
+        if (width == kBlock) {
+          // The row is too short a piece for the processor to foresee the next.
+          const int64_t ahead = std::min(r + 4, block.rows - 1) - r;
+          for (int64_t line = 0; line < kBlock; line += 64) {
+            __builtin_prefetch(gate + ahead * args.h_codes.row_stride() + line);
+            __builtin_prefetch(gate + ahead * args.h_codes.row_stride() + F + line);
+            __builtin_prefetch(dy + ahead * args.dy.row_stride() + line);
+            __builtin_prefetch(dy + ahead * args.dy.row_stride() + line + 32);
+          }
+          const f32x16 gate_scale = splat(scale[f0 / kBlock]), up_scale = splat(scale[(F + f0) / kBlock]);
+          for (int64_t f = 0; f < kBlock; f += 16) {
+            make(f, AllLanes{}, load_e4m3(gate + f) * gate_scale, load_e4m3(gate + F + f) * up_scale);
+          }
+        } else {
+          for_lanes(F, [&](int64_t f, auto lanes) {
+            const int64_t n = std::min<int64_t>(16, F - f);
+            const auto h = [&](int64_t column) {
+              uint8_t codes[16] = {};
+              float factors[16] = {};
+              for (int64_t i = 0; i < n; ++i) {
+                codes[i] = gate[column + i], factors[i] = scale[(column + i) / kBlock];
+              }
+              return load_e4m3(codes) * load(factors);
+            };
+            make(f, lanes, h(f), h(F + f));
+          });
         }
         const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) {
           quantize_row<counting>(dh + r * 2 * width + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
