@@ -44,15 +44,17 @@ struct Fp8GroupedWgrad {
   ConstView dy_scale;       // [P/128, N] float32
   ConstView x;              // [P, K] float8_e4m3
   ConstView x_scale;        // [P/128, K] float32
+  ConstView offsets;        // [G + 1] int64: rows of each group before padding; the padding is 0 and adds nothing
   ConstView block_offsets;  // [G + 1] int64
   View dw;                  // [G, N, K] float32 (or [N, K])
   bool accumulate = true;
   Emulation emulation;
 
   KernelCost cost() const {
-    return {.name = "fp8_grouped_wgrad",
-            .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
-            .pair_flops = 2.0 * double(dy.num_elements()) * double(x.cols())};
+    return {
+        .name = "fp8_grouped_wgrad",
+        .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
+        .pair_flops = 2.0 * double(offsets.data<int64_t>()[offsets.num_elements() - 1]) * double(dy.cols() * x.cols())};
   }
 };
 namespace cpu {

@@ -141,6 +141,7 @@ void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weigh
                               .dy_scale = columns_.scale,
                               .x = columns_of_x.codes,
                               .x_scale = columns_of_x.scale,
+                              .offsets = groups_.offsets,
                               .block_offsets = groups_.block_offsets,
                               .dw = target.grad,
                               .accumulate = target.accumulate,

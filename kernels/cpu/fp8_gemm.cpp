@@ -294,12 +294,13 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t N = args.dy.cols(), K = args.x.cols(), G = args.block_offsets.num_elements() - 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
+  const int64_t* offsets = args.offsets.data<int64_t>();
   // A group of no rows adds nothing: no task, unless there are zeros to write.
   const std::vector<Task> tasks =
       cut_tasks(stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
-    const int64_t first = blocks[task.group], depth = kBlock * (blocks[task.group + 1] - first);
+    const int64_t first = blocks[task.group], depth = offsets[task.group + 1] - offsets[task.group];
     const auto a = codes<true>([&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
                                [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n]; });
     const auto b = codes<true>([&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },

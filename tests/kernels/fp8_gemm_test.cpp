@@ -260,6 +260,7 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
                                 .dy_scale = view(dy_scale, {P / 128, N}),
                                 .x = bytes_view(x_codes, {P, K}),
                                 .x_scale = view(x_scale, {P / 128, K}),
+                                .offsets = view(groups.offsets, {G + 1}),
                                 .block_offsets = view(groups.block_offsets, {G + 1}),
                                 .dw = view(dw, {G, N, K}),
                                 .emulation = emulation};

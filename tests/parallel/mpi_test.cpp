@@ -12,49 +12,10 @@
 
 #include "parallel/local_communicator.h"
 #include "tests/parallel/communicator_cases.h"
-#include "tests/support/temporary_directory.h"
+#include "tests/parallel/mpirun.h"
 
 namespace octet::test {
 namespace {
-
-struct Run {
-  int code = -1;  // of mpirun; 128 + signal where one ended it
-  std::string text;
-  double seconds = 0;
-};
-
-// mpirun -n ranks test_parallel NAME
-Run run_mpi(int ranks, const std::string& name) {
-  const TemporaryDirectory directory;
-  const std::string log = directory / "log";
-  const auto began = std::chrono::steady_clock::now();
-  std::fflush(stdout);  // or the child would write what is in the buffer once more
-  const pid_t pid = ::fork();
-  REQUIRE(pid >= 0);
-  if (pid == 0) {
-    if (std::freopen(log.c_str(), "w", stdout) == nullptr || ::dup2(1, 2) < 0) ::_exit(126);
-    ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // Open MPI keeps what it has until its process ends
-    const std::string count = std::to_string(ranks);
-    ::execl(OCTET_MPIEXEC, OCTET_MPIEXEC, "--oversubscribe", "-n", count.c_str(), OCTET_BINARY_DIR "/test_parallel",
-            name.c_str(), nullptr);
-    ::_exit(127);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(pid, &status, 0) == pid);
-  Run run;
-  run.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  run.text = real_file_system().read_text(log);
-  return run;
-}
-
-bool is_skipped() {
-  if (is_mpi_built() && std::string(OCTET_MPIEXEC).starts_with("/")) return false;
-  WARN("skipped: this build has no MPI, or there is no mpirun");
-  return true;
-}
 
 // Prints an error as the program would, and ends all ranks with its code.
 [[noreturn]] void end_with(const Error& error) {
@@ -94,7 +55,7 @@ TEST_CASE("rank: all cases", "[.rank]") {
 TEST_CASE("ranks under mpirun do what every communicator does, with the bits of threads", "[parallel][mpi]") {
   if (is_skipped()) return;
   for (int ranks = 1; ranks <= 4; ++ranks) {
-    const Run run = run_mpi(ranks, "rank: all cases");
+    const MpiRun run = run_mpi(ranks, "rank: all cases");
     INFO(run.text);
     CHECK(run.code == 0);
     CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks agree"));
@@ -118,7 +79,7 @@ TEST_CASE("rank: 2 is stopped", "[.rank]") {
 
 TEST_CASE("a rank that is stopped is named by all others when the time is up", "[parallel][mpi][faults]") {
   if (is_skipped()) return;
-  const Run run = run_mpi(4, "rank: 2 is stopped");
+  const MpiRun run = run_mpi(4, "rank: 2 is stopped");
   INFO(run.text);
   CHECK(run.code == 8);
   CHECK(run.seconds < 15);
@@ -149,7 +110,7 @@ TEST_CASE("rank: 1 is killed", "[.rank]") {
 
 TEST_CASE("a rank that is killed is named by all others before mpirun ends them", "[parallel][mpi][faults]") {
   if (is_skipped()) return;
-  const Run run = run_mpi(3, "rank: 1 is killed");
+  const MpiRun run = run_mpi(3, "rank: 1 is killed");
   INFO(run.text);
   CHECK(run.code != 0);
   CHECK(run.seconds < 15);
@@ -183,7 +144,7 @@ TEST_CASE("rank: 1 is stopped for a while", "[.rank]") {
 
 TEST_CASE("a rank that is stopped for less than the limit holds nobody up", "[parallel][mpi][faults]") {
   if (is_skipped()) return;
-  const Run run = run_mpi(3, "rank: 1 is stopped for a while");
+  const MpiRun run = run_mpi(3, "rank: 1 is stopped for a while");
   INFO(run.text);
   CHECK(run.code == 0);
   CHECK_THAT(run.text, Catch::Contains("all went on"));
@@ -205,7 +166,7 @@ TEST_CASE("rank: 1 differs", "[.rank]") {
 
 TEST_CASE("ranks that reduce different sizes are told apart at once", "[parallel][mpi][faults]") {
   if (is_skipped()) return;
-  const Run run = run_mpi(2, "rank: 1 differs");
+  const MpiRun run = run_mpi(2, "rank: 1 differs");
   INFO(run.text);
   CHECK(run.code == 7);
   CHECK(run.seconds < 15);
@@ -232,7 +193,7 @@ TEST_CASE("rank: 0 has a bad file", "[.rank]") {
 
 TEST_CASE("a rank that gives up tells the others why, over MPI", "[parallel][mpi][faults]") {
   if (is_skipped()) return;
-  const Run run = run_mpi(2, "rank: 0 has a bad file");
+  const MpiRun run = run_mpi(2, "rank: 0 has a bad file");
   INFO(run.text);
   CHECK(run.code == 3);
   CHECK_THAT(run.text, Catch::Contains("rank 0 gave up: shard 3 is damaged"));

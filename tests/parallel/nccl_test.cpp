@@ -1,0 +1,150 @@
+// The communicator of GPUs. Without a GPU: that it says so. With one: several ranks share it, which NCCL 2.28 refuses
+// only within one host, so that each rank has a host identity of its own and they talk over loopback sockets.
+#include "parallel/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+
+#include <catch2/catch.hpp>
+#include <cstring>
+
+#include "parallel/local_communicator.h"
+#include "parallel/self_communicator.h"
+#include "tests/parallel/communicator_cases.h"
+#include "tests/parallel/mpirun.h"
+
+namespace octet::test {
+namespace {
+
+using Element = CollectiveCall::Element;
+using Piece = CollectiveCall::Piece;
+
+void check_cuda(cudaError_t status) {
+  require(ErrorKind::kDevice, status == cudaSuccess, "CUDA: {}", cudaGetErrorString(status));
+}
+
+int64_t end_of(const std::vector<Piece>& pieces) {
+  int64_t end = 0;
+  for (const Piece& piece : pieces) end = std::max(end, piece.offset + piece.bytes);
+  return end;
+}
+
+// Does on a GPU what it is asked to do in host memory, so that the cases of every communicator are those of this one.
+class OnGpu final : public Communicator {
+ public:
+  OnGpu(std::unique_ptr<Communicator> gpu, int device)
+      : Communicator(gpu->rank(), gpu->size(), gpu->name()), gpu_(std::move(gpu)), device_(device) {}
+
+  int world_rank(int rank) const override { return gpu_->world_rank(rank); }
+  const std::string& host(int rank) const override { return gpu_->host(rank); }
+  std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
+    return std::make_unique<OnGpu>(gpu_->group(ranks, std::move(name)), device_);
+  }
+  void set_phase(std::string_view phase) override { gpu_->set_phase(phase); }
+  void progress() override { gpu_->progress(); }
+  void abort(ErrorKind kind, std::string_view reason) noexcept override { gpu_->abort(kind, reason); }
+
+  Pending start(CollectiveCall call, Stream& stream) override {
+    if (call.element == Element::kFloat64 || call.operation == Operation::kBarrier) return start_there(call, stream);
+    const bool is_sum = call.element != Element::kBytes, is_all = call.operation == Operation::kAllReduce;
+    const int64_t from_bytes = end_of(call.from_pieces);
+    const int64_t to_bytes = is_all   ? from_bytes
+                             : is_sum ? call.from_pieces[size_t(rank())].bytes
+                                      : end_of(call.to_pieces);
+    auto copy = std::make_shared<Copy>();
+    copy->host_to = call.to;
+    copy->to_bytes = to_bytes;
+    copy->from = on_gpu(call.from, from_bytes);
+    copy->to = on_gpu(call.to, to_bytes);
+    // Where one lies inside the other it does so on the GPU too.
+    const bool to_in_from = call.from <= call.to && call.to + to_bytes <= call.from + from_bytes;
+    const bool from_in_to = call.to <= call.from && call.from + from_bytes <= call.to + to_bytes;
+    const std::byte* host_from = call.from;
+    call.from = from_in_to && !to_in_from ? copy->to + (host_from - call.to) : copy->from;
+    if (to_in_from) {
+      copy->result = copy->from + (copy->host_to - host_from);
+    } else {
+      copy->result = copy->to;
+    }
+    call.to = copy->result;
+    call.device = {DeviceType::kCuda, device_};
+    copy->pending = start_there(std::move(call), stream);
+    return Pending(std::move(copy));
+  }
+
+ private:
+  struct Copy final : Pending::Work {
+    ~Copy() override { cudaFree(from), cudaFree(to); }
+    bool is_done() override { return pending.is_done(); }
+    void wait() override {
+      pending.wait();
+      if (to_bytes > 0) check_cuda(cudaMemcpy(host_to, result, size_t(to_bytes), cudaMemcpyDeviceToHost));
+    }
+    void give_up() noexcept override {}
+    std::byte *from = nullptr, *to = nullptr, *result = nullptr, *host_to = nullptr;
+    int64_t to_bytes = 0;
+    Pending pending;
+  };
+  static std::byte* on_gpu(const std::byte* host, int64_t bytes) {
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, size_t(std::max<int64_t>(bytes, 1))));
+    if (bytes > 0) check_cuda(cudaMemcpy(memory, host, size_t(bytes), cudaMemcpyHostToDevice));
+    return static_cast<std::byte*>(memory);
+  }
+  Pending start_there(CollectiveCall call, Stream& stream) {
+    const Traffic before = gpu_->traffic();
+    Pending pending = gpu_->start(std::move(call), stream);
+    for (size_t i = 0; i < traffic_.lines.size(); ++i) {
+      traffic_.lines[i].calls += gpu_->traffic().lines[i].calls - before.lines[i].calls;
+      traffic_.lines[i].bytes += gpu_->traffic().lines[i].bytes - before.lines[i].bytes;
+    }
+    return pending;
+  }
+
+  std::unique_ptr<Communicator> gpu_;
+  int device_;
+};
+
+}  // namespace
+
+TEST_CASE("a GPU that is not there is refused", "[nccl]") {
+  const int gpus = count_gpus();
+  const Error error = error_of([&] { make_nccl_communicator(make_self_communicator(), gpus, {}); });
+  CHECK(error.code() == 2);
+  CHECK_THAT(error.report().what, Catch::Contains(fmt::format("GPU {} on a machine with {}", gpus, gpus)));
+}
+
+TEST_CASE("rank: all cases on a GPU", "[.rank]") {
+  auto world = make_mpi_communicator({.timeout_s = 60});
+  const int rank = world->rank(), device = rank % count_gpus();
+  ::setenv("NCCL_HOSTID", fmt::format("rank-{}", rank).c_str(), 1);
+  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+  std::vector<std::vector<uint64_t>> local(size_t(world->size()));
+  run_local_ranks(world->size(), {}, [&](Communicator& c) { local[size_t(c.rank())] = reduced_bits(c); });
+  OnGpu gpu(make_nccl_communicator(std::move(world), device, {.timeout_s = 60}), device);
+  for (const CommunicatorCase& each : communicator_cases()) {
+    try {
+      each.run(gpu);
+    } catch (const Error& error) {
+      std::fprintf(stderr, "%s: %s", each.name.c_str(), error.block().c_str());
+      mpi_abort(error.code());
+    }
+  }
+  REQUIRE(reduced_bits(gpu) == local[size_t(rank)]);
+  if (rank == 0) std::printf("%d ranks agree\n", gpu.size());
+}
+
+TEST_CASE("ranks on GPUs do what every communicator does, with the bits of threads", "[nccl]") {
+  if (count_gpus() == 0) {
+    WARN("skipped: there is no GPU");
+    return;
+  }
+  if (is_skipped()) return;
+  for (int ranks = 1; ranks <= 3; ++ranks) {
+    const MpiRun run = run_mpi(ranks, "rank: all cases on a GPU");
+    INFO(run.text);
+    CHECK(run.code == 0);
+    CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks agree"));
+  }
+}
+
+}  // namespace octet::test
