@@ -236,6 +236,10 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"eval", "nothing", "--data", "data"}, 4, "nothing"},
       {{"ckpt", "verify", "nothing"}, 4, "nothing"},
       {{"bench", "nothing"}, 2, "nothing"},
+      {{"bench", "step"}, 2, "no configuration"},
+      {{"bench", "step", config, "steps=0"}, 2, "steps=0"},
+      {{"bench", "step", config}, 2, "model.vocab_size"},
+      {{"bench", "step", "nothing.yaml"}, 2, "nothing.yaml"},
       {{"prepare", "--input", "nothing", "--output", "other"}, 3, "nothing"},
       {{"help", "nothing"}, 2, "nothing"},
   };
@@ -260,6 +264,28 @@ TEST_CASE("docs/cli.md is what the program says of itself", "[program]") {
   INFO("octet docs cli > docs/cli.md writes it anew");
   CHECK(printed.out == real_file_system().read_text(OCTET_SOURCE_DIR "/docs/cli.md"));
   CHECK_THAT(place.run({"help", "train"}).out, Catch::Contains("Usage: octet train"));
+}
+
+TEST_CASE("bench step times a configuration and learns on made-up tokens", "[program]") {
+  const Place place;
+  const std::string config = OCTET_SOURCE_DIR "/configs/test.yaml";
+  const std::vector<std::string> step = {"bench", "step", config, "model.vocab_size=64", "warmup=1", "steps=3"};
+  const auto with = [&step](const std::string& more) {
+    auto args = step;
+    args.push_back(more);
+    return args;
+  };
+  const auto table = place.run(with("--phases"));
+  REQUIRE(table.code == 0);
+  for (const char* row : {"tokens/s", "fp8_grouped_gemm", "attention_backward", "between kernels", "the step"}) {
+    CHECK_THAT(table.out, Catch::Contains(row));
+  }
+  const auto record = place.run(with("json"));
+  REQUIRE(record.code == 0);
+  const Json json = parse_json(record.out, {});
+  CHECK(*json.find("tokens_per_step")->if_int64() == 4 * 32);
+  CHECK(*json.find("loss_last")->if_double() < *json.find("loss_first")->if_double());
+  CHECK(*json.find("ms_median")->if_double() > 0);
 }
 
 TEST_CASE("hopper arithmetic trains whole runs, on other bits than ideal", "[program]") {

@@ -152,6 +152,9 @@ int bench_step(const std::vector<std::string>& args) {
   const double median = seconds[seconds.size() / 2], per_second = double(tokens) / median;
   const double flops = per_second * training_flops_per_token(config.model, config.model.vocab_size, S);
   const int threads = default_thread_pool().num_threads();
+  const auto peak_of = [](kernels::Arithmetic arithmetic) {
+    return kernels::measure_peak_flops(arithmetic, default_stream(), real_clock());
+  };
   if (options.json) {
     Json record = Json::object();
     record.set("config", options.config).set("recipe", std::string(name_of(config.precision.recipe)));
@@ -160,12 +163,13 @@ int bench_step(const std::vector<std::string>& args) {
     record.set("ms_max", seconds.back() * 1e3).set("tok_s", per_second).set("gflops", flops * 1e-9);
     record.set("loss_first", losses.front()).set("loss_last", losses.back());
     record.set("peak_rss_mib", resident >> 20);
+    record.set("float32_peak_gflops", peak_of(kernels::Arithmetic::kFloat32) * 1e-9);
+    record.set("bfloat16_pairs_peak_gflops", peak_of(kernels::Arithmetic::kBFloat16Pairs) * 1e-9);
     fmt::print("{}\n", record.text());
     return 0;
   }
-  const double peak = kernels::measure_peak_flops(
-      config.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32 : kernels::Arithmetic::kBFloat16Pairs,
-      default_stream(), real_clock());
+  const double peak = peak_of(config.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32
+                                                                       : kernels::Arithmetic::kBFloat16Pairs);
   fmt::print("{}: {}, {}, {} thread{}, {} tokens a step\n", options.config, name_of(config.precision.recipe),
              name_of(current_isa()), threads, threads == 1 ? "" : "s", tokens);
   fmt::print(
