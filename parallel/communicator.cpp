@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "core/base/log.h"
+#include "parallel/ordered_sum.h"
 
 namespace octet {
 namespace {
@@ -39,6 +40,17 @@ void CollectiveCall::agree_on(uint64_t value) {
   // One step of FNV-1a on 64-bit words, turned so that high bits reach low ones.
   agreed = (agreed ^ value) * 0x100000001b3u;
   agreed ^= agreed >> 29;
+}
+
+std::vector<Piece> all_reduce_pieces(const CollectiveCall& call, int ranks) {
+  const int64_t bytes = call.from_pieces[0].bytes, each = size_of(call.element);
+  std::vector<Piece> pieces(size_t(ranks), {.offset = 0, .bytes = bytes});
+  if (bytes <= kWholeReduceBytes) return pieces;
+  for (int64_t r = 0; r < ranks; ++r) {
+    const int64_t first = call.elements * r / ranks, end = call.elements * (r + 1) / ranks;
+    pieces[size_t(r)] = {.offset = first * each, .bytes = (end - first) * each};
+  }
+  return pieces;
 }
 
 Pending::Pending(std::shared_ptr<Work> work) : work_(std::move(work)), exceptions_(std::uncaught_exceptions()) {}

@@ -161,6 +161,9 @@ struct CollectiveCall {
   void agree_on(uint64_t value);  // adds to `agreed`
 };
 
+// What each of these ranks sums in an all_reduce: all of the values, or a slice of them (Traffic).
+std::vector<CollectiveCall::Piece> all_reduce_pieces(const CollectiveCall& call, int ranks);
+
 class Communicator {
  public:
   Communicator(int rank, int size, std::string name) : rank_(rank), size_(size), name_(std::move(name)) {}
@@ -213,6 +216,9 @@ class Communicator {
   // Every rank makes its groups in the same order, at the start of a run: there is room for some 250.
   virtual std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) = 0;
 
+  // What all start_* come down to; for communicators that are made of others.
+  virtual Pending start(CollectiveCall call, Stream& stream) = 0;
+
   // What this rank is doing, "step 12, forward, layer 3"; for every communicator of the run. It is part of error
   // messages, and ranks compare the first 31 characters, so these must be the same on all that enter a collective. A
   // send and its receive may be in different phases.
@@ -227,7 +233,6 @@ class Communicator {
   void reset_traffic() { traffic_ = {}; }
 
  protected:
-  virtual Pending start(CollectiveCall call, Stream& stream) = 0;
   Traffic traffic_;
 
  private:

@@ -129,9 +129,7 @@ struct Op {
   int size() const { return group->size(); }
 
   // What goes to a rank in the first exchange, and what of that comes back from it.
-  Piece outgoing(int rank) const {
-    return call.operation == Operation::kAllReduce ? slices[size_t(rank)] : call.from_pieces[size_t(rank)];
-  }
+  Piece outgoing(int rank) const { return slices.empty() ? call.from_pieces[size_t(rank)] : slices[size_t(rank)]; }
   int64_t incoming_bytes(int rank) const {
     return is_sum() ? outgoing(me()).bytes : call.to_pieces[size_t(rank)].bytes;
   }
@@ -388,16 +386,7 @@ class World {
   void begin(Op& op, Traffic* traffic) {
     const int n = op.size(), me = op.me();
     CollectiveCall& call = op.call;
-    if (call.operation == Operation::kAllReduce) {
-      const int64_t bytes = call.from_pieces[0].bytes, each = size_of(call.element);
-      op.slices.assign(size_t(n), {.offset = 0, .bytes = bytes});
-      if (bytes > kWholeReduceBytes) {
-        for (int64_t r = 0; r < n; ++r) {
-          const int64_t first = call.elements * r / n, end = call.elements * (r + 1) / n;
-          op.slices[size_t(r)] = {.offset = first * each, .bytes = (end - first) * each};
-        }
-      }
-    }
+    if (op.is_sum() && call.operation == Operation::kAllReduce) op.slices = all_reduce_pieces(call, n);
     if (op.is_sum()) {
       if (n > 1) op.scratch = Scratch(op.outgoing(me).bytes * (n - 1));
     } else if (!op.is_pair()) {
@@ -440,11 +429,14 @@ class World {
                   Part::kPieceOut);
       }
     }
-    if (traffic != nullptr && call.operation == Operation::kAllReduce &&
-        op.slices[0].bytes != call.from_pieces[0].bytes) {
+    if (traffic != nullptr && has_second(op)) {
       (*traffic)[call.operation].bytes += op.slices[size_t(me)].bytes * (n - 1);
     }
     if (op.open == 0) next_exchange(op);
+  }
+
+  static bool has_second(const Op& op) {
+    return !op.slices.empty() && op.call.from_pieces[0].bytes > kWholeReduceBytes;
   }
 
   void copy_own(Op& op) {
@@ -594,7 +586,7 @@ class World {
       std::byte* to = op.call.to + (is_all ? mine.offset : 0);
       ordered_sum(op.call.element, from, mine.bytes / size_of(op.call.element), to, *op.stream);
       op.scratch = Scratch();
-      if (is_all && op.call.from_pieces[0].bytes > kWholeReduceBytes) {
+      if (has_second(op)) {
         op.is_second = true;
         for (int step = 1; step < op.size(); ++step) {
           const int peer = (op.me() + op.size() - step) % op.size();
@@ -859,8 +851,6 @@ class MessageCommunicator final : public Communicator {
   void set_phase(std::string_view phase) override { world_->set_phase(phase); }
   void progress() override { world_->progress(); }
   void abort(ErrorKind kind, std::string_view reason) noexcept override { world_->give_up(kind, reason); }
-
- protected:
   Pending start(CollectiveCall call, Stream& stream) override {
     auto op = world_->start(group_, std::move(call), stream, &traffic_);
     return Pending(std::make_shared<MessageWork>(world_, std::move(op)));

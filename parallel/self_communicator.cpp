@@ -21,8 +21,6 @@ class SelfCommunicator final : public Communicator {
   void set_phase(std::string_view) override {}
   void progress() override {}
   void abort(ErrorKind, std::string_view) noexcept override {}
-
- protected:
   Pending start(CollectiveCall call, Stream&) override {
     require(call.device.is_cpu(), "{}: on {}; this communicator moves host memory", name_of(call.operation),
             call.device);

@@ -1,0 +1,381 @@
+#include "parallel/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+#include <nccl.h>
+
+#include <chrono>
+#include <thread>
+
+#include "core/base/clock.h"
+#include "core/base/log.h"
+#include "parallel/nccl_sum.h"
+#include "parallel/ordered_sum.h"
+
+namespace octet {
+namespace {
+
+using Element = CollectiveCall::Element;
+using Piece = CollectiveCall::Piece;
+
+void check(cudaError_t status, const char* call) {
+  require(ErrorKind::kDevice, status == cudaSuccess, "{}: {}", call, cudaGetErrorString(status));
+}
+
+void check(ncclResult_t status, const char* call, ncclComm_t comm) {
+  if (status == ncclSuccess || status == ncclInProgress) return;
+  require(ErrorKind::kCommunication, false, "{}: {}: {}", call, ncclGetErrorString(status), ncclGetLastError(comm));
+}
+
+void nap() { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
+
+// The NCCL communicator and what goes with it, for as long as the communicator or one of its operations lives.
+class Channel {
+ public:
+  Channel(std::unique_ptr<Communicator> host, int device, double timeout_s)
+      : host_(std::move(host)), device_(device), timeout_s_(timeout_s) {
+    try {
+      check(cudaSetDevice(device_), "cudaSetDevice");
+      check(cudaStreamCreate(&stream_), "cudaStreamCreate");  // ordered with the legacy default stream
+      ncclUniqueId id{};
+      if (host_->rank() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId", nullptr);
+      host_->broadcast(View(&id, {int64_t(sizeof id)}, DType::kUInt8), /*root=*/0, default_stream());
+      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+      config.blocking = 0;  // so that no call of NCCL waits without a deadline
+      check(ncclCommInitRankConfig(&comm_, host_->size(), id, host_->rank(), &config), "ncclCommInitRankConfig", comm_);
+      until_ready("ncclCommInitRankConfig");
+    } catch (const Error& error) {
+      give_up(error.kind(), error.what());
+      release();
+      throw;
+    }
+  }
+  ~Channel() {
+    if (comm_ != nullptr) {
+      try {
+        check(ncclCommFinalize(comm_), "ncclCommFinalize", comm_);
+        until_ready("ncclCommFinalize");
+        ncclCommDestroy(comm_);
+        comm_ = nullptr;
+      } catch (const std::exception& error) {
+        log_error("rank {}: {}", host_->rank(), error.what());
+      }
+    }
+    release();
+  }
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  Communicator& host() { return *host_; }
+  int device() const { return device_; }
+  double timeout_s() const { return timeout_s_; }
+  cudaStream_t stream() const { return stream_; }
+
+  // Sends out_pieces[r] of `from` to rank r, and puts what comes from it at in_pieces[r] of `to`.
+  void exchange(const std::byte* from, const std::vector<Piece>& out_pieces, std::byte* to,
+                const std::vector<Piece>& in_pieces) {
+    require_whole();
+    check(ncclGroupStart(), "ncclGroupStart", comm_);
+    const int n = host_->size(), me = host_->rank();
+    for (int step = 1; step < n; ++step) {
+      const int right = (me + step) % n, left = (me + n - step) % n;
+      const Piece out = out_pieces[size_t(right)], in = in_pieces[size_t(left)];
+      if (out.bytes > 0) {
+        check(ncclSend(from + out.offset, size_t(out.bytes), ncclUint8, right, comm_, stream_), "ncclSend", comm_);
+      }
+      if (in.bytes > 0) {
+        check(ncclRecv(to + in.offset, size_t(in.bytes), ncclUint8, left, comm_, stream_), "ncclRecv", comm_);
+      }
+    }
+    check(ncclGroupEnd(), "ncclGroupEnd", comm_);
+    until_ready("ncclGroupEnd");
+  }
+
+  // Throws where the GPU or a connection has failed.
+  void look() {
+    require_whole();
+    ncclResult_t state = ncclSuccess;
+    check(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", comm_);
+    check(state, "NCCL", comm_);
+  }
+
+  // The other ranks are told, and kernels that wait for them on this GPU end.
+  void give_up(ErrorKind kind, std::string_view reason) noexcept {
+    host_->abort(kind, reason);
+    if (comm_ != nullptr) ncclCommAbort(comm_);
+    comm_ = nullptr;
+  }
+
+ private:
+  void require_whole() const {
+    require(ErrorKind::kCommunication, comm_ != nullptr, "group {}: this rank gave up before", host_->name());
+  }
+  void until_ready(const char* call) {
+    const double began = real_clock().seconds();
+    for (ncclResult_t state = ncclInProgress; state == ncclInProgress;) {
+      check(ncclCommGetAsyncError(comm_, &state), call, comm_);
+      check(state, call, comm_);
+      require(ErrorKind::kHang, real_clock().seconds() - began < timeout_s_,
+              "rank {} has waited {} s for {} in group {} of {} ranks", host_->rank(), timeout_s_, call, host_->name(),
+              host_->size());
+      if (state == ncclInProgress) nap();
+    }
+  }
+  void release() {
+    if (comm_ != nullptr) ncclCommAbort(comm_);
+    comm_ = nullptr;
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+    stream_ = nullptr;
+  }
+
+  std::unique_ptr<Communicator> host_;
+  int device_;
+  double timeout_s_;
+  cudaStream_t stream_ = nullptr;
+  ncclComm_t comm_ = nullptr;
+};
+
+class NcclWork final : public Pending::Work {
+ public:
+  NcclWork(std::shared_ptr<Channel> channel, const CollectiveCall& call, std::vector<Piece> out, std::vector<Piece> in)
+      : channel_(std::move(channel)), operation_(call.operation), out_(std::move(out)), in_(std::move(in)) {
+    const size_t n = out_.size();
+    sent_sizes_.resize(n), came_sizes_.resize(n);
+    CollectiveCall same = call;
+    same.device = {};
+    same.element = Element::kBytes;
+    same.from = reinterpret_cast<const std::byte*>(sent_sizes_.data());
+    same.to = reinterpret_cast<std::byte*>(came_sizes_.data());
+    same.from_pieces.assign(n, {});
+    same.to_pieces.assign(n, {});
+    for (size_t r = 0; r < n; ++r) {
+      sent_sizes_[r] = out_[r].bytes;
+      const Piece number{.offset = int64_t(r * sizeof(int64_t)), .bytes = sizeof(int64_t)};
+      const bool is_end = int(r) == call.peer;
+      if (call.operation != Operation::kReceive && (call.operation != Operation::kSend || is_end)) {
+        same.from_pieces[r] = number;
+      }
+      if (call.operation != Operation::kSend && (call.operation != Operation::kReceive || is_end)) {
+        same.to_pieces[r] = number;
+      }
+    }
+    entered_ = channel_->host().start(std::move(same), default_stream());
+  }
+  ~NcclWork() override {
+    for (std::byte* scratch : scratch_) cudaFreeAsync(scratch, channel_->stream());
+    if (done_ != nullptr) cudaEventDestroy(done_);
+  }
+
+  std::byte* allocate(int64_t bytes) {
+    void* memory = nullptr;
+    if (bytes > 0) check(cudaMallocAsync(&memory, size_t(bytes), channel_->stream()), "cudaMallocAsync");
+    return bytes > 0 ? scratch_.emplace_back(static_cast<std::byte*>(memory)) : nullptr;
+  }
+  void all_is_given() {
+    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    check(cudaEventRecord(done_, channel_->stream()), "cudaEventRecord");
+  }
+
+  bool is_done() override {
+    return guarded([&] {
+      if (!entered_.is_done()) return false;
+      entered_.wait();
+      compare_sizes();
+      channel_->look();
+      return is_gpu_done();
+    });
+  }
+  void wait() override {
+    guarded([&] {
+      entered_.wait();
+      compare_sizes();
+      const double began = real_clock().seconds();
+      while (!is_gpu_done()) {
+        channel_->look();
+        const double waited = real_clock().seconds() - began;
+        require(ErrorKind::kHang, waited < channel_->timeout_s(),
+                "rank {} has waited {:.1f} s for its GPU in {} of group {}, which all ranks have entered",
+                channel_->host().rank(), waited, name_of(operation_), channel_->host().name());
+        nap();
+      }
+      return true;
+    });
+  }
+  void give_up() noexcept override {
+    channel_->give_up(ErrorKind::kCommunication, "an error ended it during an operation of its GPU");
+  }
+
+ private:
+  template <class Body>
+  bool guarded(Body&& body) {
+    try {
+      return body();
+    } catch (const Error& error) {
+      channel_->give_up(error.kind(), error.what());
+      throw;
+    }
+  }
+  bool is_gpu_done() const {
+    const cudaError_t state = cudaEventQuery(done_);
+    if (state != cudaErrorNotReady) check(state, "cudaEventQuery");
+    return state == cudaSuccess;
+  }
+  void compare_sizes() const {
+    const Communicator& host = channel_->host();
+    for (size_t r = 0; r < in_.size(); ++r) {
+      const bool is_told = int(r) != host.rank() && operation_ != Operation::kSend &&
+                           (operation_ != Operation::kReceive || in_[r].bytes > 0 || came_sizes_[r] > 0);
+      require(ErrorKind::kCommunication, !is_told || came_sizes_[r] == in_[r].bytes,
+              "rank {} sends rank {} {} bytes in {} of group {}; it expects {}", host.world_rank(int(r)),
+              host.world_rank(host.rank()), came_sizes_[r], name_of(operation_), host.name(), in_[r].bytes);
+    }
+  }
+
+  std::shared_ptr<Channel> channel_;
+  Operation operation_;
+  std::vector<Piece> out_, in_;
+  std::vector<int64_t> sent_sizes_, came_sizes_;
+  std::vector<std::byte*> scratch_;
+  cudaEvent_t done_ = nullptr;
+  Pending entered_;  // last: it may still write to the sizes
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(std::unique_ptr<Communicator> host, int device, const CommunicatorOptions& options)
+      : Communicator(host->rank(), host->size(), host->name()),
+        options_(options),
+        channel_(std::make_shared<Channel>(std::move(host), device, options.timeout_s)) {
+    // A first message between all pairs.
+    CollectiveCall first;
+    first.operation = Operation::kGroup;
+    first.device = {DeviceType::kCuda, device};
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, size_t(size()) * 2), "cudaMalloc");
+    first.from = static_cast<const std::byte*>(memory);
+    first.to = static_cast<std::byte*>(memory) + size();
+    for (int r = 0; r < size(); ++r) {
+      first.from_pieces.push_back({.offset = r, .bytes = 1});
+      first.to_pieces.push_back({.offset = r, .bytes = 1});
+    }
+    try {
+      start(std::move(first), default_stream()).wait();
+    } catch (...) {
+      cudaFree(memory);
+      throw;
+    }
+    check(cudaFree(memory), "cudaFree");
+    reset_traffic();
+  }
+
+  int world_rank(int rank) const override { return channel_->host().world_rank(rank); }
+  const std::string& host(int rank) const override { return channel_->host().host(rank); }
+  std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
+    return std::make_unique<NcclCommunicator>(channel_->host().group(ranks, std::move(name)), channel_->device(),
+                                              options_);
+  }
+  void set_phase(std::string_view phase) override { channel_->host().set_phase(phase); }
+  void progress() override { channel_->host().progress(); }
+  void abort(ErrorKind kind, std::string_view reason) noexcept override { channel_->give_up(kind, reason); }
+
+  Pending start(CollectiveCall call, Stream& stream) override {
+    if (call.element == Element::kFloat64 || call.operation == Operation::kBarrier) {
+      ++traffic_[call.operation].calls;
+      if (call.element == Element::kFloat64) count(call.operation, all_reduce_pieces(call, size()), call);
+      return channel_->host().start(std::move(call), stream);
+    }
+    const int64_t bytes = extent(call);
+    require(bytes == 0 || call.device == Device{DeviceType::kCuda, channel_->device()},
+            "{}: on {}; this communicator moves the memory of cuda:{}", name_of(call.operation), call.device,
+            channel_->device());
+    check(cudaSetDevice(channel_->device()), "cudaSetDevice");
+    ++traffic_[call.operation].calls;
+    const bool is_sum = call.element != Element::kBytes, is_all = call.operation == Operation::kAllReduce;
+    const std::vector<Piece> out = is_sum && is_all ? all_reduce_pieces(call, size()) : call.from_pieces;
+    count(call.operation, out, call);
+    const Piece mine = out[size_t(rank())];
+    std::vector<Piece> in = call.to_pieces;
+    if (is_sum) {
+      in.clear();
+      for (int r = 0; r < size(); ++r) {
+        const int64_t slot = r < rank() ? r : r - 1;
+        in.push_back(r == rank() ? Piece{} : Piece{.offset = slot * mine.bytes, .bytes = mine.bytes});
+      }
+    }
+    auto work = std::make_shared<NcclWork>(channel_, call, out, in);
+    try {
+      if (is_sum) {
+        std::byte* others = work->allocate(mine.bytes * (size() - 1));
+        channel_->exchange(call.from, out, others, in);
+        std::byte* to = call.to + (is_all ? mine.offset : 0);
+        check(nccl_sum({.others = others,
+                        .own = call.from + mine.offset,
+                        .own_rank = rank(),
+                        .ranks = size(),
+                        .elements = mine.bytes / size_of(call.element),
+                        .to = to,
+                        .is_bfloat16 = call.element == Element::kBFloat16},
+                       channel_->stream()),
+              "nccl_sum");
+        if (is_all && call.from_pieces[0].bytes > kWholeReduceBytes) {
+          const std::vector<Piece> again(size_t(size()), mine);
+          channel_->exchange(call.to, again, call.to, out);
+        }
+      } else {
+        copy_own(call);
+        channel_->exchange(call.from, call.from_pieces, call.to, call.to_pieces);
+      }
+      work->all_is_given();
+    } catch (const Error& error) {
+      channel_->give_up(error.kind(), error.what());
+      throw;
+    }
+    return Pending(std::move(work));
+  }
+
+ private:
+  static int64_t extent(const CollectiveCall& call) {
+    int64_t bytes = 0;
+    for (const Piece& piece : call.from_pieces) bytes += piece.bytes;
+    for (const Piece& piece : call.to_pieces) bytes += piece.bytes;
+    return bytes;
+  }
+  void count(Operation operation, const std::vector<Piece>& out, const CollectiveCall& call) {
+    Traffic::Line& line = traffic_[operation];
+    for (int r = 0; r < size(); ++r) {
+      if (r != rank()) line.bytes += out[size_t(r)].bytes;
+    }
+    if (operation == Operation::kAllReduce && call.from_pieces[0].bytes > kWholeReduceBytes) {
+      line.bytes += out[size_t(rank())].bytes * (size() - 1);
+    }
+  }
+  void copy_own(const CollectiveCall& call) {
+    const bool is_pair = call.operation == Operation::kSend || call.operation == Operation::kReceive;
+    if (is_pair || call.operation == Operation::kBroadcast) return;
+    const Piece from = call.from_pieces[size_t(rank())], to = call.to_pieces[size_t(rank())];
+    if (from.bytes == 0 || call.from + from.offset == call.to + to.offset) return;
+    check(cudaMemcpyAsync(call.to + to.offset, call.from + from.offset, size_t(from.bytes), cudaMemcpyDeviceToDevice,
+                          channel_->stream()),
+          "cudaMemcpyAsync");
+  }
+
+  CommunicatorOptions options_;
+  std::shared_ptr<Channel> channel_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device_index,
+                                                     const CommunicatorOptions& options) {
+  const int gpus = count_gpus();
+  require(ErrorKind::kDevice, 0 <= device_index && device_index < gpus,
+          "nccl_communicator: GPU {} on a machine with {}; wanted one for this rank", device_index, gpus);
+  return std::make_unique<NcclCommunicator>(std::move(host), device_index, options);
+}
+
+int count_gpus() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+}  // namespace octet
