@@ -264,8 +264,8 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
   const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   const int64_t n_blocks = (N + kBlock - 1) / kBlock, k_blocks = (K + kBlock - 1) / kBlock;
-  const std::vector<Task> tasks =
-      cut_tasks(stream, G, N, kUnit, [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
+  const std::vector<Task> tasks = cut_tasks(
+      stream, G, N, kUnit, [&](int64_t g) { return offsets[g + 1] - offsets[g]; }, [K](int64_t) { return K; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = offsets[task.group], g = task.group;
@@ -296,8 +296,9 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
   // A group of no rows adds nothing: no task, unless there are zeros to write.
-  const std::vector<Task> tasks =
-      cut_tasks(stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; });
+  const std::vector<Task> tasks = cut_tasks(
+      stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; },
+      [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = blocks[task.group], depth = offsets[task.group + 1] - offsets[task.group];
