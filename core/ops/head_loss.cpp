@@ -4,20 +4,13 @@
 #include "kernels/gemm.h"
 
 namespace octet {
-namespace {
-
-// Logits in flight: about 8 MiB in float32, a few times the size of a product's tiles and no more than a large cache.
-int64_t chunk_tokens(int64_t vocab) { return std::max<int64_t>(64, (int64_t(2) << 20) / vocab / 64 * 64); }
-
-}  // namespace
-
 HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, float grad_scale) {
   const int64_t T = x.rows(), D = x.cols(), V = weight.shape()[0];
   require(weight.shape() == Shape{V, D} && targets.shape() == Shape{T},
           "head_loss: x is {}, weight {}, targets {}; wanted [T, D], [V, D], [T]", x.shape(), weight.shape(),
           targets.shape());
   const bool with_gradient = is_recording();
-  const int64_t chunk = std::min(T, chunk_tokens(V));
+  const int64_t chunk = std::min(T, head_chunk_tokens(V));
   const Tensor logits = empty({chunk, V}, DType::kFloat32, MemoryCategory::kWorkspace);
   Tensor dlogits = logits;  // float32: in place
   if (with_gradient && x.dtype() != DType::kFloat32) dlogits = empty({chunk, V}, x.dtype(), MemoryCategory::kWorkspace);

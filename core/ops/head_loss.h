@@ -2,10 +2,16 @@
 // batch are never stored.
 #pragma once
 
+#include <algorithm>
+
 #include "core/autograd/tape.h"
 #include "core/ops/product.h"
 
 namespace octet {
+
+// Tokens of one chunk: logits of about 16 MiB in float32, and 256 tokens at least, since each chunk reads all of the
+// weight, and reads and writes all of its gradient.
+inline int64_t head_chunk_tokens(int64_t vocab) { return std::max<int64_t>(256, (int64_t(4) << 20) / vocab / 64 * 64); }
 
 struct HeadLoss {
   Tensor anchor;       // [1] on the tape: the place to run back from

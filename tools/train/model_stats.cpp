@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/ops/head_loss.h"
 #include "core/tensor/allocator.h"
 
 namespace octet {
@@ -75,8 +76,7 @@ class Activations {
   // Needed for a while besides: while the head is computed, or in the backward pass of the last block.
   int64_t passing() const {
     const int64_t D = model_.hidden, last = model_.layers - 1;
-    // kernels/cross_entropy.h works on chunks of the tokens whose logits are 8 MiB, 64 tokens at least.
-    const int64_t chunk = std::min(T_, std::max<int64_t>(64, (int64_t(2) << 20) / V_ / 64 * 64));
+    const int64_t chunk = std::min(T_, head_chunk_tokens(V_));
     const int64_t head =
         floats(chunk * V_) + (value_bytes_ == 4 ? 0 : values(chunk, V_)) + floats(T_) + 2 * values(T_, D);
 

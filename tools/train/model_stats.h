@@ -53,9 +53,8 @@ double training_flops_per_token(const ModelConfig& model, int64_t vocab_size, in
 
 // Bytes of tensors at the widest point of a step, as core/tensor/allocator.h counts them.
 struct MemoryEstimate {
-  int64_t masters = 0;  // float32
-  int64_t weights =
-      0;  // the copies that products read: bfloat16, or E4M3 with its scales; small tables
+  int64_t masters = 0;      // float32
+  int64_t weights = 0;      // the copies that products read: bfloat16, or E4M3 with its scales; small tables
   int64_t gradients = 0;    // float32, summed over micro-batches
   int64_t moments = 0;      // Adam's two
   int64_t activations = 0;  // what the forward pass of one micro-batch keeps for its backward pass
