@@ -13,12 +13,6 @@ Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats) {
   return rows;
 }
 
-Tensor dequantize_rows(const Fp8Rows& rows, DType dtype) {
-  Tensor x = empty(rows.codes.shape(), dtype);
-  kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = x}, x.stream());
-  return x;
-}
-
 const Tensor& SavedInput::values() {
   if (!values_.is_defined()) values_ = again_();
   return values_;

@@ -16,7 +16,6 @@ struct Fp8Rows {
 };
 Fp8Rows empty_rows(int64_t rows, int64_t columns);  // to be filled
 Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats);
-Tensor dequantize_rows(const Fp8Rows& rows, DType dtype);
 
 // What a backward pass needs of a linear input: its values or its codes, kept or made again. Several closures share
 // one, and it is freed with the last of them.
