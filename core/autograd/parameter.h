@@ -59,7 +59,7 @@ class Parameter {
 
   // Makes the forms above from the master; call it when the master was filled. The optimizer keeps them up to date
   // itself, in the pass that changes the master.
-  void refresh(kernels::QuantizeStats* stats = nullptr);
+  void refresh();
   bool is_refreshed() const { return weight_.is_defined() || fp8_.codes.is_defined(); }
 
  private:

@@ -103,8 +103,8 @@ void Transformer::init_weights(uint64_t seed) {
   refresh_weights();
 }
 
-void Transformer::refresh_weights(Fp8Counts* counts) {
-  for (Parameter* parameter : parameters()) parameter->refresh(counts == nullptr ? nullptr : &counts->weight);
+void Transformer::refresh_weights() {
+  for (Parameter* parameter : parameters()) parameter->refresh();
 }
 
 Tensor Transformer::hidden(const Tensor& ids) {

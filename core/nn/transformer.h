@@ -54,8 +54,8 @@ class Transformer {
   Transformer& operator=(const Transformer&) = delete;
 
   void init_weights(uint64_t seed);
-  // After any change to a master weight.
-  void refresh_weights(Fp8Counts* counts = nullptr);
+  // After the masters were filled; the optimizer keeps the weights up to date itself.
+  void refresh_weights();
 
   struct Loss {
     double sum = 0;  // of cross-entropy over the tokens, nats

@@ -13,7 +13,7 @@
 
 namespace {
 
-// body(b, block, c, n, counts) for each 128 rows of a group and each 128 columns.
+// body(b, block, c, n) for each 128 rows of a group, its b-th block, and each n <= 128 columns from c on.
 template <class Body>
 void for_tiles_of_groups(const ConstView& offsets, const ConstView& block_offsets, int64_t C, Stream& stream,
                          Body&& body) {

@@ -3,11 +3,9 @@
 #include <tuple>
 
 #include "core/base/random.h"
-#include "core/nn/dispatcher.h"
-#include "core/nn/transformer.h"
 #include "core/tensor/allocator.h"
-#include "optim/adamw.h"
 #include "tools/train/model_stats.h"
+#include "tools/train/training_step.h"
 
 namespace octet::test {
 namespace {
@@ -16,14 +14,8 @@ namespace {
 int64_t measured_peak(const Config& config) {
   release_kept_memory();
   const TrainConfig& train = config.train;
-  Transformer model(config.model, config.precision,
-                    {.norm = train.recomputes(Recompute::kNorm),
-                     .swiglu = train.recomputes(Recompute::kSwiglu),
-                     .attention = train.recomputes(Recompute::kAttention),
-                     .block = train.recomputes(Recompute::kBlock)},
-                    config.data.seq_len, std::make_unique<LocalDispatcher>());
-  AdamW optimizer(model.parameters(), config.optim,
-                  config.precision.moments == MomentType::kBf16 ? DType::kBFloat16 : DType::kFloat32);
+  Transformer model(config.model, config.precision, recompute_parts(train), config.data.seq_len);
+  AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
   model.init_weights(1);
   reset_peak_memory();  // what initialisation needs for a while is no part of training
   const int64_t sequences = train.sequences_per_micro_batch(), T = sequences * config.data.seq_len;
@@ -36,8 +28,7 @@ int64_t measured_peak(const Config& config) {
       }
       model.train_micro_batch(from_vector(ids, {T}), from_vector(ids, {T}), sequences, 1.0f / float(T), 0.5f);
     }
-    optimizer.step(step, 1e-3, optimizer.gradient_norm());
-    for (Router* router : model.routers()) router->end_step();
+    apply_update(model, optimizer, step, 1e-3, optimizer.gradient_norm(), nullptr);
   }
   return memory_use().peak_total_bytes;
 }
