@@ -25,12 +25,13 @@ struct Cast {
 
   KernelCost cost() const { return {.name = "cast", .bytes = bytes_of(x, y)}; }
 };
-struct SumOfSquares {
-  // sum += sum_i x[i]^2 in float64: pieces of 65536 elements, then the pieces in order
-  ConstView x;  // float32 or bfloat16
-  double* sum;
+struct SquareSums {
+  // sums[s] = sum over rows 128 s .. of x^2, in float64; in each matrix of [G, N, K] anew, so that there are
+  // G ceil(N/128) sums, and one of a vector
+  ConstView x;  // [G, N, K], [N, K] or [D], float32 or bfloat16, contiguous
+  double* sums;
 
-  KernelCost cost() const { return {.name = "sum_of_squares", .bytes = bytes_of(x)}; }
+  KernelCost cost() const { return {.name = "square_sums", .bytes = bytes_of(x)}; }
 };
 struct CountNonFinite {
   ConstView x;     // float32 or bfloat16
@@ -42,13 +43,13 @@ namespace cpu {
 void add_into(const AddInto& args, Stream& stream);
 void scale(const Scale& args, Stream& stream);
 void cast(const Cast& args, Stream& stream);
-void sum_of_squares(const SumOfSquares& args, Stream& stream);
+void square_sums(const SquareSums& args, Stream& stream);
 void count_non_finite(const CountNonFinite& args, Stream& stream);
 }  // namespace cpu
 inline void add_into(const AddInto& args, Stream& stream) { dispatch<cpu::add_into>(args, stream); }
 inline void scale(const Scale& args, Stream& stream) { dispatch<cpu::scale>(args, stream); }
 inline void cast(const Cast& args, Stream& stream) { dispatch<cpu::cast>(args, stream); }
-inline void sum_of_squares(const SumOfSquares& args, Stream& stream) { dispatch<cpu::sum_of_squares>(args, stream); }
+inline void square_sums(const SquareSums& args, Stream& stream) { dispatch<cpu::square_sums>(args, stream); }
 inline void count_non_finite(const CountNonFinite& args, Stream& stream) {
   dispatch<cpu::count_non_finite>(args, stream);
 }

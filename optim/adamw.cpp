@@ -8,19 +8,39 @@
 
 namespace octet {
 
-AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments)
-    : parameters_(std::move(parameters)), config_(config) {
+AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments, Communicator* world)
+    : parameters_(std::move(parameters)), config_(config), world_(world) {
   for (const Parameter* parameter : parameters_) {
-    moments_.push_back({.m = zeros(parameter->shape(), moments, MemoryCategory::kOptimizer),
-                        .v = zeros(parameter->shape(), moments, MemoryCategory::kOptimizer)});
+    moments_.push_back({.m = zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer),
+                        .v = zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer)});
   }
 }
 
 double AdamW::gradient_norm() {
-  double sum = 0;
+  std::vector<double> sums;  // of each slab of the model; 0 where another rank owns it
   for (Parameter* parameter : parameters_) {
-    kernels::sum_of_squares({.x = parameter->grad(), .sum = &sum}, parameter->grad().stream());
+    const int64_t of_matrix = parameter->slabs_of_matrix();
+    const size_t begin = sums.size();
+    sums.resize(begin + size_t(parameter->is_cut() ? of_matrix * parameter->cut().total : parameter->num_slabs()));
+    if (parameter->own().rows == 0) continue;
+    double* of_parameter = sums.data() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
+    const Tensor& grad = parameter->grad();
+    if (parameter->owns_all()) {
+      kernels::square_sums({.x = grad, .sums = of_parameter}, grad.stream());
+      continue;
+    }
+    const int64_t N = parameter->rows_of_matrix(), K = parameter->shape().cols();
+    const Tensor rows = grad.reshape({parameter->num_rows(), K});
+    for (const RowRange& range : parameter->split_at_matrices(parameter->own())) {
+      const Tensor part = rows.slice_rows(range.first, range.rows);
+      double* to = of_parameter + range.first / N * of_matrix + range.first % N / kSlabRows;
+      kernels::square_sums({.x = range.rows % N == 0 ? part.reshape({range.rows / N, N, K}) : part, .sums = to},
+                           grad.stream());
+    }
   }
+  if (world_ != nullptr) world_->all_reduce(sums);
+  double sum = 0;
+  for (const double of_slab : sums) sum += of_slab;
   return std::sqrt(sum);
 }
 
@@ -28,28 +48,42 @@ void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* s
   const double clip = config_.grad_clip > 0 && norm > config_.grad_clip ? config_.grad_clip / norm : 1.0;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
-    View weight, codes, code_scale;
-    if (parameter.is_refreshed() && parameter.form() == WeightForm::kBFloat16) weight = parameter.weight();
-    if (parameter.is_refreshed() && parameter.form() == WeightForm::kFp8Block) {
-      codes = parameter.fp8().codes;
-      code_scale = parameter.fp8().scale;
+    if (parameter.own().rows == 0) continue;
+    kernels::AdamwStep args{.master = parameter.master(),
+                            .grad = parameter.own_rows_of(parameter.grad()),
+                            .m = moments_[i].m,
+                            .v = moments_[i].v,
+                            .weight = {},
+                            .stats = stats,
+                            .lr = float(lr),
+                            .beta1 = float(config_.beta1),
+                            .beta2 = float(config_.beta2),
+                            .eps = float(config_.eps),
+                            .weight_decay = parameter.decays() ? float(config_.weight_decay) : 0.0f,
+                            .grad_scale = float(clip),
+                            .step = step};
+    Stream& stream = parameter.master().stream();
+    if (!parameter.is_refreshed() || parameter.form() != WeightForm::kFp8Block) {
+      if (parameter.is_refreshed() && parameter.form() == WeightForm::kBFloat16) {
+        args.weight = parameter.own_rows_of(parameter.weight());
+      }
+      kernels::adamw_step(args, stream);
+      continue;
     }
-    kernels::adamw_step({.master = parameter.master(),
-                         .grad = parameter.grad(),
-                         .m = moments_[i].m,
-                         .v = moments_[i].v,
-                         .weight = weight,
-                         .codes = codes,
-                         .code_scale = code_scale,
-                         .stats = stats,
-                         .lr = float(lr),
-                         .beta1 = float(config_.beta1),
-                         .beta2 = float(config_.beta2),
-                         .eps = float(config_.eps),
-                         .weight_decay = parameter.decays() ? float(config_.weight_decay) : 0.0f,
-                         .grad_scale = float(clip),
-                         .step = step},
-                        parameter.master().stream());
+    for (const RowRange& range : parameter.split_at_matrices(parameter.own())) {
+      const Parameter::Fp8 fp8 = parameter.fp8_rows(range);
+      const auto rows = [&](const Tensor& own) {
+        return own.reshape({parameter.own().rows, own.cols()})
+            .slice_rows(range.first - parameter.own().first, range.rows)
+            .reshape(fp8.codes.shape());
+      };
+      args.codes = fp8.codes;
+      args.code_scale = fp8.scale;
+      const Tensor master = rows(parameter.master()), grad = rows(parameter.own_rows_of(parameter.grad()));
+      const Tensor m = rows(moments_[i].m), v = rows(moments_[i].v);
+      args.master = master, args.grad = grad, args.m = m, args.v = v;
+      kernels::adamw_step(args, stream);
+    }
   }
   clear_gradients();
 }

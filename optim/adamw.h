@@ -1,27 +1,32 @@
-// AdamW over the parameters of a model, with the global gradient norm clipped (kernels/adamw.h).
+// AdamW over the parameters of a model, with the global gradient norm clipped (kernels/adamw.h). Each rank of a run
+// holds the moments of its own rows of each parameter (core/autograd/parameter.h) and updates those.
 #pragma once
 
 #include <vector>
 
 #include "core/autograd/parameter.h"
 #include "optim/optim_config.h"
+#include "parallel/communicator.h"
 
 namespace octet {
 
 class AdamW {
  public:
-  // moments: bfloat16 or float32. The parameters must outlive this.
-  AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments);
+  // moments: bfloat16 or float32. The parameters must outlive this. world: all ranks of the run; each slab of the model
+  // is owned by one of them. Null: this rank is alone.
+  AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments, Communicator* world = nullptr);
 
-  // sqrt of the sum of squares over all gradients, in float64 and a fixed order; not finite where any gradient is not.
+  // sqrt of the sum of squares over all gradients of the model, of which each rank has summed those of its own rows;
+  // the same on every rank. In float64, slab by slab, then over slabs in the order of the model: a gradient has one
+  // norm, whatever ranks it lies on. Not finite where any gradient is not.
   double gradient_norm();
-  // One update with gradients times min(1, grad_clip / norm), of masters and of the forms that products read; then
-  // gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.
+  // One update with gradients times min(1, grad_clip / norm), of the own rows of masters and of the forms that products
+  // read; then gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.
   void step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats = nullptr);
   void clear_gradients();
 
   struct Moments {
-    Tensor m, v;  // shape of the parameter
+    Tensor m, v;  // of Parameter::own_shape()
   };
   const Moments& moments(size_t parameter) const { return moments_[parameter]; }
   const std::vector<Parameter*>& parameters() const { return parameters_; }
@@ -30,6 +35,7 @@ class AdamW {
   std::vector<Parameter*> parameters_;
   const OptimConfig& config_;
   std::vector<Moments> moments_;
+  Communicator* world_;
 };
 
 }  // namespace octet

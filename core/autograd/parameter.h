@@ -24,20 +24,64 @@ struct WeightPiece {
   int64_t first_row = 0, rows = 0;
 };
 
+// Rows of a parameter seen as [rows, cols]; a vector is one row.
+struct RowRange {
+  int64_t first = 0, rows = 0;
+  int64_t end() const { return first + rows; }
+  bool operator==(const RowRange&) const = default;
+};
+
+// A parameter is divided in slabs of 128 rows, from the start of each of its matrices; a vector is one slab. A tile of
+// an FP8 weight lies in one slab, so that a slab is what ranks can share the update of a parameter by.
+inline constexpr int64_t kSlabRows = 128;
+
+// Where the model's tensor is cut along its first axis over ranks: a parameter is its slices first .. of `total`.
+struct AxisCut {
+  int64_t first = 0, total = 0;
+};
+
 class Parameter {
  public:
   // pieces must cover the rows in order. A parameter of one piece may leave them out: it is then called `name` on disk.
-  Parameter(std::string name, Shape shape, WeightForm form, bool decays, std::vector<WeightPiece> pieces = {});
+  // cut: all of the tensor where it is left out.
+  Parameter(std::string name, Shape shape, WeightForm form, bool decays, std::vector<WeightPiece> pieces = {},
+            AxisCut cut = {});
 
   const std::string& name() const { return name_; }
-  const Shape& shape() const { return master_.shape(); }  // [..., N, K]; [D] for a norm
+  const Shape& shape() const { return shape_; }  // [..., N, K]; [D] for a norm
   WeightForm form() const { return form_; }
   bool decays() const { return decays_; }  // takes weight decay: matrices do, norms do not
   const std::vector<WeightPiece>& pieces() const { return pieces_; }
   // On disk a piece of a vector is a vector.
   Shape piece_shape(const WeightPiece& piece) const;
+  const AxisCut& cut() const { return cut_; }
+  bool is_cut() const { return cut_.total != shape_[0]; }
 
-  const Tensor& master() const { return master_; }  // float32
+  int64_t num_rows() const { return shape_.rank() == 1 ? 1 : shape_.rows(); }
+  int64_t rows_of_matrix() const { return shape_.rank() == 1 ? 1 : shape_[-2]; }  // N
+  int64_t num_matrices() const { return shape_.rank() == 3 ? shape_[0] : 1; }     // G
+  int64_t slabs_of_matrix() const { return (rows_of_matrix() + kSlabRows - 1) / kSlabRows; }
+  int64_t num_slabs() const { return num_matrices() * slabs_of_matrix(); }
+  RowRange slab(int64_t index) const;
+
+  // Memory that a run lays out itself, so that many tensors lie in one: as shape(), but for scale. What is not defined
+  // is made when it is first needed.
+  struct Storage {
+    Tensor grad;          // float32
+    Tensor weight;        // of the form, where that is float32 or bfloat16
+    Tensor codes, scale;  // of the FP8 form: [G, N, K] and [G, ceil(N/128), ceil(K/128)]
+  };
+  // Before anything is made of the parameter: the rows whose master (and moments) are kept here, whole slabs; and
+  // memory. All rows where this is not called.
+  void place(RowRange own, Storage storage);
+  const RowRange& own() const { return own_; }
+  bool owns_all() const { return own_.rows == num_rows(); }
+  // The own rows of a tensor of shape(): the whole tensor, or [rows, cols].
+  Tensor own_rows_of(const Tensor& whole) const;
+  Shape own_shape() const;
+
+  // float32, of own_shape(). Of a form kFloat32 it is those rows of the weight.
+  const Tensor& master() const;
   // float32; made at the first use, and 0 then and after clear_grad(). A model that only infers has none.
   const Tensor& grad();
   // For the product that makes the gradient of a whole matrix: where it goes, and whether to add to what is there. The
@@ -57,18 +101,30 @@ class Parameter {
   };
   const Fp8& fp8() const;
 
-  // Makes the forms above from the master; call it when the master was filled. The optimizer keeps them up to date
-  // itself, in the pass that changes the master.
+  // Makes the own rows of the forms above from the master; call it when the master was filled. The optimizer keeps them
+  // up to date itself, in the pass that changes the master.
   void refresh();
-  bool is_refreshed() const { return weight_.is_defined() || fp8_.codes.is_defined(); }
+  // Rows of the FP8 form, whole matrices or some rows of one matrix: [g, N, K] or [rows, K], and the scale of their
+  // slabs.
+  Fp8 fp8_rows(RowRange rows) const;
+  // `rows` in at most three ranges that fp8_rows takes.
+  std::vector<RowRange> split_at_matrices(RowRange rows) const;
+  bool is_refreshed() const { return is_refreshed_; }
 
  private:
+  void make_weight();
+
   std::string name_;
+  Shape shape_;
   WeightForm form_;
   bool decays_;
   std::vector<WeightPiece> pieces_;
-  Tensor master_, grad_, weight_;
+  AxisCut cut_;
+  RowRange own_;
+  mutable Tensor master_;  // made when it is first asked for, since place() comes after the model
+  Tensor grad_, weight_;
   bool grad_is_clear_ = true;  // its numbers are old, and stand for 0
+  bool is_refreshed_ = false;
   Fp8 fp8_;
 };
 

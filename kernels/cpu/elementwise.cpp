@@ -7,6 +7,7 @@
 // Elements that one thread takes at a time: long enough to hide the cost of taking them, a multiple of a vector.
 constexpr int64_t kElementwiseGrain = 16384;
 constexpr int64_t kSumPiece = 65536;
+constexpr int64_t kSquareSumRows = 128;
 
 void add_into(const AddInto& args, Stream& stream) {
   visit_float(args.a.dtype(), [&]<class A>() {
@@ -58,20 +59,22 @@ void cast(const Cast& args, Stream& stream) {
   });
 }
 
-void sum_of_squares(const SumOfSquares& args, Stream& stream) {
+void square_sums(const SquareSums& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    const int64_t n = args.x.num_elements();
-    const Scalar* x = args.x.data<Scalar>();
-    std::vector<double> sums(size_t((n + kSumPiece - 1) / kSumPiece));
-    stream.parallel_chunks(n, kSumPiece, [&](int64_t begin, int64_t end) {
+    const Shape& shape = args.x.shape();
+    const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape.rank() == 1 ? 1 : shape[-2], K = shape.cols();
+    const int64_t of_matrix = (N + kSquareSumRows - 1) / kSquareSumRows;
+    const Scalar* const x = args.x.data<Scalar>();
+    stream.parallel_for(G * of_matrix, [=, sums = args.sums](int64_t s) {
+      const int64_t first = s % of_matrix * kSquareSumRows, rows = std::min(kSquareSumRows, N - first);
+      const Scalar* const begin = x + (s / of_matrix * N + first) * K;
       f64x16 sum = splat_f64(0.0);
-      for_lanes(end - begin, [&](int64_t d, auto lanes) {
-        const f64x16 v = widen(lanes.load(x + begin + d));
+      for_lanes(rows * K, [&](int64_t d, auto lanes) {
+        const f64x16 v = widen(lanes.load(begin + d));
         sum = sum + v * v;  // the square of a float32 is exact in float64
       });
-      sums[size_t(begin / kSumPiece)] = reduce_add(sum);
+      sums[s] = reduce_add(sum);
     });
-    for (const double sum : sums) *args.sum += sum;
   });
 }
 
@@ -93,5 +96,5 @@ void count_non_finite(const CountNonFinite& args, Stream& stream) {
 OCTET_CPU_KERNEL(add_into, AddInto)
 OCTET_CPU_KERNEL(scale, Scale)
 OCTET_CPU_KERNEL(cast, Cast)
-OCTET_CPU_KERNEL(sum_of_squares, SumOfSquares)
+OCTET_CPU_KERNEL(square_sums, SquareSums)
 OCTET_CPU_KERNEL(count_non_finite, CountNonFinite)

@@ -38,9 +38,9 @@ void check_in_place(int64_t n) {
 template <class Scalar>
 void check_sums(int64_t n) {
   auto x = uniform<Scalar>(n, 5);
-  double wanted = 2.0, sum = 2.0;
+  double wanted = 0, sum = 0;
   for (const Scalar value : x) wanted += double(value) * double(value);
-  kernels::sum_of_squares({.x = view(x, {n}), .sum = &sum}, default_stream());
+  kernels::square_sums({.x = view(x, {n}), .sums = &sum}, default_stream());
   CHECK(std::abs(sum - wanted) <= 0x1p-52 * double(n) * wanted);  // one rounding for each of n sums, in either order
   int64_t count = 3;
   kernels::count_non_finite({.x = view(x, {n}), .count = &count}, default_stream());
@@ -102,14 +102,30 @@ TEST_CASE("sums of squares and counts of non-finite numbers", "[kernels][element
   check_sums<bfloat16>(n);
 }
 
+TEST_CASE("square sums are those of 128 rows, in each matrix anew", "[kernels][elementwise]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const int64_t G = GENERATE(0, 1, 3), N = GENERATE(1, 128, 129, 300), K = GENERATE(1, 40);
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa), G, N, K);
+  auto x = uniform(G * N * K, 6);
+  const int64_t of_matrix = (N + 127) / 128;
+  std::vector<double> sums(size_t(G * of_matrix), -1.0), wanted(sums.size(), 0.0);
+  kernels::square_sums({.x = view(x, {G, N, K}), .sums = sums.data()}, default_stream());
+  for (int64_t i = 0; i < G * N * K; ++i) {
+    wanted[size_t(i / (N * K) * of_matrix + i / K % N / 128)] += double(x[size_t(i)]) * double(x[size_t(i)]);
+  }
+  for (size_t s = 0; s < sums.size(); ++s)
+    CHECK(std::abs(sums[s] - wanted[s]) <= 0x1p-52 * 128 * double(K) * wanted[s]);
+}
+
 TEST_CASE("elementwise kernels give the same bits everywhere", "[kernels][elementwise]") {
   const int64_t n = 65536 * 3 + 77;
   auto x = uniform(n, 1);
   auto narrow = uniform<bfloat16>(n, 2);
   check_same_bits([&](Stream& stream, std::string& bytes) {
     std::vector<double> sum(2);
-    kernels::sum_of_squares({.x = view(x, {n}), .sum = &sum[0]}, stream);
-    kernels::sum_of_squares({.x = view(narrow, {n}), .sum = &sum[1]}, stream);
+    kernels::square_sums({.x = view(x, {n}), .sums = &sum[0]}, stream);
+    kernels::square_sums({.x = view(narrow, {n}), .sums = &sum[1]}, stream);
     append_bytes(bytes, sum);
     std::vector<bfloat16> y(x.size());
     kernels::add_into({.a = view(x, {n}), .b = view(narrow, {n}), .y = view(y, {n})}, stream);
