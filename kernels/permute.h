@@ -36,22 +36,33 @@ struct CombineForward {
 };
 struct CombineBackward {
   // drows[row_of[t,k],:] = weights[t,k] * dy[t,:];   dweights[t,k] = dy[t,:] . rows[row_of[t,k],:]
-  ConstView dy;       // [T, D] float32 or bfloat16
-  ConstView rows;     // [R, D] as dy
-  ConstView row_of;   // [T, K] int32
-  ConstView weights;  // [T, K] float32
-  View drows;         // [R, D] as dy
-  View dweights;      // [T, K] float32
+  ConstView dy;               // [T, D] float32 or bfloat16
+  ConstView dy_of_rows = {};  // [T, D] as dy: what drows is made of in place of dy; not defined: dy
+  ConstView rows;             // [R, D] as dy
+  ConstView row_of;           // [T, K] int32
+  ConstView weights;          // [T, K] float32
+  View drows = {};            // [R, D] as dy; not defined: not made
+  View dweights;              // [T, K] float32
 
   KernelCost cost() const {
-    return {.name = "combine_backward", .bytes = bytes_of(dy, rows, row_of, weights, drows, dweights)};
+    return {.name = "combine_backward", .bytes = bytes_of(dy, dy_of_rows, rows, row_of, weights, drows, dweights)};
   }
+};
+struct WeightedGather {
+  // y[r,:] = weights[r] * x[source[r],:] in float32, rounded once
+  ConstView x;        // [S, D] float32 or bfloat16
+  ConstView source;   // [R] int32
+  ConstView weights;  // [R] float32
+  View y;             // [R, D] as x
+
+  KernelCost cost() const { return {.name = "weighted_gather", .bytes = bytes_of(y, source, weights, y)}; }
 };
 namespace cpu {
 void build_permutation(const BuildPermutation& args, Stream& stream);
 void gather_rows(const GatherRows& args, Stream& stream);
 void combine_forward(const CombineForward& args, Stream& stream);
 void combine_backward(const CombineBackward& args, Stream& stream);
+void weighted_gather(const WeightedGather& args, Stream& stream);
 }  // namespace cpu
 inline void build_permutation(const BuildPermutation& args, Stream& stream) {
   dispatch<cpu::build_permutation>(args, stream);
@@ -62,6 +73,9 @@ inline void combine_forward(const CombineForward& args, Stream& stream) {
 }
 inline void combine_backward(const CombineBackward& args, Stream& stream) {
   dispatch<cpu::combine_backward>(args, stream);
+}
+inline void weighted_gather(const WeightedGather& args, Stream& stream) {
+  dispatch<cpu::weighted_gather>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -1,6 +1,8 @@
 // What every layer of a model shares: its numerics, what it recomputes, and the pass it is in.
 #pragma once
 
+#include <functional>
+
 #include "core/ops/numerics.h"
 #include "core/tensor/tensor.h"
 
@@ -22,6 +24,8 @@ struct ModelContext {
   int64_t batch = 1;               // sequences side by side in a [T, D] activation
   bool training = false;           // router loads are counted
   float micro_batch_share = 1.0f;  // of this pass in its optimizer step, for the losses that balance experts
+  // Called in the backward pass when nothing more is added to the gradients of a unit (Transformer::units) in it.
+  std::function<void(size_t unit)> on_unit_done = {};
 };
 
 }  // namespace octet

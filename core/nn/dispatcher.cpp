@@ -4,23 +4,43 @@
 #include "kernels/permute.h"
 
 namespace octet {
+namespace {
 
-Dispatched LocalDispatcher::dispatch(const LinearInput& input, const Tensor& indices, int64_t num_experts) {
-  const int64_t R = indices.num_elements();
-  const Tensor offsets = empty({num_experts + 1}, DType::kInt64);
-  const Tensor row_of = empty(indices.shape(), DType::kInt32);
-  const Tensor source = empty({R}, DType::kInt32);
-  kernels::build_permutation({.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
-                             indices.stream());
-  const Tensor rows =
-      record("dispatch", Tensor::without_data({R, input.x().cols()}, input.x().dtype()), {input.x()},
-             [row_of](const Tensor& drows) -> Gradients { return {sum_rows_of_tokens(drows, row_of)}; });
-  return {.input = input.at(rows), .groups = RowGroups::of_offsets(offsets, source, R), .row_of = row_of};
-}
+class LocalDispatch final : public Dispatch {
+ public:
+  LocalDispatch(const LinearInput& input, const Tensor& indices, int64_t num_experts)
+      : input_(input),
+        offsets_(empty({num_experts + 1}, DType::kInt64)),
+        row_of_(empty(indices.shape(), DType::kInt32)),
+        source_(empty({indices.num_elements()}, DType::kInt32)) {
+    kernels::build_permutation({.indices = indices, .offsets = offsets_, .row_of = row_of_, .source = source_},
+                               indices.stream());
+    place_ =
+        record("dispatch", Tensor::without_data({source_.size(0), input.x().cols()}, input.x().dtype()), {input.x()},
+               [row_of = row_of_](const Tensor& drows) -> Gradients { return {sum_rows_of_tokens(drows, row_of)}; });
+  }
 
-Tensor LocalDispatcher::combine(const Tensor& rows, const Dispatched& dispatched, const Tensor& weights,
-                                const Tensor& base) {
-  return octet::combine(rows, dispatched.row_of, weights, base);
+  void send() override {}
+
+  Dispatched arrive() override {
+    return {.input = input_.at(place_), .groups = RowGroups::of_offsets(offsets_, source_, source_.size(0))};
+  }
+
+  void send_back(const Tensor& rows) override { rows_ = rows; }
+
+  Tensor combine(const Tensor& weights, const Tensor& base) override {
+    return octet::combine(rows_, row_of_, weights, base, input_.numerics().expert_gradients);
+  }
+
+ private:
+  LinearInput input_;
+  Tensor offsets_, row_of_, source_, place_, rows_;
+};
+
+}  // namespace
+
+std::unique_ptr<Dispatch> LocalDispatcher::start(const LinearInput& input, const Tensor& indices, int64_t num_experts) {
+  return std::make_unique<LocalDispatch>(input, indices, num_experts);
 }
 
 }  // namespace octet

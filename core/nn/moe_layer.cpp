@@ -5,20 +5,20 @@
 namespace octet {
 namespace {
 
-std::vector<WeightPiece> gate_up_pieces(const std::string& prefix, int64_t experts, int64_t inner) {
+std::vector<WeightPiece> gate_up_pieces(const std::string& prefix, ExpertRange experts, int64_t inner) {
   std::vector<WeightPiece> pieces;
-  for (int64_t e = 0; e < experts; ++e) {
-    const std::string expert = fmt::format("{}experts.{}.", prefix, e);
+  for (int64_t e = 0; e < experts.count; ++e) {
+    const std::string expert = fmt::format("{}experts.{}.", prefix, experts.first + e);
     pieces.push_back({expert + "gate_proj.weight", 2 * e * inner, inner});
     pieces.push_back({expert + "up_proj.weight", (2 * e + 1) * inner, inner});
   }
   return pieces;
 }
 
-std::vector<WeightPiece> down_pieces(const std::string& prefix, int64_t experts, int64_t hidden) {
+std::vector<WeightPiece> down_pieces(const std::string& prefix, ExpertRange experts, int64_t hidden) {
   std::vector<WeightPiece> pieces;
-  for (int64_t e = 0; e < experts; ++e) {
-    pieces.push_back({fmt::format("{}experts.{}.down_proj.weight", prefix, e), e * hidden, hidden});
+  for (int64_t e = 0; e < experts.count; ++e) {
+    pieces.push_back({fmt::format("{}experts.{}.down_proj.weight", prefix, experts.first + e), e * hidden, hidden});
   }
   return pieces;
 }
@@ -29,25 +29,43 @@ MoeLayer::MoeLayer(const std::string& prefix, const ModelConfig& config, const M
                    Dispatcher& dispatcher)
     : context_(context),
       dispatcher_(dispatcher),
+      num_experts_(config.moe.num_experts),
+      at_hand_(dispatcher.experts_at_hand(num_experts_)),
       router_(prefix + "gate.", config, context),
-      w13_(prefix + "experts.gate_up_proj.weight",
-           {config.moe.num_experts, 2 * config.moe.expert_hidden, config.hidden}, linear_form(context.numerics.recipe),
-           /*decays=*/true, gate_up_pieces(prefix, config.moe.num_experts, config.moe.expert_hidden)),
-      w2_(prefix + "experts.down_proj.weight", {config.moe.num_experts, config.hidden, config.moe.expert_hidden},
-          linear_form(context.numerics.recipe), /*decays=*/true,
-          down_pieces(prefix, config.moe.num_experts, config.hidden)) {
+      w13_(prefix + "experts.gate_up_proj.weight", {at_hand_.count, 2 * config.moe.expert_hidden, config.hidden},
+           linear_form(context.numerics.recipe), /*decays=*/true,
+           gate_up_pieces(prefix, at_hand_, config.moe.expert_hidden), {at_hand_.first, num_experts_}),
+      w2_(prefix + "experts.down_proj.weight", {at_hand_.count, config.hidden, config.moe.expert_hidden},
+          linear_form(context.numerics.recipe), /*decays=*/true, down_pieces(prefix, at_hand_, config.hidden),
+          {at_hand_.first, num_experts_}) {
   if (config.moe.shared_experts > 0) {
     shared_.emplace(prefix + "shared_experts.", config.hidden, config.moe.shared_experts * config.moe.expert_hidden,
                     context);
   }
 }
 
+void MoeLayer::begin(Flow& flow, bool alternates) {
+  const Routing routing = router_.forward(flow.input, flow.replayed);
+  flow.weights = routing.weights;
+  flow.dispatch = dispatcher_.start(flow.input, routing.indices, num_experts_);
+  if (!alternates) flow.dispatch->send();
+  if (shared_) flow.base = shared_->forward(flow.input);  // [T, D]
+  if (alternates) flow.dispatch->send();
+}
+
+void MoeLayer::compute(Flow& flow) {
+  const Dispatched arrived = flow.dispatch->arrive();
+  // [R, D]
+  flow.dispatch->send_back(swiglu_ffn(arrived.input, arrived.groups, w13_, w2_, context_.recompute.swiglu));
+}
+
+Tensor MoeLayer::finish(Flow& flow) { return flow.dispatch->combine(flow.weights, flow.base); }
+
 Tensor MoeLayer::forward(const LinearInput& input, const Tensor& replayed) {
-  const Routing routing = router_.forward(input, replayed);
-  const Dispatched dispatched = dispatcher_.dispatch(input, routing.indices, w13_.shape()[0]);
-  const Tensor base = shared_ ? shared_->forward(input) : Tensor();                                           // [T, D]
-  const Tensor rows = swiglu_ffn(dispatched.input, dispatched.groups, w13_, w2_, context_.recompute.swiglu);  // [R, D]
-  return dispatcher_.combine(rows, dispatched, routing.weights, base);
+  Flow flow{.input = input, .replayed = replayed};
+  begin(flow, /*alternates=*/false);
+  compute(flow);
+  return finish(flow);
 }
 
 }  // namespace octet

@@ -17,6 +17,20 @@ class MoeLayer {
   MoeLayer(const std::string& prefix, const ModelConfig& config, const ModelContext& context, Dispatcher& dispatcher);
 
   Tensor forward(const LinearInput& input, const Tensor& replayed = {});  // [T, D] to [T, D]
+
+  // The same in steps, so that those of two micro-batches can alternate: the tokens of one move while the other
+  // computes.
+  struct Flow {
+    LinearInput input;
+    Tensor replayed = {}, weights = {}, base = {};
+    std::unique_ptr<Dispatch> dispatch = {};
+  };
+  // Routes, sends the tokens off, and computes the shared experts. alternates: another micro-batch computes next, while
+  // the tokens move; else the shared experts do.
+  void begin(Flow& flow, bool alternates);
+  void compute(Flow& flow);   // the routed experts, and sends their rows back
+  Tensor finish(Flow& flow);  // [T, D]
+
   Router& router() { return router_; }
 
   void visit_parameters(auto&& visit) {
@@ -28,9 +42,11 @@ class MoeLayer {
  private:
   const ModelContext& context_;
   Dispatcher& dispatcher_;
+  int64_t num_experts_;
+  ExpertRange at_hand_;
   Router router_;
-  Parameter w13_;  // [E, 2F, D]: gate, then up
-  Parameter w2_;   // [E, D, F]
+  Parameter w13_;  // [experts at hand, 2F, D]: gate, then up
+  Parameter w2_;   // [experts at hand, D, F]
   std::optional<FeedForward> shared_;
 };
 

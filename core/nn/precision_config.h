@@ -26,15 +26,26 @@ struct EnumNames<MomentType> {
                                                                        {MomentType::kFp32, "fp32"}};
 };
 
+template <>
+struct EnumNames<GradientWire> {
+  static constexpr std::pair<GradientWire, std::string_view> values[] = {{GradientWire::kActivation, "bf16"},
+                                                                         {GradientWire::kFp8, "fp8"}};
+};
+
 struct PrecisionConfig {
   Recipe recipe = Recipe::kFp8Block;
   kernels::Emulation emulation = kernels::Emulation::kIdeal;
+  GradientWire expert_gradients = GradientWire::kActivation;
   MomentType moments = MomentType::kBf16;  // as DeepSeek-V3; half the memory of float32 and no loss seen from it
 
   void fields(auto&& visit) {
     visit("recipe", recipe, "formats of weights, activations and gradients");
     visit("emulation", emulation,
           "arithmetic inside an FP8 product: float32, the H100 tensor core's, or exact; only fp8_block reads it");
+    visit(
+        "expert_gradients", expert_gradients,
+        "format in which the gradient of their output reaches the experts, between ranks too; fp8 halves the bytes and "
+        "rounds once more; only fp8_block reads it");
     visit("moments", moments, "storage of Adam's two moments");
   }
   void validate(Problems&) const {}  // every combination runs

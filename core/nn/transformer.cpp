@@ -37,15 +37,38 @@ Tensor Block::feed_forward(const Tensor& x) {
   return moe_ ? moe_->forward(input) : dense_->forward(input);
 }
 
+void Block::begin(Flow& flow, bool alternates) {
+  if (context_.recompute.block) return;  // one closure, in compute()
+  const Tensor attended = context_.recompute.attention
+                              ? recompute(flow.x, [this](const Tensor& inner) { return attend(inner); })
+                              : attend(flow.x);
+  flow.middle = add(flow.x, attended);
+  LinearInput input = normed(flow.middle, ffn_norm_);
+  if (moe_) {
+    moe_->begin(flow.moe.emplace(MoeLayer::Flow{.input = std::move(input)}), alternates);
+  } else {
+    flow.normed = std::move(input);
+  }
+}
+
+void Block::compute(Flow& flow) {
+  if (context_.recompute.block) {
+    flow.x = recompute(flow.x, [this](const Tensor& x) { return forward(x); });
+  } else if (moe_) {
+    moe_->compute(*flow.moe);
+  } else {
+    flow.x = add(flow.middle, dense_->forward(*flow.normed));
+  }
+}
+
+Tensor Block::finish(Flow& flow) {
+  if (context_.recompute.block || !moe_) return flow.x;
+  return add(flow.middle, moe_->finish(*flow.moe));
+}
+
 Tensor Block::forward(const Tensor& x) {
-  const auto body = [this](const Tensor& in) {
-    const Tensor attended = context_.recompute.attention && !context_.recompute.block
-                                ? recompute(in, [this](const Tensor& inner) { return attend(inner); })
-                                : attend(in);
-    const Tensor middle = add(in, attended);
-    return add(middle, feed_forward(middle));
-  };
-  return context_.recompute.block ? recompute(x, body) : body(x);
+  const Tensor middle = add(x, attend(x));
+  return add(middle, feed_forward(middle));
 }
 
 Tensor Block::decode(const Tensor& x, KvCache& cache) {
@@ -57,7 +80,10 @@ Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& preci
                          const RecomputeParts& recompute_parts, int64_t max_positions,
                          std::unique_ptr<Dispatcher> dispatcher)
     : config_(config),
-      context_{.numerics = {.recipe = precision.recipe, .emulation = precision.emulation},
+      context_{.numerics = {.recipe = precision.recipe,
+                            .emulation = precision.emulation,
+                            .expert_gradients = precision.recipe == Recipe::kFp8Block ? precision.expert_gradients
+                                                                                      : GradientWire::kActivation},
                .recompute = recompute_parts},
       rotary_{.cos_sin = empty({max_positions, config.head_width()}, DType::kFloat32, MemoryCategory::kWeights),
               .layout = config.rope_layout},
@@ -76,11 +102,20 @@ Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& preci
   }
 }
 
+std::vector<std::vector<Parameter*>> Transformer::units() {
+  std::vector<std::vector<Parameter*>> units = {{&embedding_}};
+  for (auto& block : blocks_) {
+    units.emplace_back();
+    block->visit_parameters([&units](Parameter& parameter) { units.back().push_back(&parameter); });
+  }
+  units.push_back({&final_norm_});
+  if (head_) units.back().push_back(&*head_);
+  return units;
+}
+
 std::vector<Parameter*> Transformer::parameters() {
-  std::vector<Parameter*> all = {&embedding_};
-  for (auto& block : blocks_) block->visit_parameters([&all](Parameter& parameter) { all.push_back(&parameter); });
-  all.push_back(&final_norm_);
-  if (head_) all.push_back(&*head_);
+  std::vector<Parameter*> all;
+  for (const auto& unit : units()) all.insert(all.end(), unit.begin(), unit.end());
   return all;
 }
 
@@ -107,21 +142,65 @@ void Transformer::refresh_weights() {
   for (Parameter* parameter : parameters()) parameter->refresh();
 }
 
-Tensor Transformer::hidden(const Tensor& ids) {
-  Tensor x = embedding(ids, embedding_);  // [T, D]
-  for (auto& block : blocks_) x = block->forward(x);
-  return rms_norm(x, final_norm_, config_.norm_eps).y;
+Tensor Transformer::unit_begins(size_t unit, const Tensor& x) const {
+  if (!context_.on_unit_done || !is_recording()) return x;
+  return record("unit", x, {x}, [unit, this](const Tensor& dy) -> Gradients {
+    context_.on_unit_done(unit);
+    return {dy};
+  });
 }
 
-Transformer::Loss Transformer::train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch,
-                                                 float loss_scale, float micro_batch_share) {
+std::vector<Tensor> Transformer::hidden(std::span<const Tensor> ids) {
+  const size_t n = ids.size();
+  std::vector<Block::Flow> flows(n);
+  for (size_t i = 0; i < n; ++i) flows[i].x = embedding(ids[i], embedding_);  // [T, D]
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    for (size_t i = 0; i < n; ++i) {
+      Tensor x = b == 0 ? flows[i].x : blocks_[b - 1]->finish(flows[i]);
+      if (i == 0) x = unit_begins(b + 1, x);  // the first that is recorded is the last that runs back
+      flows[i] = {.x = x, .middle = {}, .normed = {}, .moe = {}};
+      blocks_[b]->begin(flows[i], /*alternates=*/n > 1);
+    }
+    for (size_t i = 0; i < n; ++i) blocks_[b]->compute(flows[i]);
+  }
+  std::vector<Tensor> normed(n);
+  for (size_t i = 0; i < n; ++i) {
+    Tensor x = blocks_.back()->finish(flows[i]);
+    if (i == 0) x = unit_begins(blocks_.size() + 1, x);
+    normed[i] = rms_norm(x, final_norm_, config_.norm_eps).y;
+  }
+  return normed;
+}
+
+std::vector<Transformer::Loss> Transformer::train_micro_batches(std::span<const MicroBatch> micro_batches,
+                                                                int64_t batch, float loss_scale,
+                                                                float micro_batch_share) {
   context_.batch = batch;
   context_.training = true;
   context_.micro_batch_share = micro_batch_share;
   const Recording on(true);
-  const HeadLoss loss = head_loss(hidden(ids), head(), targets, loss_scale);
-  backward(loss.anchor, loss.anchor.detach());
-  return {loss.sum, loss.tokens};
+  // The last is recorded first, so that the first runs back first: gradients add up in the order of the micro-batches.
+  const size_t n = micro_batches.size();
+  std::vector<Tensor> ids(n);
+  for (size_t i = 0; i < n; ++i) ids[n - 1 - i] = micro_batches[i].ids;
+  std::vector<Tensor> xs = hidden(ids);
+  std::vector<Loss> losses;
+  std::vector<std::pair<Tensor, Tensor>> roots;
+  for (size_t i = 0; i < n; ++i) {
+    const HeadLoss loss = head_loss(xs[n - 1 - i], head(), micro_batches[i].targets, loss_scale);
+    losses.push_back({loss.sum, loss.tokens});
+    roots.emplace_back(loss.anchor, loss.anchor.detach());
+  }
+  xs.clear();
+  autograd::run_backward(std::move(roots));
+  if (context_.on_unit_done) context_.on_unit_done(0);
+  return losses;
+}
+
+Transformer::Loss Transformer::train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch,
+                                                 float loss_scale, float micro_batch_share) {
+  const MicroBatch one{ids, targets};
+  return train_micro_batches({&one, 1}, batch, loss_scale, micro_batch_share)[0];
 }
 
 Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets, int64_t batch) {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "core/nn/attention_layer.h"
@@ -19,7 +20,15 @@ class Block {
   Block(int64_t layer, const ModelConfig& config, const ModelContext& context, const Rotary& rotary,
         Dispatcher& dispatcher);
 
-  Tensor forward(const Tensor& x);  // [T, D] to [T, D]
+  // From [T, D] to [T, D], in steps, so that those of several micro-batches can alternate.
+  struct Flow {
+    Tensor x, middle;                   // what came in; and what the feed-forward layer is added to
+    std::optional<LinearInput> normed;  // of a dense layer
+    std::optional<MoeLayer::Flow> moe;
+  };
+  void begin(Flow& flow, bool alternates);  // attention, and the router; tokens leave
+  void compute(Flow& flow);                 // the feed-forward layer
+  Tensor finish(Flow& flow);
   Tensor decode(const Tensor& x, KvCache& cache);
   KvCache make_cache(int64_t capacity) const { return attention_.make_cache(capacity); }
   MoeLayer* moe() { return moe_ ? &*moe_ : nullptr; }
@@ -36,6 +45,7 @@ class Block {
   LinearInput normed(const Tensor& x, Parameter& weight) const;
   Tensor attend(const Tensor& x);
   Tensor feed_forward(const Tensor& x);
+  Tensor forward(const Tensor& x);
 
   const ModelContext& context_;
   float eps_;
@@ -66,6 +76,14 @@ class Transformer {
   // to each parameter's grad(). ids, targets: [batch * S] int32.
   Loss train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch, float loss_scale,
                          float micro_batch_share);
+  // Several, layer by layer in turn, so that the tokens of one move between ranks while another computes. Gradients are
+  // the same as those of one after the other, bit for bit (but for a tied head, whose two uses add up in another
+  // order), and the activations of all are held at once.
+  struct MicroBatch {
+    Tensor ids, targets;
+  };
+  std::vector<Loss> train_micro_batches(std::span<const MicroBatch> micro_batches, int64_t batch, float loss_scale,
+                                        float micro_batch_share);
   Loss evaluate(const Tensor& ids, const Tensor& targets, int64_t batch);
 
   // Generation: the logits of the last of `ids`, [1, V] float32, after the tokens that `caches` holds.
@@ -76,13 +94,19 @@ class Transformer {
 
   // All parameters, in the order of the forward pass; a tied head counts once.
   std::vector<Parameter*> parameters();
+  // The same in units whose gradients become complete one after the other, the last unit first
+  // (ModelContext::on_unit_done): the embedding, each block, and the final norm with the head.
+  std::vector<std::vector<Parameter*>> units();
   std::vector<Router*> routers();  // of the mixture-of-experts layers, in order
   ModelContext& context() { return context_; }
   const ModelConfig& config() const { return config_; }
   int64_t max_positions() const { return rotary_.cos_sin.size(0); }
 
  private:
-  Tensor hidden(const Tensor& ids);  // [T, D], normed: what the head reads
+  // Of each: [T, D], normed: what the head reads.
+  std::vector<Tensor> hidden(std::span<const Tensor> ids);
+  Tensor hidden(const Tensor& ids) { return hidden(std::span(&ids, 1))[0]; }
+  Tensor unit_begins(size_t unit, const Tensor& x) const;
   Parameter& head() { return head_ ? *head_ : embedding_; }
 
   ModelConfig config_;

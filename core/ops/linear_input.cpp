@@ -32,6 +32,12 @@ LinearInput::LinearInput(const Tensor& x, const Numerics& numerics, std::functio
   saved_->again_ = std::move(again);
 }
 
+LinearInput::LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics)
+    : x_(x),
+      numerics_(numerics),
+      quantized_(std::make_shared<Fp8Rows>(std::move(rows))),
+      saved_(std::make_shared<SavedInput>()) {}
+
 LinearInput LinearInput::at(const Tensor& place) const {
   LinearInput moved = *this;
   moved.x_ = place;

@@ -35,6 +35,8 @@ class LinearInput {
  public:
   // x: [R, C] in the activation dtype. again, where given, makes the bits of x anew: nothing is then kept.
   LinearInput(const Tensor& x, const Numerics& numerics, std::function<Tensor()> again = {});
+  // Rows that came from elsewhere in FP8: there are no values. x: the place on the tape.
+  LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics);
   // The same numbers at another place of the tape (a dispatch: core/nn/dispatcher.h).
   LinearInput at(const Tensor& place) const;
 

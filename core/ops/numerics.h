@@ -13,6 +13,13 @@ enum class Recipe {
   kFp8Block,  // as kBf16, and every linear layer but gate and head in block-scaled E4M3 (arXiv:2412.19437, section 3.3)
 };
 
+// The form in which the gradient of what experts made goes back to them. A property of the numbers, not of the way: it
+// is the same where the experts are at hand.
+enum class GradientWire {
+  kActivation,  // as activations are
+  kFp8,         // E4M3 rows: half the bytes between ranks, and one rounding more (arXiv:2412.19437, section 3.3.3)
+};
+
 // What quantisation did to each kind of tensor since the counts were last cleared.
 struct Fp8Counts {
   kernels::QuantizeStats weight;            // 128x128
@@ -25,7 +32,8 @@ struct Fp8Counts {
 struct Numerics {
   Recipe recipe = Recipe::kFp32;
   kernels::Emulation emulation = kernels::Emulation::kIdeal;
-  Fp8Counts* health = nullptr;  // null: nothing is counted
+  GradientWire expert_gradients = GradientWire::kActivation;  // kFp8 in kFp8Block only
+  Fp8Counts* health = nullptr;                                // null: nothing is counted
 
   bool is_fp8() const { return recipe == Recipe::kFp8Block; }
   // Of activations and their gradients.

@@ -68,19 +68,30 @@ void combine_backward(const CombineBackward& args, Stream& stream) {
     const int64_t D = args.dy.cols(), K = args.row_of.cols();
     stream.parallel_for(args.dy.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
       const Scalar* dy = args.dy.row<Scalar>(t);
+      const Scalar* of_rows = args.dy_of_rows.is_defined() ? args.dy_of_rows.row<Scalar>(t) : dy;
       for (int64_t k = 0; k < K; ++k) {
         const int64_t r = args.row_of.row<int32_t>(t)[k];
         const Scalar* row = args.rows.row<Scalar>(r);
-        Scalar* drow = args.drows.row<Scalar>(r);
+        Scalar* drow = args.drows.is_defined() ? args.drows.row<Scalar>(r) : nullptr;
         const f32x16 weight = splat(args.weights.row<float>(t)[k]);
         f32x16 dot = splat(0.0f);
         for_lanes(D, [&](int64_t d, auto lanes) {
-          const f32x16 g = lanes.load(dy + d);
-          dot = fma(g, lanes.load(row + d), dot);
-          lanes.store(drow + d, weight * g);
+          dot = fma(lanes.load(dy + d), lanes.load(row + d), dot);
+          if (drow != nullptr) lanes.store(drow + d, weight * lanes.load(of_rows + d));
         });
         args.dweights.row<float>(t)[k] = reduce_add(dot);
       }
+    });
+  });
+}
+
+void weighted_gather(const WeightedGather& args, Stream& stream) {
+  visit_float(args.y.dtype(), [&]<class Scalar>() {
+    stream.parallel_for(args.y.rows(), permute_grain(args.y.cols()), [&](int64_t r) {
+      const Scalar* x = args.x.row<Scalar>(args.source.data<int32_t>()[r]);
+      Scalar* y = args.y.row<Scalar>(r);
+      const f32x16 weight = splat(args.weights.data<float>()[r]);
+      for_lanes(args.y.cols(), [&](int64_t d, auto lanes) { lanes.store(y + d, weight * lanes.load(x + d)); });
     });
   });
 }
@@ -90,3 +101,4 @@ OCTET_CPU_KERNEL(build_permutation, BuildPermutation)
 OCTET_CPU_KERNEL(gather_rows, GatherRows)
 OCTET_CPU_KERNEL(combine_forward, CombineForward)
 OCTET_CPU_KERNEL(combine_backward, CombineBackward)
+OCTET_CPU_KERNEL(weighted_gather, WeightedGather)

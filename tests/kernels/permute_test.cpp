@@ -85,6 +85,30 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                              .drows = view(drows, {R, D}),
                              .dweights = view(dweights, {T, K})},
                             default_stream());
+  // The same rows of a gradient, from where the tokens lie; and of another gradient for the rows alone.
+  std::vector<float> row_weights(size_t(R), 0.0f);
+  for (size_t pair = 0; pair < p.row_of.size(); ++pair) row_weights[size_t(p.row_of[pair])] = weights[pair];
+  std::vector<Scalar> gathered(rows.size(), Scalar(7.0f)), of_base(rows.size());
+  kernels::weighted_gather({.x = view(base, {T, D}),
+                            .source = view(p.source, {R}),
+                            .weights = view(row_weights, {R}),
+                            .y = view(gathered, {R, D})},
+                           default_stream());
+  std::vector<float> same_dweights(weights.size()), only_dweights(weights.size());
+  kernels::CombineBackward args{.dy = view(dy, {T, D}),
+                                .dy_of_rows = view(base, {T, D}),
+                                .rows = view(rows, {R, D}),
+                                .row_of = view(p.row_of, {T, K}),
+                                .weights = view(weights, {T, K}),
+                                .drows = view(of_base, {R, D}),
+                                .dweights = view(same_dweights, {T, K})};
+  kernels::combine_backward(args, default_stream());
+  args.drows = {};
+  args.dweights = view(only_dweights, {T, K});
+  kernels::combine_backward(args, default_stream());
+  CHECK(doubles(gathered) == doubles(of_base));
+  CHECK(same_dweights == dweights);
+  CHECK(only_dweights == dweights);
   const Doubles x = doubles(rows), w = doubles(weights), b = doubles(base);
   const auto of_rows = [&](const Doubles& v) { return formula(v, w, b); };
   const auto of_weights = [&](const Doubles& v) { return formula(x, v, b); };
@@ -174,6 +198,14 @@ TEST_CASE("combine gives the same bits everywhere", "[kernels][permute]") {
                               .base = {},
                               .y = view(y, {T, D})},
                              stream);
+    std::vector<bfloat16> gathered(rows.size());
+    auto row_weights = uniform(R, 5);
+    kernels::weighted_gather({.x = view(dy, {T, D}),
+                              .source = view(p.source, {R}),
+                              .weights = view(row_weights, {R}),
+                              .y = view(gathered, {R, D})},
+                             stream);
+    append_bytes(bytes, gathered);
     kernels::combine_backward({.dy = view(dy, {T, D}),
                                .rows = view(rows, {R, D}),
                                .row_of = view(p.row_of, {T, K}),

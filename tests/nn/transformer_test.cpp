@@ -213,6 +213,34 @@ TEST_CASE("recomputing parts lowers the activation peak", "[nn]") {
   }
 }
 
+TEST_CASE("micro-batches side by side give the gradients of one after the other, bit for bit", "[nn]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  const RecomputeParts recompute = GENERATE(RecomputeParts{}, RecomputeParts{.block = true});
+  CAPTURE(name_of(recipe), recompute.block);
+  ModelConfig config = small_config();
+  config.moe.aux_loss = AuxLoss::kMicroBatch;
+  const std::vector<Batch> batches = {random_batch(2, 6, config.vocab_size, 1),
+                                      random_batch(2, 6, config.vocab_size, 2),
+                                      random_batch(2, 6, config.vocab_size, 3)};
+  Transformer a(config, {.recipe = recipe}, recompute, 16), b(config, {.recipe = recipe}, recompute, 16);
+  a.init_weights(3);
+  b.init_weights(3);
+  std::vector<double> losses;
+  std::vector<Transformer::MicroBatch> micro_batches;
+  for (const Batch& batch : batches) {
+    micro_batches.push_back({batch.ids_tensor(), batch.targets_tensor()});
+    losses.push_back(a.train_micro_batch(batch.ids_tensor(), batch.targets_tensor(), 2, 0.1f, 0.5f).sum);
+  }
+  std::vector<size_t> done;
+  b.context().on_unit_done = [&done](size_t unit) { done.push_back(unit); };
+  const auto together = b.train_micro_batches(micro_batches, 2, 0.1f, 0.5f);
+  for (size_t i = 0; i < losses.size(); ++i) CHECK(together[i].sum == losses[i]);
+  CHECK(all_gradients(a) == all_gradients(b));
+  std::vector<size_t> backwards;
+  for (size_t unit = b.units().size(); unit-- > 0;) backwards.push_back(unit);
+  CHECK(done == backwards);
+}
+
 TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
   const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
   CAPTURE(name_of(recipe));
