@@ -122,32 +122,34 @@ bool is_apart(const Box& a, const Box& b, int rank) {
   return false;
 }
 
-// Boxes that lie inside, do not overlap and have as many elements as the whole, tile it.
-void check_tiling(const std::vector<ManifestPiece>& pieces, const JsonCursor& list) {
+std::map<std::string_view, std::vector<const ManifestPiece*>> by_tensor(const std::vector<ManifestPiece>& pieces) {
   std::map<std::string_view, std::vector<const ManifestPiece*>> pieces_of;
   for (const ManifestPiece& piece : pieces) pieces_of[piece.name].push_back(&piece);
-  for (const auto& [name, parts] : pieces_of) {
+  return pieces_of;
+}
+
+// Boxes that lie inside, do not overlap and have as many elements as the whole, tile it.
+void check_tiling(const std::vector<ManifestPiece>& pieces, const JsonCursor& list) {
+  for (const auto& [name, parts] : by_tensor(pieces)) {
     const ManifestPiece& first = *parts.front();
     if (parts.size() > kMostPiecesOfATensor) {
       list.refuse(
           fmt::format("has {} pieces of tensor {}; wanted at most {}", parts.size(), name, kMostPiecesOfATensor));
     }
     int64_t covered = 0;
-    for (size_t i = 0; i < parts.size(); ++i) {
-      if (parts[i]->dtype != first.dtype || parts[i]->shape != first.shape || parts[i]->group != first.group) {
+    for (const ManifestPiece* part : parts) {
+      if (part->dtype != first.dtype || part->shape != first.shape || part->group != first.group) {
         list.refuse(fmt::format("gives the pieces of tensor {} different dtypes, shapes or groups", name));
       }
-      for (size_t j = 0; j < i; ++j) {
-        if (!is_apart(parts[i]->box, parts[j]->box, first.shape.rank())) {
-          list.refuse(fmt::format("has overlapping pieces of tensor {}", name));
-        }
-      }
-      covered += num_elements(parts[i]->box, first.shape.rank());
+      covered += num_elements(part->box, first.shape.rank());
     }
     if (covered != first.shape.num_elements()) {
       list.refuse(
           fmt::format("has pieces with {} of the {} elements of tensor {}", covered, first.shape.num_elements(), name));
     }
+  }
+  if (const auto overlap = find_overlap(pieces)) {
+    list.refuse(fmt::format("has overlapping pieces of tensor {}", pieces[overlap->first].name));
   }
 }
 
@@ -162,6 +164,54 @@ void check_ranges(const std::vector<ManifestPiece>& pieces, const JsonCursor& li
     }
   }
 }
+
+Json files_json(const Manifest& manifest) {
+  Json files = Json::array();
+  for (const ManifestFile& file : manifest.files) {
+    Json entry = Json::object();
+    entry.set("name", file.name).set("bytes", file.bytes).set("checksum", file.checksum);
+    files.push_back(std::move(entry));
+  }
+  return files;
+}
+
+Json tensors_json(const Manifest& manifest) {
+  Json tensors = Json::array();
+  for (const ManifestPiece& piece : manifest.pieces) {
+    const int rank = piece.shape.rank();
+    Json entry = Json::object();
+    entry.set("name", piece.name).set("group", name_of(piece.group)).set("dtype", name_of(piece.dtype));
+    entry.set("shape", sizes_json(whole_box(piece.shape).extent, rank));
+    if (!piece.is_whole()) {
+      entry.set("start", sizes_json(piece.box.start, rank)).set("extent", sizes_json(piece.box.extent, rank));
+    }
+    entry.set("file", manifest.files[piece.file].name).set("begin", piece.begin).set("end", piece.end);
+    entry.set("checksum", piece.checksum);
+    tensors.push_back(std::move(entry));
+  }
+  return tensors;
+}
+
+// The files and pieces of `root`, after those that are there.
+std::map<std::string, size_t, std::less<>> add_entries(Manifest& manifest, const JsonCursor& root) {
+  const JsonCursor files = root["files"], tensors = root["tensors"];
+  std::map<std::string, size_t, std::less<>> file_index;
+  for (size_t i = 0; i < files.size(); ++i) {
+    file_index.emplace(files.at(i)["name"].as_string(), manifest.files.size());
+    manifest.files.push_back(read_file_entry(files.at(i)));
+    if (file_index.size() <= i) files.refuse(fmt::format("names {} twice", manifest.files.back().name));
+  }
+  uint64_t blocks = 0;
+  if (!manifest.pieces.empty()) blocks = manifest.pieces.back().first_block + manifest.pieces.back().num_blocks();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    manifest.pieces.push_back(read_piece_entry(tensors.at(i), file_index, manifest.files));
+    manifest.pieces.back().first_block = blocks;
+    blocks += manifest.pieces.back().num_blocks();
+  }
+  return file_index;
+}
+
+constexpr uint64_t kMostManifestBytes = uint64_t(256) << 20;
 
 }  // namespace
 
@@ -208,27 +258,7 @@ std::string manifest_text(const Manifest& manifest) {
       .set("rng", info.rng)
       .set("data_cursor", info.data_cursor)
       .set("meta", info.meta);
-  Json files = Json::array();
-  for (const ManifestFile& file : manifest.files) {
-    Json entry = Json::object();
-    entry.set("name", file.name).set("bytes", file.bytes).set("checksum", file.checksum);
-    files.push_back(std::move(entry));
-  }
-  json.set("files", std::move(files));
-  Json tensors = Json::array();
-  for (const ManifestPiece& piece : manifest.pieces) {
-    const int rank = piece.shape.rank();
-    Json entry = Json::object();
-    entry.set("name", piece.name).set("group", name_of(piece.group)).set("dtype", name_of(piece.dtype));
-    entry.set("shape", sizes_json(whole_box(piece.shape).extent, rank));
-    if (!piece.is_whole()) {
-      entry.set("start", sizes_json(piece.box.start, rank)).set("extent", sizes_json(piece.box.extent, rank));
-    }
-    entry.set("file", manifest.files[piece.file].name).set("begin", piece.begin).set("end", piece.end);
-    entry.set("checksum", piece.checksum);
-    tensors.push_back(std::move(entry));
-  }
-  json.set("tensors", std::move(tensors));
+  json.set("files", files_json(manifest)).set("tensors", tensors_json(manifest));
   std::string text = json.text(/*line_depth=*/2);
   text.resize(text.size() - std::string_view("\n}").size());
   const std::string digest = checksum_hex(text);
@@ -240,7 +270,7 @@ std::string manifest_text(const Manifest& manifest) {
 
 Manifest parse_manifest(std::string_view text, const std::string& path) {
   const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = path};
-  const Json json = parse_json(text, source, {.bytes = uint64_t(256) << 20});
+  const Json json = parse_json(text, source, {.bytes = kMostManifestBytes});
   const JsonCursor root(json, source);
   if (root["format"].as_string() != kFormat) root["format"].refuse("is another format; wanted \"octet checkpoint\"");
 
@@ -277,29 +307,51 @@ Manifest parse_manifest(std::string_view text, const std::string& path) {
   info.data_cursor = root["data_cursor"].value();
   info.meta = root["meta"].value();
 
+  const std::map<std::string, size_t, std::less<>> file_index = add_entries(manifest, root);
   const JsonCursor files = root["files"], tensors = root["tensors"];
-  std::map<std::string, size_t, std::less<>> file_index;
-  for (size_t i = 0; i < files.size(); ++i) {
-    manifest.files.push_back(read_file_entry(files.at(i)));
-    if (!file_index.emplace(manifest.files.back().name, i).second) {
-      files.refuse(fmt::format("names {} twice", manifest.files.back().name));
-    }
-  }
-  uint64_t blocks = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    manifest.pieces.push_back(read_piece_entry(tensors.at(i), file_index, manifest.files));
-    manifest.pieces.back().first_block = blocks;
-    blocks += manifest.pieces.back().num_blocks();
-  }
   check_ranges(manifest.pieces, tensors);
   check_tiling(manifest.pieces, tensors);
   const auto blocks_file = file_index.find(kBlocksName);
   if (blocks_file == file_index.end()) files.refuse(fmt::format("lacks {}", kBlocksName));
+  uint64_t blocks = 0;
+  for (const ManifestPiece& piece : manifest.pieces) blocks += piece.num_blocks();
   if (manifest.files[blocks_file->second].bytes != blocks * sizeof(uint64_t)) {
     files.refuse(fmt::format("gives {} a size of {}; wanted {}", kBlocksName, manifest.files[blocks_file->second].bytes,
                              blocks * sizeof(uint64_t)));
   }
   return manifest;
+}
+
+std::string manifest_part_text(const Manifest& part) {
+  return Json::object().set("files", files_json(part)).set("tensors", tensors_json(part)).text();
+}
+
+void append_manifest_part(Manifest& manifest, std::string_view text, const std::string& from) {
+  const JsonSource source{.kind = ErrorKind::kCommunication, .file = from};
+  const Json json = parse_json(text, source, {.bytes = kMostManifestBytes});
+  add_entries(manifest, JsonCursor(json, source));
+}
+
+std::optional<std::pair<size_t, size_t>> find_overlap(const std::vector<ManifestPiece>& pieces) {
+  for (const auto& [name, parts] : by_tensor(pieces)) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) {
+        const int rank = std::min(parts[i]->shape.rank(), parts[j]->shape.rank());
+        if (is_apart(parts[i]->box, parts[j]->box, rank)) continue;
+        return std::pair(size_t(parts[j] - pieces.data()), size_t(parts[i] - pieces.data()));
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+std::string box_text(const ManifestPiece& piece) {
+  std::string text = "elements [";
+  for (int axis = 0; axis < piece.shape.rank(); ++axis) {
+    const int64_t start = piece.box.start[size_t(axis)];
+    text += fmt::format("{}{}:{}", axis == 0 ? "" : ", ", start, start + piece.box.extent[size_t(axis)]);
+  }
+  return text + fmt::format("] of tensor {}", piece.name);
 }
 
 std::string binding_of_file(const CheckpointInfo& info, std::string_view name) {

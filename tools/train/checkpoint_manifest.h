@@ -12,8 +12,10 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/base/view.h"
@@ -88,6 +90,15 @@ struct Manifest {
 std::string manifest_text(const Manifest& manifest);
 // Checks all that can be checked without the other files. Errors are kCheckpoint.
 Manifest parse_manifest(std::string_view text, const std::string& path);
+
+// What one rank adds to a manifest, its files and pieces, as a text; and added to a manifest of others. `from` names
+// the rank in errors.
+std::string manifest_part_text(const Manifest& part);
+void append_manifest_part(Manifest& manifest, std::string_view text, const std::string& from);
+// Indices of two pieces that share elements of one tensor.
+std::optional<std::pair<size_t, size_t>> find_overlap(const std::vector<ManifestPiece>& pieces);
+// "elements [5:7, 0:6] of tensor experts.bias"
+std::string box_text(const ManifestPiece& piece);
 
 // What a checksum starts with.
 std::string binding_of_file(const CheckpointInfo& info, std::string_view name);

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
+#include <string>
 
 #include "core/io/safetensors_index.h"
+#include "parallel/agreement.h"
+#include "parallel/self_communicator.h"
 
 namespace octet {
 namespace {
@@ -28,6 +32,10 @@ std::unique_ptr<ReadableFile> open_part(FileSystem& fs, const std::string& path)
   }
 }
 
+void require_size(const std::string& path, uint64_t bytes, uint64_t wanted) {
+  if (bytes != wanted) refuse(path, fmt::format("{} has {} bytes; wanted {}", path, bytes, wanted));
+}
+
 }  // namespace
 
 CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& path) : fs_(&fs), path_(path) {
@@ -48,14 +56,16 @@ CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& path) : fs
   }
   for (const ManifestFile& file : manifest_.files) {
     const std::string file_path = join_path(path_, file.name);
-    files_.push_back(open_part(fs, file_path));
-    if (files_.back()->size() != file.bytes) {
-      refuse(file_path, fmt::format("{} has {} bytes; wanted {}", file_path, files_.back()->size(), file.bytes));
+    FileInfo info;
+    try {
+      info = fs.info(file_path);
+    } catch (const Error& error) {
+      refuse(file_path, error.report().what);
     }
+    if (!info.is_regular) refuse(file_path, fmt::format("{} is no regular file", file_path));
+    require_size(file_path, info.size, file.bytes);
   }
-  const std::string raw_blocks = read_small_file(*find_file(kBlocksName));
-  blocks_.resize(raw_blocks.size() / sizeof(uint64_t));
-  std::memcpy(blocks_.data(), raw_blocks.data(), raw_blocks.size());
+  check_blocks_file();
 
   std::map<std::string_view, std::vector<uint32_t>> pieces_of;
   for (size_t i = 0; i < manifest_.pieces.size(); ++i) pieces_of[manifest_.pieces[i].name].push_back(uint32_t(i));
@@ -85,14 +95,51 @@ const ManifestFile* CheckpointReader::find_file(std::string_view name) const {
   return nullptr;
 }
 
-std::string CheckpointReader::read_small_file(const ManifestFile& file) const {
-  const auto& opened = files_[size_t(&file - manifest_.files.data())];
-  std::string content(file.bytes, '\0');
-  opened->read_at(0, content.data(), content.size());
-  Checksum checksum(binding_of_file(info(), file.name));
+const ReadableFile& CheckpointReader::file(size_t index) const {
+  const auto at = files_.find(index);
+  if (at != files_.end()) return *at->second;
+  const std::string file_path = join_path(path_, manifest_.files[index].name);
+  auto opened = open_part(*fs_, file_path);
+  require_size(file_path, opened->size(), manifest_.files[index].bytes);
+  if (files_.size() == kMostOpenFiles) files_.clear();
+  return *(files_[index] = std::move(opened));
+}
+
+void CheckpointReader::check_blocks_file() {
+  const ManifestFile& entry = *find_file(kBlocksName);
+  const std::string file_path = join_path(path_, entry.name);
+  blocks_file_ = open_part(*fs_, file_path);
+  require_size(file_path, blocks_file_->size(), entry.bytes);
+  num_blocks_ = entry.bytes / sizeof(uint64_t);
+  Checksum checksum(binding_of_file(info(), entry.name));
+  std::vector<char> buffer(std::min(entry.bytes, kBlockBytes));
+  for (uint64_t at = 0; at < entry.bytes; at += kBlockBytes) {
+    const uint64_t bytes = std::min(kBlockBytes, entry.bytes - at);
+    blocks_file_->read_at(at, buffer.data(), bytes);
+    checksum.add(buffer.data(), bytes);
+  }
+  if (checksum.hex() != entry.checksum) refuse(file_path, fmt::format("{} does not match its checksum", file_path));
+}
+
+// A checksum that changed since check_blocks_file does not match its block either.
+uint64_t CheckpointReader::wanted_checksum(const ManifestPiece& piece, uint64_t block) const {
+  const uint64_t index = piece.first_block + block;
+  if (index < first_block_ || index - first_block_ >= blocks_.size()) {
+    std::vector<uint64_t> read(std::min(kBlockBytes / sizeof(uint64_t), num_blocks_ - index));
+    blocks_file_->read_at(index * sizeof(uint64_t), read.data(), read.size() * sizeof(uint64_t));
+    blocks_ = std::move(read);
+    first_block_ = index;
+  }
+  return blocks_[index - first_block_];
+}
+
+std::string CheckpointReader::read_small_file(const ManifestFile& entry) const {
+  std::string content(entry.bytes, '\0');
+  file(size_t(&entry - manifest_.files.data())).read_at(0, content.data(), content.size());
+  Checksum checksum(binding_of_file(info(), entry.name));
   checksum.add(content.data(), content.size());
-  if (checksum.hex() != file.checksum) {
-    const std::string file_path = join_path(path_, file.name);
+  if (checksum.hex() != entry.checksum) {
+    const std::string file_path = join_path(path_, entry.name);
     refuse(file_path, fmt::format("{} does not match its checksum", file_path));
   }
   return content;
@@ -159,7 +206,7 @@ void CheckpointReader::read_piece(const ManifestPiece& piece, const Box& box, vo
     return uint64_t(offset * element);
   };
 
-  const ReadableFile& file = *files_[piece.file];
+  const ReadableFile& from_file = file(piece.file);
   const std::string binding = binding_of_piece(info(), piece);
   const uint64_t seed = block_seed(binding);
   Checksum checksum(binding);
@@ -167,10 +214,8 @@ void CheckpointReader::read_piece(const ManifestPiece& piece, const Box& box, vo
   uint64_t loaded = ~uint64_t(0), num_loaded = 0;
   const auto load = [&](uint64_t block) {
     const uint64_t begin = block * kBlockBytes, bytes = std::min(kBlockBytes, piece.bytes() - begin);
-    file.read_at(piece.begin + begin, buffer.data(), bytes);
-    if (block_checksum(buffer.data(), bytes, seed, block) != blocks_[piece.first_block + block]) {
-      refuse_block(piece, block);
-    }
+    from_file.read_at(piece.begin + begin, buffer.data(), bytes);
+    if (block_checksum(buffer.data(), bytes, seed, block) != wanted_checksum(piece, block)) refuse_block(piece, block);
     checksum.add(buffer.data(), bytes);
     loaded = block, ++num_loaded;
   };
@@ -199,13 +244,15 @@ void CheckpointReader::read_piece(const ManifestPiece& piece, const Box& box, vo
 
 class CheckpointVerifier {
  public:
-  explicit CheckpointVerifier(const CheckpointReader& reader) : reader_(reader) {}
+  CheckpointVerifier(const CheckpointReader& reader, Communicator& world, const std::map<std::string, int>& writers)
+      : reader_(reader), world_(world), reader_of_(share(reader.manifest(), world.size(), writers)) {}
 
   std::vector<CheckpointDamage> run() {
     const Manifest& manifest = reader_.manifest_;
     std::vector<std::vector<const ManifestPiece*>> pieces_in(manifest.files.size());
     for (const ManifestPiece& piece : manifest.pieces) pieces_in[piece.file].push_back(&piece);
     for (size_t i = 0; i < manifest.files.size(); ++i) {
+      if (!is_mine(i)) continue;
       std::sort(pieces_in[i].begin(), pieces_in[i].end(), [](auto* a, auto* b) { return a->begin < b->begin; });
       try {
         check_file(i, pieces_in[i]);
@@ -218,13 +265,37 @@ class CheckpointVerifier {
   }
 
  private:
+  // The rank that reads each file: the largest first, to the rank that has the fewest bytes so far and did not write
+  // it.
+  static std::vector<int> share(const Manifest& manifest, int ranks, const std::map<std::string, int>& writers) {
+    std::vector<size_t> order(manifest.files.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return manifest.files[a].bytes > manifest.files[b].bytes; });
+    std::vector<uint64_t> bytes(size_t(ranks), 0);
+    std::vector<int> readers(order.size());
+    for (const size_t i : order) {
+      const auto writer = writers.find(manifest.files[i].name);
+      int reader = -1;
+      for (int rank = 0; rank < ranks; ++rank) {
+        if (ranks > 1 && writer != writers.end() && writer->second == rank) continue;
+        if (reader < 0 || bytes[size_t(rank)] < bytes[size_t(reader)]) reader = rank;
+      }
+      readers[i] = reader;
+      bytes[size_t(reader)] += manifest.files[i].bytes;
+    }
+    return readers;
+  }
+
+  bool is_mine(size_t file) const { return reader_of_[file] == world_.rank(); }
+
   void add(const std::string& file, const std::string& tensor, int64_t block, const std::string& what) {
     damages_.push_back({file, tensor, block, what});
   }
 
   void check_file(size_t index, const std::vector<const ManifestPiece*>& pieces) {
     const ManifestFile& entry = reader_.manifest_.files[index];
-    const ReadableFile& file = *reader_.files_[index];
+    const ReadableFile& file = reader_.file(index);
     const std::string file_path = join_path(reader_.path_, entry.name);
     const size_t damages_before = damages_.size();
     Checksum checksum(binding_of_file(reader_.info(), entry.name));
@@ -235,6 +306,7 @@ class CheckpointVerifier {
         file.read_at(at, buffer_.data(), bytes);
         checksum.add(buffer_.data(), bytes);
         at += bytes;
+        world_.progress();
       }
     };
     for (const ManifestPiece* piece : pieces) {
@@ -248,12 +320,13 @@ class CheckpointVerifier {
         file.read_at(at, buffer_.data(), bytes);
         checksum.add(buffer_.data(), bytes);
         piece_checksum.add(buffer_.data(), bytes);
-        if (block_checksum(buffer_.data(), bytes, seed, block) != reader_.blocks_[piece->first_block + block]) {
+        if (block_checksum(buffer_.data(), bytes, seed, block) != reader_.wanted_checksum(*piece, block)) {
           add(entry.name, piece->name, int64_t(block),
               fmt::format("{}: tensor {}: block {} (bytes {} to {} of the file) does not match its checksum", file_path,
                           piece->name, block, at, at + bytes));
         }
         at += bytes;
+        world_.progress();
       }
       if (damages_.size() == before && piece_checksum.hex() != piece->checksum) {
         add(entry.name, piece->name, -1,
@@ -273,7 +346,7 @@ class CheckpointVerifier {
     std::string name;
     try {
       for (size_t i = 0; i < pieces_in.size(); ++i) {
-        if (pieces_in[i].empty()) continue;
+        if (pieces_in[i].empty() || !is_mine(i)) continue;
         name = reader_.manifest_.files[i].name;
         const SafetensorsFile file(*reader_.fs_, join_path(reader_.path_, name));
         bool is_same = file.tensors().size() == pieces_in[i].size();
@@ -286,7 +359,8 @@ class CheckpointVerifier {
         if (!is_same) refuse(file.path(), fmt::format("{} has other tensors than the manifest says", file.path()));
       }
       name = kModelIndexName;
-      if (reader_.has_text_file(kModelIndexName)) {
+      const ManifestFile* index = reader_.find_file(kModelIndexName);
+      if (index != nullptr && is_mine(size_t(index - reader_.manifest_.files.data()))) {
         open_safetensors_index(*reader_.fs_, reader_.path_, std::string(kModelIndexName));
       }
     } catch (const Error& error) {
@@ -295,20 +369,52 @@ class CheckpointVerifier {
   }
 
   const CheckpointReader& reader_;
+  Communicator& world_;
+  const std::vector<int> reader_of_;
   std::vector<CheckpointDamage> damages_;
   std::vector<char> buffer_ = std::vector<char>(kBlockBytes);
 };
 
-std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path) {
+namespace {
+
+std::vector<CheckpointDamage> damages_here(FileSystem& fs, const std::string& path, Communicator& world,
+                                           const std::map<std::string, int>& writers) {
   try {
     const CheckpointReader reader(fs, path);
-    return CheckpointVerifier(reader).run();
+    return CheckpointVerifier(reader, world, writers).run();
   } catch (const Error& error) {
     return {{.file = file_name_of(error.report().where.substr(0, error.report().where.find(", byte"))),
              .tensor = "",
              .block = -1,
              .what = error.report().what}};
   }
+}
+
+}  // namespace
+
+std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path) {
+  return verify_checkpoint(fs, path, *make_self_communicator());
+}
+
+std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path, Communicator& world,
+                                                const std::map<std::string, int>& writers) {
+  std::vector<std::string> texts;
+  for (const CheckpointDamage& damage : damages_here(fs, path, world, writers)) {
+    for (const std::string& text : {damage.file, damage.tensor, std::to_string(damage.block), damage.what}) {
+      texts.push_back(text);
+    }
+  }
+  std::vector<CheckpointDamage> damages;
+  std::set<std::string> said;  // what every rank finds, as a missing file, counts once
+  for (const std::string& of_rank : gather_texts(world, pack(texts))) {
+    const std::vector<std::string> parts = unpack(of_rank);
+    for (size_t i = 0; i + 3 < parts.size(); i += 4) {
+      if (!said.insert(parts[i + 3]).second) continue;
+      damages.push_back(
+          {.file = parts[i], .tensor = parts[i + 1], .block = std::stoll(parts[i + 2]), .what = parts[i + 3]});
+    }
+  }
+  return damages;
 }
 
 }  // namespace octet

@@ -1,13 +1,15 @@
-// Reads a checkpoint directory. No byte leaves it unchecked: every 64 KiB of a tensor is compared with its checksum
-// before it is copied out, and a piece that is read whole is compared with its own as well. Memory beside the caller's
-// is one manifest and one block.
+// Reads a checkpoint directory, by one thread. No byte leaves it unchecked: every 64 KiB of a tensor is compared with
+// its checksum before it is copied out, and a piece that is read whole is compared with its own as well. Memory beside
+// the caller's is one manifest, one block and the checksums of 512 MiB of blocks, 64 KiB.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/base/file_system.h"
+#include "parallel/communicator.h"
 #include "tools/train/checkpoint_manifest.h"
 
 namespace octet {
@@ -45,12 +47,20 @@ class CheckpointReader {
   std::string read_small_file(const ManifestFile& file) const;
   void read_piece(const ManifestPiece& piece, const Box& box, void* out) const;
   [[noreturn]] void refuse_block(const ManifestPiece& piece, uint64_t block) const;
+  // Opened when it is first read. At most kMostOpenFiles are open, so that this closes others.
+  const ReadableFile& file(size_t index) const;
+  void check_blocks_file();
+  uint64_t wanted_checksum(const ManifestPiece& piece, uint64_t block) const;
 
+  static constexpr size_t kMostOpenFiles = 64;
   FileSystem* fs_;
   std::string path_;
   Manifest manifest_;
-  std::vector<std::unique_ptr<ReadableFile>> files_;  // as manifest_.files; null for those that hold no tensor
-  std::vector<uint64_t> blocks_;
+  mutable std::map<size_t, std::unique_ptr<ReadableFile>> files_;  // by index into manifest_.files
+  std::unique_ptr<ReadableFile> blocks_file_;
+  mutable std::vector<uint64_t> blocks_;  // those of blocks.xxh3 from first_block_
+  mutable uint64_t first_block_ = 0;
+  uint64_t num_blocks_ = 0;
   std::vector<Tensor> tensors_;
   std::vector<std::vector<uint32_t>> pieces_of_;  // as tensors_
 };
@@ -64,5 +74,9 @@ struct CheckpointDamage {
 
 // Reads every byte. Empty where all of it is as it was written.
 std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path);
+// The same with the work shared: each file is read by one rank, and by another than its writer where `writers` has one.
+// The result is the same on every rank.
+std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path, Communicator& world,
+                                                const std::map<std::string, int>& writers = {});
 
 }  // namespace octet

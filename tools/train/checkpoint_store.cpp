@@ -2,17 +2,21 @@
 
 #include <algorithm>
 #include <map>
+#include <random>
 #include <set>
 #include <tuple>
 
 #include "core/base/log.h"
 #include "core/io/safetensors_index.h"
+#include "parallel/agreement.h"
+#include "parallel/self_communicator.h"
 
 namespace octet {
 namespace {
 
 constexpr std::string_view kTrashPrefix = ".trash-", kTemporaryPrefix = ".step-", kTemporaryMark = ".tmp-";
 constexpr std::string_view kLatestName = "LATEST", kReasonName = "reason.txt";
+constexpr std::string_view kMarkerName = ".trash-marker";  // of require_shared_directory
 
 bool starts_with(std::string_view text, std::string_view prefix) { return text.substr(0, prefix.size()) == prefix; }
 
@@ -77,53 +81,59 @@ Shape extent_shape(const ManifestPiece& piece) {
   }
 }
 
+void write_file(FileSystem& fs, const std::string& path, std::string_view content) {
+  const auto file = fs.create(path);
+  file->append(content.data(), content.size());
+  file->sync();
+}
+
+// A rank that was lost, or makes no progress, ended it; otherwise every rank is in the same place.
+bool is_of_peers(const Error& error) {
+  return error.kind() == ErrorKind::kCommunication || error.kind() == ErrorKind::kHang;
+}
+
+constexpr size_t kGroups = 3;
+constexpr TensorGroup kAllGroups[kGroups] = {TensorGroup::kModel, TensorGroup::kOptim, TensorGroup::kState};
+// Checksums of blocks go to rank 0 in messages of this size.
+constexpr size_t kStreamedBlocks = size_t(1) << 17;
+
 class Saver {
  public:
   Saver(FileSystem& fs, std::string directory, const CheckpointInfo& info, const std::vector<TensorPiece>& pieces,
-        const std::vector<TextFile>& text_files, const SaveOptions& options)
-      : fs_(fs), directory_(std::move(directory)), text_files_(text_files) {
+        const std::vector<TextFile>& text_files, const SaveOptions& options, Communicator& world)
+      : fs_(fs),
+        directory_(std::move(directory)),
+        text_files_(text_files),
+        world_(world),
+        name_(checkpoint_name(info.step)),
+        path_(join_path(directory_, name_)),
+        temporary_(
+            join_path(directory_, fmt::format("{}{}{}{}", kTemporaryPrefix, info.step, kTemporaryMark, info.run_id))) {
     manifest_.info = info;
-    check(pieces);
-    plan(pieces, options);
-    name_ = checkpoint_name(info.step);
-    temporary_ =
-        join_path(directory_, fmt::format("{}{}{}{}", kTemporaryPrefix, info.step, kTemporaryMark, info.run_id));
+    all_or_none(world_, [&] {
+      check(pieces);
+      plan(pieces, options);
+    });
+    agree(checkpoint_bytes(pieces, is_first() ? text_files : std::vector<TextFile>()));
   }
 
   std::string run() {
-    const std::string path = join_path(directory_, name_);
-    fs_.make_directories(directory_);
-    if (fs_.exists(path)) {
-      if (is_committed(fs_, path)) {
-        fail(ErrorKind::kStorage, {.what = fmt::format("{} is there already", path),
-                                   .where = path,
-                                   .why = "a checkpoint is never written over",
-                                   .fix = "remove or rename it, or save under another step"});
-      }
-      remove_checkpoint(fs_, directory_, name_);
-    }
-    fs_.remove_tree(temporary_);
     try {
-      fs_.make_directory(temporary_);
-      write_all();
-      fs_.sync_directory(temporary_);
-      read_back();
-      fs_.rename(temporary_, path);
-    } catch (const Error&) {
-      try_to("remove what a failed save left", [&] { fs_.remove_tree(temporary_); });
-      throw;
-    }
-    try {
-      fs_.sync_directory(directory_);
-    } catch (const Error&) {  // whether the new name outlives a power loss is unknown: take it back
-      try_to("take back a checkpoint", [&] {
-        fs_.rename(path, temporary_);
-        fs_.remove_tree(temporary_);
+      all_or_none(world_, [&] {
+        if (is_first()) prepare();
       });
-      throw;
+      if (world_.size() > 1) require_shared_directory(fs_, temporary_, world_);
+      all_or_none(world_, [&] { write_shards(); });
+      vote(world_, is_first() ? collect() : hand_over());
+      read_back();
+      all_or_none(world_, [&] {
+        if (is_first()) commit();
+      });
+    } catch (const Error& error) {
+      if (is_of_peers(error)) throw;
+      give_up(error);
     }
-    try_to("write LATEST", [&] { fs_.write_atomically(join_path(directory_, kLatestName), name_ + "\n"); });
-    return path;
+    return path_;
   }
 
  private:
@@ -132,6 +142,8 @@ class Saver {
     std::vector<size_t> pieces;  // indices into manifest_.pieces
     uint64_t bytes = 0;
   };
+
+  bool is_first() const { return world_.rank() == 0; }
 
   void check(const std::vector<TensorPiece>& pieces) const {
     const CheckpointInfo& info = manifest_.info;
@@ -187,41 +199,73 @@ class Saver {
     }
   }
 
-  std::string shard_name(size_t shard) const {
-    const TensorGroup group = shards_[shard].group;
-    size_t before = 0, of_group = 0;
-    for (size_t i = 0; i < shards_.size(); ++i) {
-      if (shards_[i].group != group) continue;
-      ++of_group;
-      before += i < shard;
+  // Shards are numbered over all ranks, in their order.
+  void agree(uint64_t bytes) {
+    const std::string mine =
+        fmt::format("step {} of run {} into {}", manifest_.info.step, manifest_.info.run_id, path_);
+    std::vector<std::string> numbers = {mine, std::to_string(bytes)};
+    for (const TensorGroup group : kAllGroups) {
+      numbers.push_back(std::to_string(
+          std::count_if(shards_.begin(), shards_.end(), [group](const Shard& shard) { return shard.group == group; })));
     }
-    return fmt::format("{}-{:05}-of-{:05}.safetensors", name_of(group), before + 1, of_group);
+    std::array<size_t, kGroups> totals{};
+    std::vector<std::vector<std::string>> of_ranks;
+    for (const std::string& packed : gather_texts(world_, pack(numbers))) of_ranks.push_back(unpack(packed));
+    for (size_t rank = 0; rank < of_ranks.size(); ++rank) {
+      require(of_ranks[rank][0] == of_ranks[0][0],
+              "save_checkpoint: rank {} saves {}, and rank 0 {}; wanted the same on every rank", rank,
+              of_ranks[rank][0], of_ranks[0][0]);
+      needed_bytes_ += std::stoull(of_ranks[rank][1]);
+      for (size_t group = 0; group < kGroups; ++group) totals[group] += std::stoull(of_ranks[rank][2 + group]);
+    }
+    std::array<size_t, kGroups> next{};
+    for (size_t rank = 0; rank < of_ranks.size(); ++rank) {
+      for (size_t group = 0; group < kGroups; ++group) {
+        for (size_t left = std::stoull(of_ranks[rank][2 + group]); left > 0; --left) {
+          const std::string name =
+              fmt::format("{}-{:05}-of-{:05}.safetensors", name_of(kAllGroups[group]), ++next[group], totals[group]);
+          if (int(rank) == world_.rank()) shard_names_.push_back(name);
+          writers_[name] = int(rank);
+        }
+      }
+    }
   }
 
-  void write_all() {
+  void prepare() {
+    fs_.make_directories(directory_);
+    require_free_bytes(fs_, directory_, needed_bytes_);
+    if (fs_.exists(path_)) {
+      if (is_committed(fs_, path_)) {
+        fail(ErrorKind::kStorage, {.what = fmt::format("{} is there already", path_),
+                                   .where = path_,
+                                   .why = "a checkpoint is never written over",
+                                   .fix = "remove or rename it, or save under another step"});
+      }
+      remove_checkpoint(fs_, directory_, name_);
+    }
+    fs_.remove_tree(temporary_);
+    fs_.make_directory(temporary_);
+  }
+
+  void write_shards() {
     for (size_t shard = 0; shard < shards_.size(); ++shard) {
       try {
         write_shard(shard);
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kStorage) throw;
         // After a failed sync the system counts lost bytes as written, so the second try takes a new file.
-        log_warning("{}; writing {} once more", error.report().what, shard_name(shard));
-        const std::string path = join_path(temporary_, shard_name(shard));
+        log_warning("{}; writing {} once more", error.report().what, shard_names_[shard]);
+        const std::string path = join_path(temporary_, shard_names_[shard]);
         if (fs_.exists(path)) fs_.remove_file(path);
         write_shard(shard);
       }
     }
-    for (const TextFile& file : text_files_) write_text(file.name, file.content);
-    if (!shards_.empty() && shards_.front().group == TensorGroup::kModel) write_text(kModelIndexName, model_index());
-    write_text(kBlocksName, {reinterpret_cast<const char*>(blocks_.data()), blocks_.size() * sizeof(uint64_t)});
-    const std::string manifest = manifest_text(manifest_);
-    parse_manifest(manifest, join_path(temporary_, kManifestName));  // refuses boxes that do not tile their tensor
-    write_file(join_path(temporary_, kManifestName), manifest);
+    if (!is_first() && !shards_.empty()) fs_.sync_directory(temporary_);
   }
 
   void write_shard(size_t index) {
     const Shard& shard = shards_[index];
-    const std::string name = shard_name(index);
+    const std::string& name = shard_names_[index];
     std::vector<SafetensorsWriter::Tensor> tensors;
     for (const size_t p : shard.pieces) {
       const ManifestPiece& piece = manifest_.pieces[p];
@@ -246,6 +290,7 @@ class Saver {
         checksum.add(from, bytes);
         blocks_.push_back(block_checksum(from, bytes, seed, block));
         writer.append(from, bytes);
+        world_.progress();
       }
       piece.checksum = checksum.hex();
       at = piece.end;
@@ -261,14 +306,96 @@ class Saver {
     return first == 0 ? 0 : manifest_.pieces[first - 1].first_block + manifest_.pieces[first - 1].num_blocks();
   }
 
-  void write_file(const std::string& path, std::string_view content) {
-    const auto file = fs_.create(path);
-    file->append(content.data(), content.size());
-    file->sync();
+  // Ranks other than 0: sends what rank 0 needs to know of this rank's shards, in the order in which it asks.
+  std::optional<Error> hand_over() {
+    const std::string part = manifest_part_text(manifest_);
+    std::array<int64_t, 2> sizes = {int64_t(part.size()), int64_t(blocks_.size())};
+    world_.send(ConstView(sizes.data(), {2}, DType::kInt64), 0, default_stream());
+    world_.send(ConstView(part.data(), {sizes[0]}, DType::kUInt8), 0, default_stream());
+    for (size_t at = 0; at < blocks_.size(); at += kStreamedBlocks) {
+      const auto count = int64_t(std::min(kStreamedBlocks, blocks_.size() - at));
+      world_.send(ConstView(blocks_.data() + at, {count}, DType::kInt64), 0, default_stream());
+    }
+    return std::nullopt;
+  }
+
+  // Rank 0: writes the rest, with the manifest last. Whatever fails, it takes what the others send.
+  std::optional<Error> collect() {
+    std::optional<Error> failure;
+    const auto unless_failed = [&failure](auto&& call) {
+      if (!failure) failure = error_in(call);
+    };
+    first_pieces_ = {0};
+    std::vector<int64_t> blocks_of = {int64_t(blocks_.size())};
+    std::vector<std::string> parts;
+    for (int rank = 1; rank < world_.size(); ++rank) {
+      std::array<int64_t, 2> sizes{};
+      world_.receive(View(sizes.data(), {2}, DType::kInt64), rank, default_stream());
+      std::string part(size_t(sizes[0]), '\0');
+      world_.receive(View(part.data(), {sizes[0]}, DType::kUInt8), rank, default_stream());
+      blocks_of.push_back(sizes[1]);
+      first_pieces_.push_back(manifest_.pieces.size());
+      unless_failed([&] { append_manifest_part(manifest_, part, fmt::format("the part of rank {}", rank)); });
+    }
+    unless_failed([&] {
+      refuse_overlap();
+      for (const TextFile& file : text_files_) write_text(file.name, file.content);
+      const auto is_model = [](const ManifestPiece& piece) { return piece.group == TensorGroup::kModel; };
+      if (std::any_of(manifest_.pieces.begin(), manifest_.pieces.end(), is_model)) {
+        write_text(kModelIndexName, model_index());
+      }
+    });
+
+    std::unique_ptr<WritableFile> file;
+    Checksum checksum(binding_of_file(manifest_.info, kBlocksName));
+    uint64_t bytes = 0;
+    const auto append = [&](const std::vector<uint64_t>& blocks, size_t count) {
+      checksum.add(blocks.data(), count * sizeof(uint64_t));
+      file->append(blocks.data(), count * sizeof(uint64_t));
+      bytes += count * sizeof(uint64_t);
+    };
+    unless_failed([&] {
+      file = fs_.create(join_path(temporary_, kBlocksName));
+      append(blocks_, blocks_.size());
+    });
+    std::vector<uint64_t> received(world_.size() > 1 ? kStreamedBlocks : 0);
+    for (int rank = 1; rank < world_.size(); ++rank) {
+      for (int64_t left = blocks_of[size_t(rank)]; left > 0;) {
+        const auto count = std::min(int64_t(kStreamedBlocks), left);
+        world_.receive(View(received.data(), {count}, DType::kInt64), rank, default_stream());
+        unless_failed([&] { append(received, size_t(count)); });
+        left -= count;
+      }
+    }
+    unless_failed([&] {
+      file->sync();
+      file.reset();
+      manifest_.files.push_back({std::string(kBlocksName), bytes, checksum.hex()});
+      const std::string text = manifest_text(manifest_);
+      parse_manifest(text, join_path(temporary_, kManifestName));  // refuses boxes that do not tile their tensor
+      write_file(fs_, join_path(temporary_, kManifestName), text);
+      fs_.sync_directory(temporary_);
+    });
+    return failure;
+  }
+
+  void refuse_overlap() const {
+    const auto overlap = find_overlap(manifest_.pieces);
+    if (!overlap) return;
+    const auto rank_of = [this](size_t piece) {
+      return std::upper_bound(first_pieces_.begin(), first_pieces_.end(), piece) - first_pieces_.begin() - 1;
+    };
+    fail(ErrorKind::kArgument,
+         {.what = fmt::format("save_checkpoint: rank {} gives {}, and rank {} {}: some of it is there twice",
+                              rank_of(overlap->first), box_text(manifest_.pieces[overlap->first]),
+                              rank_of(overlap->second), box_text(manifest_.pieces[overlap->second])),
+          .where = {},
+          .why = "two ranks with a copy each may have different numbers",
+          .fix = "let one rank give it"});
   }
 
   void write_text(std::string_view name, std::string_view content) {
-    write_file(join_path(temporary_, name), content);
+    write_file(fs_, join_path(temporary_, name), content);
     Checksum checksum(binding_of_file(manifest_.info, name));
     checksum.add(content.data(), content.size());
     manifest_.files.push_back({std::string(name), content.size(), checksum.hex()});
@@ -294,7 +421,7 @@ class Saver {
 
   // A disk that reports success and keeps something else is found out before the checkpoint counts.
   void read_back() const {
-    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs_, temporary_);
+    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs_, temporary_, world_, writers_);
     if (damages.empty()) return;
     fail(ErrorKind::kStorage, {.what = fmt::format("read back otherwise than it was written: {}", damages.front().what),
                                .where = damages.front().file,
@@ -302,14 +429,50 @@ class Saver {
                                .fix = "write checkpoints to another disk, and look at the system log (dmesg)"});
   }
 
+  void commit() {
+    fs_.rename(temporary_, path_);
+    try {
+      fs_.sync_directory(directory_);
+    } catch (const Error&) {  // whether the new name outlives a power loss is unknown: take it back
+      try_to("take back a checkpoint", [&] {
+        fs_.rename(path_, temporary_);
+        fs_.remove_tree(temporary_);
+      });
+      throw;
+    }
+    try_to("write LATEST", [&] { fs_.write_atomically(join_path(directory_, kLatestName), name_ + "\n"); });
+  }
+
+  // Every rank throws the same, after what the save left is gone.
+  [[noreturn]] void give_up(const Error& error) {
+    std::string free = "unknown";
+    if (is_first()) {
+      try_to("remove what a failed save left", [&] { fs_.remove_tree(temporary_); });
+      try_to("look at free space", [&] { free = bytes_text(fs_.free_bytes(directory_)); });
+    }
+    broadcast_text(world_, free);
+    if (error.kind() != ErrorKind::kStorage && error.kind() != ErrorKind::kCheckpoint) throw Error(error);
+    fail(ErrorKind::kStorage,
+         {.what = fmt::format("the checkpoint of step {} is not saved: {}", manifest_.info.step, error.report().what),
+          .where = error.report().where,
+          .why = fmt::format("older checkpoints are as they were; this one needs {}, and {} are free",
+                             bytes_text(needed_bytes_), free),
+          .fix = error.report().fix});
+  }
+
   FileSystem& fs_;
   const std::string directory_;
   const std::vector<TextFile>& text_files_;
-  std::string name_, temporary_;
-  Manifest manifest_;
-  std::vector<const char*> data_;  // as manifest_.pieces
+  Communicator& world_;
+  const std::string name_, path_, temporary_;
+  Manifest manifest_;              // of this rank; on rank 0, of all in the end
+  std::vector<const char*> data_;  // as manifest_.pieces, as far as they are this rank's
   std::vector<Shard> shards_;
+  std::vector<std::string> shard_names_;
+  std::map<std::string, int> writers_;  // of the shards of all ranks
   std::vector<uint64_t> blocks_;
+  std::vector<size_t> first_pieces_;  // on rank 0: where those of each rank begin
+  uint64_t needed_bytes_ = 0;         // of all ranks
 };
 
 }  // namespace
@@ -317,23 +480,42 @@ class Saver {
 std::string save_checkpoint(FileSystem& fs, const std::string& directory, const CheckpointInfo& info,
                             const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files,
                             const SaveOptions& options) {
-  Saver saver(fs, directory, info, pieces, text_files, options);
-  const uint64_t needed = checkpoint_bytes(pieces, text_files);
-  try {
+  return save_checkpoint(fs, directory, info, pieces, text_files, options, *make_self_communicator());
+}
+
+std::string save_checkpoint(FileSystem& fs, const std::string& directory, const CheckpointInfo& info,
+                            const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files,
+                            const SaveOptions& options, Communicator& world) {
+  return Saver(fs, directory, info, pieces, text_files, options, world).run();
+}
+
+void require_shared_directory(FileSystem& fs, const std::string& directory, Communicator& world) {
+  const bool is_first = world.rank() == 0;
+  if (world.size() == 1) {
     fs.make_directories(directory);
-    require_free_bytes(fs, directory, needed);
-    return saver.run();
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kArgument) throw;
-    std::string free = "unknown";
-    try_to("look at free space", [&] { free = bytes_text(fs.free_bytes(directory)); });
-    fail(ErrorKind::kStorage,
-         {.what = fmt::format("the checkpoint of step {} is not saved: {}", info.step, error.report().what),
-          .where = error.report().where,
-          .why = fmt::format("older checkpoints are as they were; this one needs {}, and {} are free",
-                             bytes_text(needed), free),
-          .fix = error.report().fix});
+    return;
   }
+  const std::string marker = join_path(directory, kMarkerName);
+  std::string token;
+  all_or_none(world, [&] {
+    if (!is_first) return;
+    std::random_device random;
+    for (int i = 0; i < 4; ++i) token += fmt::format("{:08x}", random());
+    fs.make_directories(directory);
+    if (fs.exists(marker)) fs.remove_file(marker);
+    write_file(fs, marker, token);
+  });
+  broadcast_text(world, token);
+  const std::optional<Error> mine = error_in([&] {
+    if (fs.exists(marker) && fs.read_text(marker, kBlockBytes) == token) return;
+    fail(ErrorKind::kStorage, {.what = fmt::format("does not see the directory {} that rank 0 sees", directory),
+                               .where = directory,
+                               .why = "each rank reads and writes its own part of a checkpoint in it",
+                               .fix = "put it on a file system that all hosts have under the same path"});
+  });
+  const std::optional<Error> all = error_in([&] { vote(world, mine); });
+  if (is_first) try_to("remove a marker", [&] { fs.remove_file(marker); });
+  if (all) throw Error(*all);
 }
 
 uint64_t checkpoint_bytes(const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files) {
@@ -378,15 +560,41 @@ std::vector<CheckpointEntry> list_checkpoints(FileSystem& fs, const std::string&
   return entries;
 }
 
+namespace {
+
+// list_checkpoints of rank 0, on every rank.
+std::vector<CheckpointEntry> entries_of_first(FileSystem& fs, const std::string& directory, Communicator& world) {
+  std::string paths;
+  all_or_none(world, [&] {
+    if (world.rank() != 0) return;
+    std::vector<std::string> each;
+    for (const CheckpointEntry& entry : list_checkpoints(fs, directory)) each.push_back(entry.path);
+    paths = pack(each);
+  });
+  broadcast_text(world, paths);
+  std::vector<CheckpointEntry> entries;
+  for (const std::string& path : unpack(paths)) entries.push_back({path, step_of_checkpoint_name(file_name_of(path))});
+  return entries;
+}
+
+}  // namespace
+
 std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory) {
-  const std::vector<CheckpointEntry> entries = list_checkpoints(fs, directory);
+  return find_newest_good_checkpoint(fs, directory, *make_self_communicator());
+}
+
+std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory,
+                                                           Communicator& world) {
+  if (world.size() > 1) require_shared_directory(fs, directory, world);
+  const std::vector<CheckpointEntry> entries = entries_of_first(fs, directory, world);
   std::string reasons;
   for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {
-    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entry->path);
+    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entry->path, world);
     if (damages.empty()) return *entry;
     std::string reason;
     for (const CheckpointDamage& damage : damages) reason += damage.what + "\n";
     reasons += (reasons.empty() ? "" : "; ") + damages.front().what;
+    if (world.rank() != 0) continue;
     log_warning("{} is damaged and set aside: {}", entry->path, damages.front().what);
     try_to("set a damaged checkpoint aside", [&] {
       const std::string bad = join_path(directory, "bad-" + file_name_of(entry->path));
@@ -421,22 +629,35 @@ void clean_up_checkpoints(FileSystem& fs, const std::string& directory) {
 }
 
 int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last) {
+  return remove_old_checkpoints(fs, directory, keep_last, *make_self_communicator());
+}
+
+int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last, Communicator& world) {
   require(keep_last >= 0, "remove_old_checkpoints: keep_last is {}; wanted 0 (all) or more", keep_last);
-  int removed = 0;
-  try_to("remove old checkpoints", [&] {
-    const std::vector<CheckpointEntry> entries = list_checkpoints(fs, directory);
-    if (keep_last == 0 || int64_t(entries.size()) <= keep_last) return;
-    const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entries.back().path);
-    if (!damages.empty()) {
-      log_warning("no old checkpoint is removed, because the newest is damaged: {}", damages.front().what);
-      return;
-    }
-    for (size_t i = 0; i + size_t(keep_last) < entries.size(); ++i) {
-      remove_checkpoint(fs, directory, file_name_of(entries[i].path));
-      ++removed;
-    }
-  });
-  return removed;
+  if (keep_last == 0) return 0;
+  std::vector<CheckpointEntry> entries;
+  try {
+    entries = entries_of_first(fs, directory, world);
+  } catch (const Error& error) {
+    if (is_of_peers(error)) throw;
+    log_warning("cannot remove old checkpoints: {}", error.report().what);
+    return 0;
+  }
+  if (int64_t(entries.size()) <= keep_last) return 0;
+  const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entries.back().path, world);
+  int64_t removed = 0;
+  if (world.rank() == 0 && !damages.empty()) {
+    log_warning("no old checkpoint is removed, because the newest is damaged: {}", damages.front().what);
+  } else if (world.rank() == 0) {
+    try_to("remove old checkpoints", [&] {
+      for (size_t i = 0; i + size_t(keep_last) < entries.size(); ++i) {
+        remove_checkpoint(fs, directory, file_name_of(entries[i].path));
+        ++removed;
+      }
+    });
+  }
+  world.broadcast(View(&removed, {1}, DType::kInt64), /*root=*/0, default_stream());
+  return int(removed);
 }
 
 }  // namespace octet

@@ -6,6 +6,12 @@
 // were and a leftover that clean_up_checkpoints removes. Where a file system renames directories in parts, the manifest
 // that is written last has the same effect: a directory without one is no checkpoint.
 //
+// Many ranks. The forms with a communicator are called by all of its ranks, which share the directory; the forms
+// without one are those of one rank. Each rank writes and syncs shards of its own, rank 0 all else; each rank reads
+// back what others wrote; rank 0 renames. An error of one rank is thrown by all. Where ranks are lost in the midst of
+// it, the others throw what the communicator throws and remove nothing, since some may still be writing: the next start
+// cleans up. Ranks that write or read call Communicator::progress at every 64 KiB.
+//
 // All functions but verify and list must be called by the holder of the run's lock (run_lock.h).
 #pragma once
 
@@ -14,6 +20,7 @@
 #include <vector>
 
 #include "core/base/file_system.h"
+#include "parallel/communicator.h"
 #include "tools/train/checkpoint_manifest.h"
 #include "tools/train/checkpoint_reader.h"
 
@@ -44,6 +51,15 @@ struct SaveOptions {
 std::string save_checkpoint(FileSystem& fs, const std::string& directory, const CheckpointInfo& info,
                             const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files,
                             const SaveOptions& options = {});
+// The run, the step and the directory are the same on all ranks; what else `info` has, and the text files, are those of
+// rank 0. Each rank gives pieces of its own, and all of them together tile each tensor.
+std::string save_checkpoint(FileSystem& fs, const std::string& directory, const CheckpointInfo& info,
+                            const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files,
+                            const SaveOptions& options, Communicator& world);
+
+// Makes the directory where there is none, and throws kStorage where a rank sees another one than rank 0 does: a host
+// that has not mounted what the ranks share.
+void require_shared_directory(FileSystem& fs, const std::string& directory, Communicator& world);
 
 // About how many bytes save_checkpoint would write.
 uint64_t checkpoint_bytes(const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files);
@@ -61,6 +77,9 @@ std::vector<CheckpointEntry> list_checkpoints(FileSystem& fs, const std::string&
 // is renamed to bad-step-N with the reason in reason.txt, so that its step can be saved again. Throws kCheckpoint where
 // there are checkpoints and none is good.
 std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory);
+// The same answer on every rank; requires a shared directory.
+std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory,
+                                                           Communicator& world);
 
 // Removes what killed saves and removals left: .step-N.tmp-RUN, .trash-N, step-N without a manifest.
 void clean_up_checkpoints(FileSystem& fs, const std::string& directory);
@@ -69,5 +88,6 @@ void clean_up_checkpoints(FileSystem& fs, const std::string& directory);
 // where it is not, removes none. Returns how many were removed. One that cannot be removed is a warning: the save it
 // follows is done all the same.
 int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last);
+int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t keep_last, Communicator& world);
 
 }  // namespace octet
