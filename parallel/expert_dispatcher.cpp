@@ -1,0 +1,302 @@
+#include "parallel/expert_dispatcher.h"
+
+#include "core/ops/combine.h"
+#include "kernels/permute.h"
+#include "kernels/quantize.h"
+#include "parallel/mesh.h"
+
+namespace octet {
+namespace {
+
+Tensor workspace(Shape shape, DType dtype) { return empty(shape, dtype, MemoryCategory::kWorkspace); }
+
+// Tokens in the form in which they travel.
+class TokensOnWire {
+ public:
+  TokensOnWire() = default;
+  TokensOnWire(TokenRoute& route, const Tensor& values) : values_(route.move(values)) {}
+  TokensOnWire(TokenRoute& route, const Fp8Rows& rows)
+      : codes_(route.move(rows.codes)), scale_(route.move(rows.scale)) {}
+
+  Fp8Rows wait_quantized() {
+    if (values_ != nullptr) return quantize_rows(values_->wait(), nullptr);
+    Fp8Rows rows{.codes = codes_->wait(), .scale = {}};
+    rows.scale = scale_->wait();
+    return rows;
+  }
+  Tensor wait_values(DType dtype) {
+    if (values_ != nullptr) return values_->wait();
+    const Fp8Rows rows = wait_quantized();
+    const Tensor values = workspace(rows.codes.shape(), dtype);
+    kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = values}, values.stream());
+    return values;
+  }
+
+ private:
+  std::unique_ptr<TokensInFlight> values_, codes_, scale_;
+};
+
+// What the forward pass leaves to the backward pass; not on the tape itself.
+class Exchange {
+ public:
+  Exchange(const RouteGroups& groups, const Numerics& numerics, const Tensor& indices, int64_t num_experts)
+      : ep_(*groups.ep),
+        numerics_(numerics),
+        local_experts_(num_experts / ep_.size()),
+        row_of_(empty(indices.shape(), DType::kInt32)),
+        rows_to_(size_t(ep_.size())),
+        rows_from_(size_t(ep_.size())) {
+    const int64_t T = indices.rows(), K = indices.cols(), P = ep_.size();
+    const Tensor offsets = workspace({num_experts + 1}, DType::kInt64), source = workspace({T * K}, DType::kInt32);
+    kernels::build_permutation({.indices = indices, .offsets = offsets, .row_of = row_of_, .source = source},
+                               indices.stream());
+    // Each token once for each rank that it goes to; and of each row, which of that rank's tokens it is.
+    std::vector<std::vector<int32_t>> tokens{size_t(P)};
+    copy_of_row_ = workspace({T * K}, DType::kInt32);
+    for (int64_t t = 0; t < T; ++t) {
+      const int32_t* experts = indices.view().row<int32_t>(t);
+      for (int64_t k = 0; k < K; ++k) {
+        auto& of_rank = tokens[size_t(experts[k] / local_experts_)];
+        if (of_rank.empty() || of_rank.back() != int32_t(t)) of_rank.push_back(int32_t(t));
+        copy_of_row_.data<int32_t>()[row_of_.view().row<int32_t>(t)[k]] = int32_t(of_rank.size() - 1);
+      }
+    }
+    route_ = make_token_route(groups, std::move(tokens));
+
+    const int64_t width = local_experts_ + TokenRoute::kCounts;
+    counts_sent_ = workspace({P, width}, DType::kInt64);
+    counts_received_ = workspace({P, width}, DType::kInt64);
+    const int64_t* of_expert = offsets.data<int64_t>();
+    for (int64_t p = 0; p < P; ++p) {
+      int64_t* counts = counts_sent_.view().row<int64_t>(p);
+      for (int64_t e = 0; e < local_experts_; ++e) {
+        counts[e] = of_expert[p * local_experts_ + e + 1] - of_expert[p * local_experts_ + e];
+        rows_to_[size_t(p)] += counts[e];
+      }
+      route_->fill_counts(int(p), counts + local_experts_);
+    }
+    const std::vector<int64_t> one_each(size_t(P), 1);
+    counts_pending_ = ep_.start_all_to_all_v({.send = counts_sent_,
+                                              .send_pieces = {.counts = one_each},
+                                              .receive = counts_received_,
+                                              .receive_pieces = {.counts = one_each}},
+                                             indices.stream());
+  }
+
+  // Learns what comes, and lets the tokens go.
+  void send(const LinearInput& input, Wire wire) {
+    counts_pending_.wait();
+    const int64_t P = ep_.size();
+    std::vector<int64_t> of_route;
+    num_rows_ = 0;
+    for (int64_t p = 0; p < P; ++p) {
+      const int64_t* counts = counts_received_.view().row<int64_t>(p);
+      for (int64_t e = 0; e < local_experts_; ++e) rows_from_[size_t(p)] += counts[e];
+      of_route.insert(of_route.end(), counts + local_experts_, counts + local_experts_ + TokenRoute::kCounts);
+      num_rows_ += rows_from_[size_t(p)];
+    }
+    route_->start(of_route);
+    copies_ = start_out(copy_of_row_);
+    if (!numerics_.is_fp8() || wire == Wire::kBf16) {
+      tokens_ = TokensOnWire(*route_, input.values());
+    } else {
+      tokens_ = TokensOnWire(*route_, input.quantized());
+    }
+  }
+
+  // place: of the rows of experts, on the tape.
+  Dispatched arrive(const Tensor& place) {
+    copies_.pending.wait();
+    RowGroups groups = order_rows();
+    TokensOnWire tokens = std::exchange(tokens_, {});
+    if (!numerics_.is_fp8()) {
+      const LinearInput input(tokens.wait_values(numerics_.activation_dtype()), numerics_);
+      return {.input = input.at(place), .groups = std::move(groups)};
+    }
+    return {.input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = std::move(groups)};
+  }
+
+  // Rows of experts, [num_rows, D] in the order of the groups, to the ranks of their tokens.
+  void start_back(const Tensor& rows) {
+    Tensor sent = workspace(rows.shape(), rows.dtype());  // by rank, expert, token
+    kernels::gather_rows({.x = rows, .source = row_at_, .y = sent}, rows.stream());
+    back_ = {.sent = sent, .received = empty({row_of_.num_elements(), rows.cols()}, rows.dtype()), .pending = {}};
+    back_.pending = ep_.start_all_to_all_v({.send = back_.sent,
+                                            .send_pieces = {.counts = rows_from_},
+                                            .receive = back_.received,
+                                            .receive_pieces = {.counts = rows_to_}},
+                                           rows.stream());
+  }
+  // [T K, D], by row_of().
+  Tensor wait_back() {
+    back_.pending.wait();
+    return std::exchange(back_, {}).received;
+  }
+
+  // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
+  void start_gradient(const Tensor& dy, const Tensor& weights) {
+    const Tensor of_row = workspace({weights.num_elements()}, DType::kFloat32);
+    const int32_t* row_of = row_of_.data<int32_t>();
+    const float* from = weights.data<float>();
+    for (int64_t pair = 0; pair < weights.num_elements(); ++pair) of_row.data<float>()[row_of[pair]] = from[pair];
+    weights_ = start_out(of_row);
+    if (numerics_.expert_gradients == GradientWire::kFp8) {
+      tokens_ = TokensOnWire(*route_, quantize_rows(dy, nullptr));
+    } else {
+      tokens_ = TokensOnWire(*route_, dy);
+    }
+  }
+  // Of each row of an expert, [num_rows, D].
+  Tensor wait_gradient() {
+    const Tensor dy = tokens_.wait_values(numerics_.activation_dtype());
+    weights_.pending.wait();
+    const Tensor weights = workspace({num_rows_}, DType::kFloat32);
+    const int32_t* row_at = row_at_.data<int32_t>();
+    for (int64_t i = 0; i < num_rows_; ++i) weights.data<float>()[row_at[i]] = weights_.received.data<float>()[i];
+    Tensor drows = empty({num_rows_, dy.cols()}, dy.dtype());
+    kernels::weighted_gather({.x = dy, .source = source_, .weights = weights, .y = drows}, dy.stream());
+    weights_ = {};
+    tokens_ = {};
+    return drows;
+  }
+
+  const Tensor& row_of() const { return row_of_; }  // [T, K] int32
+  int64_t num_rows() const { return num_rows_; }    // of the experts here
+  const Numerics& numerics() const { return numerics_; }
+
+ private:
+  struct Move {
+    Tensor sent, received;
+    Pending pending;
+  };
+
+  // One number for each row, from the rank of its token to that of its expert.
+  Move start_out(const Tensor& of_row) {
+    Move move{.sent = of_row, .received = workspace({num_rows_}, of_row.dtype()), .pending = {}};
+    move.pending = ep_.start_all_to_all_v({.send = move.sent,
+                                           .send_pieces = {.counts = rows_to_},
+                                           .receive = move.received,
+                                           .receive_pieces = {.counts = rows_from_}},
+                                          of_row.stream());
+    return move;
+  }
+
+  // Rows come by rank, expert, token, and are read by expert, rank, token.
+  RowGroups order_rows() {
+    const int64_t P = ep_.size();
+    const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64);
+    source_ = empty({num_rows_}, DType::kInt32);
+    row_at_ = empty({num_rows_}, DType::kInt32);
+    std::vector<int64_t> next(size_t(P), 0);  // row of each rank, as they come
+    for (int64_t p = 1; p < P; ++p) next[size_t(p)] = next[size_t(p - 1)] + rows_from_[size_t(p - 1)];
+    const int32_t* copy = copies_.received.data<int32_t>();
+    int64_t row = 0;
+    for (int64_t e = 0; e < local_experts_; ++e) {
+      offsets.data<int64_t>()[e] = row;
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t count = counts_received_.view().row<int64_t>(p)[e];
+        for (int64_t i = 0; i < count; ++i, ++row) {
+          const int64_t at = next[size_t(p)]++;
+          row_at_.data<int32_t>()[at] = int32_t(row);
+          source_.data<int32_t>()[row] = int32_t(route_->first_copy(int(p)) + copy[at]);
+        }
+      }
+    }
+    offsets.data<int64_t>()[local_experts_] = row;
+    copies_ = {};
+    return RowGroups::of_offsets(offsets, source_, num_rows_);
+  }
+
+  Communicator& ep_;
+  const Numerics numerics_;
+  int64_t local_experts_, num_rows_ = 0;
+  std::unique_ptr<TokenRoute> route_;
+  Tensor row_of_;       // [T, K] of this rank's rows
+  Tensor copy_of_row_;  // of each, which token of those that go to its rank
+  std::vector<int64_t> rows_to_, rows_from_;
+  Tensor counts_sent_, counts_received_;  // [P, experts here, then those of the route]
+  Tensor source_;                         // of each row of an expert, its token among those that came
+  Tensor row_at_;                         // of each row as they come, its place among those of the experts
+  Pending counts_pending_;
+  Move copies_, weights_, back_;
+  TokensOnWire tokens_;
+};
+
+class ExpertDispatch final : public Dispatch {
+ public:
+  ExpertDispatch(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices,
+                 int64_t num_experts)
+      : wire_(wire),
+        input_(input),
+        exchange_(std::make_shared<Exchange>(groups, input.numerics(), indices, num_experts)) {
+    // The placeholders between the two ends of a way have no numbers. Backwards each end does what its other end does
+    // forwards: it starts where the other waits.
+    started_ = record("dispatch", Tensor::without_data(input.x().shape(), input.x().dtype()), {input.x()},
+                      [exchange = exchange_](const Tensor&) -> Gradients {
+                        return {sum_rows_of_tokens(exchange->wait_back(), exchange->row_of())};
+                      });
+  }
+
+  void send() override { exchange_->send(input_, wire_); }
+
+  Dispatched arrive() override {
+    const Tensor place =
+        record("arrive", Tensor::without_data({exchange_->num_rows(), input_.x().cols()}, input_.x().dtype()),
+               {started_}, [exchange = exchange_](const Tensor& drows) -> Gradients {
+                 exchange->start_back(drows);
+                 return {Tensor::without_data(drows.shape(), drows.dtype())};
+               });
+    return exchange_->arrive(place);
+  }
+
+  void send_back(const Tensor& rows) override {
+    exchange_->start_back(rows.detach());
+    sent_ = record("send_back", Tensor::without_data(rows.shape(), rows.dtype()), {rows},
+                   [exchange = exchange_](const Tensor&) -> Gradients { return {exchange->wait_gradient()}; });
+  }
+
+  Tensor combine(const Tensor& weights, const Tensor& base) override {
+    const Tensor rows = exchange_->wait_back();  // [T K, D]
+    const Tensor& row_of = exchange_->row_of();
+    Tensor y = empty({row_of.rows(), rows.cols()}, rows.dtype());  // [T, D]
+    kernels::combine_forward({.rows = rows, .row_of = row_of, .weights = weights, .base = base, .y = y}, y.stream());
+    return record(
+        "combine", y, {sent_, weights, base},
+        [exchange = exchange_, rows, weights = weights.detach()](const Tensor& dy) -> Gradients {
+          exchange->start_gradient(dy, weights);
+          Tensor dweights = empty(weights.shape(), DType::kFloat32);  // [T, K]
+          kernels::combine_backward(
+              {.dy = dy, .rows = rows, .row_of = exchange->row_of(), .weights = weights, .dweights = dweights},
+              dy.stream());
+          return {Tensor::without_data(dy.shape(), dy.dtype()), dweights, dy};
+        });
+  }
+
+ private:
+  Wire wire_;
+  LinearInput input_;
+  std::shared_ptr<Exchange> exchange_;
+  Tensor started_, sent_;
+};
+
+}  // namespace
+
+ExpertDispatcher::ExpertDispatcher(const RouteGroups& groups, Wire wire) : groups_(groups), wire_(wire) {
+  require(groups.ep != nullptr && (groups.rail == nullptr) == (groups.node == nullptr),
+          "expert_dispatcher: wanted an ep group, and a rail and a node group or neither");
+}
+
+ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
+  const int64_t P = groups_.ep->size();
+  require(ErrorKind::kConfig, num_experts % P == 0,
+          "expert_dispatcher: {} experts over {} ep ranks leave {} over; ep divides {}: {}", num_experts, P,
+          num_experts % P, num_experts, list_choices(divisors_of(num_experts)));
+  return {.first = num_experts / P * groups_.ep->rank(), .count = num_experts / P};
+}
+
+std::unique_ptr<Dispatch> ExpertDispatcher::start(const LinearInput& input, const Tensor& indices,
+                                                  int64_t num_experts) {
+  return std::make_unique<ExpertDispatch>(groups_, wire_, input, indices, num_experts);
+}
+
+}  // namespace octet

@@ -1,0 +1,193 @@
+#include "parallel/token_route.h"
+
+#include <algorithm>
+
+#include "kernels/permute.h"
+
+namespace octet {
+namespace {
+
+Tensor workspace(Shape shape, DType dtype) { return empty(shape, dtype, MemoryCategory::kWorkspace); }
+
+Tensor index_of(const std::vector<int32_t>& rows) {
+  const AllocateAs category(MemoryCategory::kWorkspace);
+  return from_vector(rows, {int64_t(rows.size())});
+}
+
+Tensor gather(const Tensor& x, const Tensor& rows) {
+  const Tensor y = workspace({rows.size(0), x.cols()}, x.dtype());
+  kernels::gather_rows({.x = x, .source = rows, .y = y}, x.stream());
+  return y;
+}
+
+int64_t sum_of(const std::vector<int64_t>& counts) {
+  int64_t sum = 0;
+  for (const int64_t count : counts) sum += count;
+  return sum;
+}
+
+// An all_to_all_v of rows that is under way.
+struct Move {
+  Tensor sent, received;
+  Pending pending;
+};
+Move start_move(Communicator& ranks, const Tensor& send, const std::vector<int64_t>& counts_to,
+                const std::vector<int64_t>& counts_from) {
+  Move move{.sent = send, .received = empty({sum_of(counts_from), send.cols()}, send.dtype()), .pending = {}};
+  move.pending = ranks.start_all_to_all_v({.send = move.sent,
+                                           .send_pieces = {.counts = counts_to},
+                                           .receive = move.received,
+                                           .receive_pieces = {.counts = counts_from}},
+                                          send.stream());
+  return move;
+}
+
+class DirectRoute final : public TokenRoute {
+ public:
+  DirectRoute(Communicator& ep, const std::vector<std::vector<int32_t>>& tokens) : ep_(ep) {
+    std::vector<int32_t> all;
+    for (const auto& of_rank : tokens) {
+      counts_to_.push_back(int64_t(of_rank.size()));
+      all.insert(all.end(), of_rank.begin(), of_rank.end());
+    }
+    tokens_ = index_of(all);
+  }
+
+  void fill_counts(int to, int64_t* counts) const override {
+    counts[0] = counts_to_[size_t(to)];
+    counts[1] = 0;
+  }
+
+  void start(std::span<const int64_t> counts) override {
+    for (int r = 0; r < ep_.size(); ++r) {
+      counts_from_.push_back(counts[size_t(r * kCounts)]);
+      first_copy_.push_back(num_copies_);
+      num_copies_ += counts_from_.back();
+    }
+  }
+
+  std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
+    class InFlight final : public TokensInFlight {
+     public:
+      explicit InFlight(Move move) : move_(std::move(move)) {}
+      Tensor wait() override {
+        move_.pending.wait();
+        return move_.received;
+      }
+
+     private:
+      Move move_;
+    };
+    return std::make_unique<InFlight>(start_move(ep_, gather(x, tokens_), counts_to_, counts_from_));
+  }
+
+ private:
+  Communicator& ep_;
+  std::vector<int64_t> counts_to_, counts_from_;
+  Tensor tokens_;  // those for each rank, one after the other
+};
+
+class NodeRoute final : public TokenRoute {
+ public:
+  NodeRoute(const RouteGroups& groups, const std::vector<std::vector<int32_t>>& tokens)
+      : rail_(*groups.rail), node_(*groups.node) {
+    require(node_.size() <= 64, "token_route: {} ranks on a node; wanted at most 64", node_.size());
+    std::vector<int32_t> all;
+    std::vector<int64_t> masks;
+    for (int node = 0; node < rail_.size(); ++node) {
+      // Of this node's ranks, in the order of the tokens: each token once, with a bit for each rank that needs it.
+      std::vector<std::pair<int32_t, int64_t>> needed;
+      for (int place = 0; place < node_.size(); ++place) {
+        const auto& of_rank = tokens[size_t(rank_at(node, place))];
+        for (const int32_t token : of_rank) needed.emplace_back(token, int64_t(1) << place);
+        counts_of_rank_.push_back(int64_t(of_rank.size()));
+      }
+      std::sort(needed.begin(), needed.end());
+      const size_t begin = all.size();
+      for (const auto& [token, bit] : needed) {
+        if (all.size() == begin || all.back() != token) all.push_back(token), masks.push_back(0);
+        masks.back() |= bit;
+      }
+      to_node_.push_back(int64_t(all.size() - begin));
+    }
+    tokens_ = index_of(all);
+    const AllocateAs category(MemoryCategory::kWorkspace);
+    masks_ = from_vector(masks, {int64_t(masks.size()), 1});
+  }
+
+  void fill_counts(int to, int64_t* counts) const override {
+    counts[0] = counts_of_rank_[size_t(to)];
+    counts[1] = to % node_.size() == node_.rank() ? to_node_[size_t(to / node_.size())] : 0;
+  }
+
+  void start(std::span<const int64_t> counts) override {
+    // Copies come from the ranks of this node, and through each of them from the ranks of its rail.
+    first_copy_.resize(size_t(rail_.size() * node_.size()));
+    for (int place = 0; place < node_.size(); ++place) {
+      from_place_.push_back(0);
+      for (int node = 0; node < rail_.size(); ++node) {
+        const auto from = size_t(rank_at(node, place));
+        first_copy_[from] = num_copies_;
+        num_copies_ += counts[from * kCounts];
+        from_place_.back() += counts[from * kCounts];
+      }
+    }
+    for (int node = 0; node < rail_.size(); ++node) {
+      from_node_.push_back(counts[size_t(rank_at(node, node_.rank())) * kCounts + 1]);
+    }
+    masks_move_ = start_move(rail_, masks_, to_node_, from_node_);
+  }
+
+  std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
+    class InFlight final : public TokensInFlight {
+     public:
+      InFlight(NodeRoute& route, Move move) : route_(route), move_(std::move(move)) {}
+      Tensor wait() override {
+        move_.pending.wait();
+        route_.learn_masks();
+        Move inside =
+            start_move(route_.node_, gather(move_.received, route_.hand_on_), route_.to_place_, route_.from_place_);
+        inside.pending.wait();
+        return inside.received;
+      }
+
+     private:
+      NodeRoute& route_;
+      Move move_;
+    };
+    return std::make_unique<InFlight>(*this, start_move(rail_, gather(x, tokens_), to_node_, from_node_));
+  }
+
+ private:
+  int rank_at(int node, int place) const { return node * node_.size() + place; }
+
+  // Which of the copies that come over the rail go to which rank of this node.
+  void learn_masks() {
+    if (hand_on_.is_defined()) return;
+    masks_move_.pending.wait();
+    const int64_t* masks = masks_move_.received.data<int64_t>();
+    std::vector<int32_t> rows;
+    for (int place = 0; place < node_.size(); ++place) {
+      const size_t begin = rows.size();
+      for (int64_t copy = 0; copy < masks_move_.received.rows(); ++copy) {
+        if ((masks[copy] >> place & 1) != 0) rows.push_back(int32_t(copy));
+      }
+      to_place_.push_back(int64_t(rows.size() - begin));
+    }
+    hand_on_ = index_of(rows);
+  }
+
+  Communicator &rail_, &node_;
+  std::vector<int64_t> counts_of_rank_, to_node_, from_node_, to_place_, from_place_;
+  Tensor tokens_, masks_, hand_on_;
+  Move masks_move_;
+};
+
+}  // namespace
+
+std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups, std::vector<std::vector<int32_t>> tokens) {
+  if (groups.is_two_stage()) return std::make_unique<NodeRoute>(groups, tokens);
+  return std::make_unique<DirectRoute>(*groups.ep, tokens);
+}
+
+}  // namespace octet

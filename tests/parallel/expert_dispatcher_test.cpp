@@ -1,0 +1,205 @@
+// A layer whose experts lie on several ranks computes what it computes on one, with the same bits, and sends the bytes
+// that its routing says.
+#include "parallel/expert_dispatcher.h"
+
+#include <mutex>
+#include <numeric>
+
+#include "core/nn/init.h"
+#include "core/nn/moe_layer.h"
+#include "core/nn/precision_config.h"
+#include "parallel/local_communicator.h"
+#include "parallel/mesh.h"
+#include "tests/parallel/communicator_cases.h"
+#include "tests/support/numeric.h"
+
+namespace octet::test {
+namespace {
+
+constexpr int64_t kHidden = 136, kExperts = 8, kTopK = 3;  // a ragged block of 128 columns
+
+ModelConfig layer_config() {
+  ModelConfig config;
+  config.hidden = kHidden;
+  config.init_std = 0.3f;
+  config.moe.num_experts = kExperts;
+  config.moe.top_k = kTopK;
+  config.moe.shared_experts = 1;
+  config.moe.expert_hidden = 40;
+  return config;
+}
+
+// What a pass of the layer over some tokens gives.
+struct Pass {
+  std::vector<float> y, dx, gate, shared;
+  std::vector<std::vector<float>> w13, w2;  // gradients by expert at hand
+  std::vector<int32_t> indices;
+  Traffic ep, rail, node;
+};
+
+std::vector<float> floats(const Tensor& x) {
+  if (x.dtype() == DType::kFloat32) return to_vector<float>(x);
+  std::vector<float> values;
+  for (const bfloat16 value : to_vector<bfloat16>(x)) values.push_back(float(value));
+  return values;
+}
+
+// Tokens begin .. end - 1 of the sequence that all tests use.
+Tensor values_of(uint64_t seed, int64_t begin, int64_t end, DType dtype) {
+  const auto all = uniform(end * kHidden, seed);
+  const std::vector<float> mine(all.begin() + begin * kHidden, all.end());
+  const Tensor wide = from_vector(mine, {end - begin, kHidden});
+  if (dtype == DType::kFloat32) return wide;
+  std::vector<bfloat16> narrow;
+  for (const float value : mine) narrow.push_back(bfloat16(value));
+  return from_vector(narrow, {end - begin, kHidden});
+}
+
+Pass run_layer(Dispatcher& dispatcher, const Numerics& numerics, int64_t begin, int64_t end) {
+  const ModelConfig config = layer_config();
+  ModelContext context{.numerics = numerics, .recompute = {}};
+  MoeLayer layer("mlp.", config, context, dispatcher);
+  std::vector<Parameter*> parameters;
+  layer.visit_parameters([&](Parameter& parameter) {
+    init_normal(parameter, 7, config.init_std);
+    parameter.refresh();
+    parameters.push_back(&parameter);
+  });
+  Pass pass;
+  const Recording on(true);
+  const Tensor x = make_source(values_of(1, begin, end, numerics.activation_dtype()),
+                               [&pass](const Tensor& dx) { pass.dx = floats(dx); });
+  const Tensor y = layer.forward(LinearInput(x, numerics));
+  pass.y = floats(y);
+  backward(y, values_of(2, begin, end, numerics.activation_dtype()));
+  pass.gate = floats(parameters[0]->grad());
+  const auto by_expert = [](Parameter& parameter) {
+    std::vector<std::vector<float>> all;
+    for (int64_t e = 0; e < parameter.shape()[0]; ++e) all.push_back(floats(parameter.grad().slice_rows(e, 1)));
+    return all;
+  };
+  pass.w13 = by_expert(*parameters[1]);
+  pass.w2 = by_expert(*parameters[2]);
+  pass.shared = floats(parameters[3]->grad());
+  return pass;
+}
+
+// The choices of the tokens, for the test of bytes.
+std::vector<int32_t> choices(const Numerics& numerics, int64_t begin, int64_t end) {
+  const ModelConfig config = layer_config();
+  ModelContext context{.numerics = numerics, .recompute = {}};
+  Router router("mlp.gate.", config, context);
+  router.visit_parameters([&](Parameter& parameter) {
+    init_normal(parameter, 7, config.init_std);
+    parameter.refresh();
+  });
+  const LinearInput input(values_of(1, begin, end, numerics.activation_dtype()), numerics);
+  return to_vector<int32_t>(router.forward(input).indices);
+}
+
+struct Layout {
+  int ranks, ranks_per_node;
+};
+
+}  // namespace
+
+TEST_CASE("experts on several ranks are experts on one, bit for bit", "[parallel][dispatch]") {
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  const auto [ranks, ranks_per_node] =
+      GENERATE(Layout{1, 1}, Layout{2, 2}, Layout{2, 1}, Layout{4, 4}, Layout{4, 2}, Layout{8, 2}, Layout{8, 4});
+  const Wire wire = recipe == Recipe::kFp8Block ? GENERATE(Wire::kFp8, Wire::kBf16) : Wire::kBf16;
+  const GradientWire gradients =
+      recipe == Recipe::kFp8Block ? GENERATE(GradientWire::kActivation, GradientWire::kFp8) : GradientWire::kActivation;
+  CAPTURE(name_of(recipe), ranks, ranks_per_node, name_of(wire), name_of(gradients));
+  const Numerics numerics{.recipe = recipe, .expert_gradients = gradients};
+  // Tokens of each rank: none on the second, and fewer than there are experts on the third.
+  std::vector<int64_t> begin = {0};
+  for (int r = 0; r < ranks; ++r) begin.push_back(begin.back() + (r == 1 ? 0 : r == 2 ? 2 : 37 + r));
+
+  LocalDispatcher local;
+  const Pass wanted = run_layer(local, numerics, 0, begin.back());
+  std::vector<Pass> got(static_cast<size_t>(ranks));
+  const auto errors =
+      run_local_ranks(ranks, {.communicator = {}, .seed = 5, .max_delay_us = 200, .faults = {}}, [&](Communicator& c) {
+        const Mesh mesh =
+            make_mesh({.world = ranks, .ranks_per_node = ranks_per_node, .dp = ranks, .ep = ranks}, c.rank());
+        const auto ep = c.group(mesh.ep_group, "ep"), rail = c.group(mesh.ep_rail_group, "rail");
+        const auto node = c.group(mesh.ep_node_group, "node");
+        ExpertDispatcher dispatcher({.ep = ep.get(), .rail = rail.get(), .node = node.get()}, wire);
+        Pass& pass = got[size_t(c.rank())];
+        pass = run_layer(dispatcher, numerics, begin[size_t(c.rank())], begin[size_t(c.rank()) + 1]);
+        pass.ep = ep->traffic(), pass.rail = rail->traffic(), pass.node = node->traffic();
+      });
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+
+  Pass all;
+  for (const Pass& pass : got) {
+    all.y.insert(all.y.end(), pass.y.begin(), pass.y.end());
+    all.dx.insert(all.dx.end(), pass.dx.begin(), pass.dx.end());
+    all.w13.insert(all.w13.end(), pass.w13.begin(), pass.w13.end());
+    all.w2.insert(all.w2.end(), pass.w2.begin(), pass.w2.end());
+  }
+  CHECK(all.y == wanted.y);
+  CHECK(all.dx == wanted.dx);
+  CHECK(all.w13 == wanted.w13);
+  CHECK(all.w2 == wanted.w2);
+
+  // The bytes of the routing, counted in plain words.
+  const std::vector<int32_t> indices = choices(numerics, 0, begin.back());
+  const bool is_fp8 = recipe == Recipe::kFp8Block, two_stage = ranks_per_node > 1 && ranks_per_node < ranks;
+  const int64_t value_bytes = kHidden * (recipe == Recipe::kFp32 ? 4 : 2), code_bytes = kHidden + 2 * 4;
+  const int64_t forward_bytes = is_fp8 && wire == Wire::kFp8 ? code_bytes : value_bytes;
+  const int64_t backward_bytes = gradients == GradientWire::kFp8 ? code_bytes : value_bytes;
+  for (int r = 0; r < ranks; ++r) {
+    CAPTURE(r);
+    int64_t rows_out = 0, rows_in = 0, to_ranks = 0, to_nodes = 0, handed_on = 0;
+    for (int64_t t = 0; t < begin.back(); ++t) {
+      const auto home = int(std::upper_bound(begin.begin(), begin.end(), t) - begin.begin()) - 1;
+      std::vector<bool> rank_needs(static_cast<size_t>(ranks)), node_needs(static_cast<size_t>(ranks));
+      for (int64_t k = 0; k < kTopK; ++k) {
+        const int to = indices[size_t(t * kTopK + k)] / int(kExperts / ranks);
+        rows_out += home == r && to != r;
+        rows_in += home != r && to == r;
+        rank_needs[size_t(to)] = true;
+        node_needs[size_t(to / ranks_per_node)] = true;
+      }
+      const int node = r / ranks_per_node;
+      if (home == r) {
+        for (int to = 0; to < ranks; ++to) to_ranks += to != r && rank_needs[size_t(to)];
+        for (int to = 0; to * ranks_per_node < ranks; ++to) to_nodes += to != node && node_needs[size_t(to)];
+      }
+      if (home % ranks_per_node == r % ranks_per_node) {  // this rank hands it on inside its node
+        for (int to = node * ranks_per_node; to < (node + 1) * ranks_per_node; ++to) {
+          handed_on += to != r && rank_needs[size_t(to)];
+        }
+      }
+    }
+    const int64_t counts = (ranks - 1) * (kExperts / ranks + TokenRoute::kCounts) * 8;
+    // Which token and which weight, 4 bytes each, for a row out; and a row back in either pass.
+    int64_t ep_bytes = counts + rows_out * (4 + 4) + rows_in * 2 * value_bytes;
+    if (!two_stage) ep_bytes += to_ranks * (forward_bytes + backward_bytes);
+    CHECK(got[size_t(r)].ep.bytes() == ep_bytes);
+    CHECK(got[size_t(r)].rail.bytes() == (two_stage ? to_nodes * (8 + forward_bytes + backward_bytes) : 0));
+    CHECK(got[size_t(r)].node.bytes() == (two_stage ? handed_on * (forward_bytes + backward_bytes) : 0));
+  }
+}
+
+TEST_CASE("experts that do not divide over the ranks are refused with the numbers that do", "[parallel][dispatch]") {
+  const auto errors = run_local_ranks(3, {}, [&](Communicator& c) {
+    const ExpertDispatcher dispatcher({.ep = &c}, Wire::kFp8);
+    try {
+      dispatcher.experts_at_hand(8);
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kConfig &&
+          std::string(error.what()).find("leave 2 over; ep divides 8: 1, 2, 4 or 8") != std::string::npos) {
+        return;
+      }
+    }
+    throw std::runtime_error("taken");
+  });
+  for (const std::exception_ptr& error : errors) CHECK(error == nullptr);
+}
+
+}  // namespace octet::test
