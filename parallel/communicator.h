@@ -10,7 +10,8 @@
 //
 // Non-blocking forms, start_*, return a Pending. Until its wait returns, what is sent is not written to, and what is
 // received is not touched. Several may be under way; all ranks start those of one communicator in the same order, and
-// may wait in any order. Messages move inside wait, is_done and progress of any communicator of the run.
+// may wait in any order. Messages move inside wait, is_done and progress of any communicator of the run, and on a
+// thread of each rank while nobody waits, so that they travel while this one computes.
 //
 // Checks, in every build: each collective tells every other rank its operation, number, element type, the sizes that
 // must agree and the phase, in a message of 256 bytes that also carries a piece of up to 160 bytes, so that small
@@ -18,12 +19,16 @@
 // once, and write nothing that the other sent. A collective, even a broadcast, therefore returns only after every rank
 // has entered it.
 //
-// Deadlines. A wait in which nothing arrives for timeout_s throws Error(kHang), exit code 8; one for a rank that is
-// known to be gone throws Error(kCommunication), exit code 7, within a second. The error says rank, host, process,
-// operation, number, group, phase, how long, and for whom this rank waited and what they did last. Time in which this
-// process did not run (it was stopped) does not count. The first error is the last word: it is sent to all other ranks,
-// which throw an error of its kind that quotes it, and every later call of any communicator of the run throws the same
-// again.
+// Deadlines. A wait throws Error(kHang), exit code 8, once a rank it waits for has not got on for timeout_s; one for a
+// rank that is known to be gone throws Error(kCommunication), exit code 7, within a second. A rank gets on when it
+// calls a communicator: enters an operation, comes out of a wait, finds one done, or calls progress. So a rank that
+// works for long calls progress now and then, at least once in 3/4 of timeout_s, and is waited for; one that is
+// stopped, loops or blocks is named. A rank that waits is as far as the ranks it waits for, and if any message of the
+// operation arrives, all begin anew. Ranks ask each other about this only where one has waited for timeout_s / 8, and
+// once in that time. The error says rank, host, process, operation, number, group, phase, how long, and for whom this
+// rank waited and what they did last. Time in which this process did not run (it was stopped) does not count. The first
+// error is the last word: it is sent to all other ranks, which throw an error of its kind that quotes it, and every
+// later call of any communicator of the run throws the same again.
 #pragma once
 
 #include <array>
@@ -106,7 +111,8 @@ struct AllToAll {
 };
 
 struct CommunicatorOptions {
-  double timeout_s = 30;  // the longest wait in which nothing arrives, seconds
+  double timeout_s = 30;      // the longest wait for a rank that does not get on, seconds
+  int64_t link_delay_us = 0;  // to measure overlap on one machine: each message is held back where it arrives
 };
 
 // An operation under way. Move-only. Destroyed before it is waited for, it waits, and an error is logged; destroyed by
@@ -223,7 +229,7 @@ class Communicator {
   // messages, and ranks compare the first 31 characters, so these must be the same on all that enter a collective. A
   // send and its receive may be in different phases.
   virtual void set_phase(std::string_view phase) = 0;
-  // Moves messages without waiting; to be called now and then while computing with operations under way.
+  // This rank gets on: to be called now and then in work that may take as long as the deadline.
   virtual void progress() = 0;
   // This rank cannot go on: tells every other rank of the run, which throw Error(kind) with the reason. The caller
   // throws its own error.

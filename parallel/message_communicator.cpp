@@ -1,9 +1,13 @@
 #include "parallel/message_communicator.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -41,13 +45,22 @@ struct Header {
 };
 static_assert(sizeof(Header) == 256);
 
-// What a rank tells another outside of any operation: that it ends in order, or that it gives up and why.
+// What a rank tells another outside of any operation.
 struct Notice {
+  enum class Kind : uint8_t {
+    kAsks,     // whether the other gets on
+    kAnswers,  // how long it has not, and what it does
+    kGivesUp,  // and why: what, a line feed, why
+    kEnds,     // in order: it starts no operation any more
+    kCloses,   // all ranks have ended, and this is its last notice
+  };
   uint32_t magic = kMagic;
-  uint8_t gives_up = 0;
-  uint8_t kind = 0;  // ErrorKind
-  uint8_t unused[2] = {};
-  char text[1016] = {};
+  Kind kind = Kind::kAsks;
+  uint8_t error_kind = 0;  // ErrorKind of one that gives up
+  uint8_t is_waiting = 0;  // one that answers waits for other ranks
+  uint8_t unused = 0;
+  double age_s = 0;  // of one that answers
+  char text[1008] = {};
 };
 static_assert(sizeof(Notice) == 1024);
 
@@ -121,7 +134,8 @@ struct Op {
   int open = 0;               // messages of this exchange that are not done
   bool is_second = false;
   bool is_done = false;
-  int64_t moved = 0;  // messages done; rises while anything happens
+  int64_t moved = 0;         // messages done; rises while anything happens
+  std::vector<double> ages;  // while somebody waits for it: for how long each rank has not got on, seconds
 
   bool is_pair() const { return call.operation == Operation::kSend || call.operation == Operation::kReceive; }
   bool is_sum() const { return call.element != Element::kBytes; }
@@ -151,8 +165,12 @@ std::string shown_operation(const Header& header, std::string_view group) {
   return text + fmt::format(", number {} of group {}", header.number, group);
 }
 
+std::string in_phase(std::string_view phase) { return phase.empty() ? std::string() : fmt::format(", in {}", phase); }
+
 std::string list_ranks(const std::vector<int>& ranks) {
+  constexpr size_t kMostShown = 16;
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  if (ranks.size() > kMostShown) return text + fmt::format("{}, {} and {} more", ranks[0], ranks[1], ranks.size() - 2);
   for (size_t i = 0; i < ranks.size(); ++i) {
     text += fmt::format("{}{}", i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
   }
@@ -177,25 +195,29 @@ class World {
   World(std::unique_ptr<Transport> transport, const CommunicatorOptions& options)
       : transport_(std::move(transport)),
         options_(options),
+        last_call_(real_clock().seconds()),
         notices_(size_t(transport_->size())),
         has_ended_(size_t(transport_->size()), false),
+        has_closed_(size_t(transport_->size()), false),
         identities_(size_t(transport_->size())),
         seen_(size_t(transport_->size())),
+        answers_(size_t(transport_->size())),
         exceptions_(std::uncaught_exceptions()) {
     require(options.timeout_s > 0, "communicator: a timeout of {} s; wanted more than 0", options.timeout_s);
+    require(options.link_delay_us >= 0, "communicator: a link delay of {} us; wanted 0 or more", options.link_delay_us);
     for (int peer = 0; peer < size(); ++peer) {
-      if (peer == rank()) continue;
-      transport_->receive(peer, tag_of(0, Lane::kNotice), &notices_[size_t(peer)], sizeof(Notice),
-                          {.owner = nullptr, .peer = peer, .part = int32_t(Part::kNoticeIn), .bytes = 0});
+      if (peer != rank()) receive_notice(peer);
     }
   }
 
   ~World() {
+    stop_mover();
     try {
       end();
     } catch (const std::exception& error) {
       log_error("rank {} could not end together with the others: {}", rank(), error.what());
     }
+    transport_.reset();  // first: after an error its receives still have the memory of this
   }
 
   int rank() const { return transport_->rank(); }
@@ -228,6 +250,7 @@ class World {
     call.agreed = uint64_t(size());
     wait(*start(world, std::move(call), default_stream(), nullptr));
     for (const ProcessIdentity& process : identities_) hosts_.emplace_back(process.host);
+    if (size() > 1) start_mover();
   }
 
   // All members agree on a number for their messages: the first that is free on each of them.
@@ -270,8 +293,12 @@ class World {
                             Traffic* traffic) {
     require(call.device.is_cpu(), "{}: on {}; this communicator moves host memory", name_of(call.operation),
             call.device);
+    const bool counts =
+        traffic != nullptr && call.operation != Operation::kSend && call.operation != Operation::kReceive;
+    const Fault fault = counts ? transport_->before_collective(++collectives_) : Fault::kNone;
     const std::lock_guard lock(mutex_);
     refuse_if_broken();
+    last_call_ = real_clock().seconds();
     auto op = std::make_shared<Op>();
     op->group = group;
     op->call = std::move(call);
@@ -281,9 +308,8 @@ class World {
     op->number = op->call.operation == Operation::kSend      ? ++group->sends[size_t(op->call.peer)]
                  : op->call.operation == Operation::kReceive ? ++group->receives[size_t(op->call.peer)]
                                                              : ++group->collectives;
-    if (traffic != nullptr && !op->is_pair() && transport_->before_collective(++collectives_) == Fault::kMiscount) {
-      op->number = ++group->collectives;
-    }
+    if (fault == Fault::kMiscount) op->number = ++group->collectives;
+    last_entered_ = {.header = own_header(*op), .group = group};
     if (traffic != nullptr) ++(*traffic)[op->call.operation].calls;
     active_.push_back(op);  // from here on messages may point into it, whatever happens
     try {
@@ -292,40 +318,52 @@ class World {
       break_down(Error(error.kind(), {.what = error.report().what, .where = where(), .why = {}, .fix = {}}));
     }
     if (!op->is_done) advance();
+    if (!op->is_done) wake_mover();
     return op;
   }
 
   bool is_done(Op& op) {
     const std::lock_guard lock(mutex_);
     if (!op.is_done) advance();
+    if (op.is_done) last_call_ = real_clock().seconds();
     return op.is_done;
   }
 
   void progress() {
     const std::lock_guard lock(mutex_);
+    last_call_ = real_clock().seconds();
     if (!active_.empty()) advance();
   }
 
   void wait(Op& op) {
     // A step of time longer than this was no wait: this process did not run.
     constexpr double kLongestStep = 0.25;
-    constexpr double kLookEvery = 0.2;
-    double idle = 0, last_look = 0, last = real_clock().seconds();
-    int64_t moved = -1;
+    constexpr double kLookEvery = 0.2, kAgeEvery = 1e-3;
+    const std::lock_guard lock(mutex_);
+    if (op.is_done) return;
+    const Waiting waiting(*this, op);
+    double waited = 0, idle = 0, last_look = 0, last_aged = 0, last = real_clock().seconds();
+    int64_t moved = op.moved;
     for (;;) {
-      const std::lock_guard lock(mutex_);
-      if (op.is_done) return;
       advance();
       if (op.is_done) return;
-      const double now = real_clock().seconds();
-      idle += std::min(now - last, kLongestStep);
+      const double now = real_clock().seconds(), step = std::min(now - last, kLongestStep);
       last = now;
-      if (op.moved != moved) idle = last_look = 0, moved = op.moved;
+      waited += step, idle += step;
+      if (op.moved != moved) {
+        moved = op.moved;
+        idle = last_look = last_aged = 0;
+        std::fill(op.ages.begin(), op.ages.end(), 0.0);
+      }
+      if (idle - last_aged >= kAgeEvery) {
+        for (double& age : op.ages) age += idle - last_aged;
+        last_aged = idle;
+        ask_and_judge(op, waited);
+      }
       if (idle - last_look >= kLookEvery) {
         last_look = idle;
         fail_if_lost(op);
       }
-      if (idle >= options_.timeout_s) fail_late(op, idle);
       // The lock stays while this thread sleeps at most a millisecond, only if nobody else wants it.
       unlocked([&] { pause_after(idle); });
     }
@@ -333,6 +371,7 @@ class World {
 
   void set_phase(std::string_view phase) {
     const std::lock_guard lock(mutex_);
+    last_call_ = real_clock().seconds();
     phase_ = phase;
   }
 
@@ -379,7 +418,87 @@ class World {
     if (process.pid == 0) return fmt::format("rank {}", world_rank);
     return fmt::format("rank {} (host {}, process {})", world_rank, process.host, process.pid);
   }
-  std::string where() const { return shown_process(rank()) + (phase_.empty() ? "" : fmt::format(", in {}", phase_)); }
+  std::string where() const { return shown_process(rank()) + in_phase(phase_); }
+
+  // While a thread is in wait.
+  class Waiting {
+   public:
+    Waiting(World& world, Op& op) : world_(world), op_(op) {
+      ++world_.waiters_;
+      op_.ages.assign(size_t(op.size()), 0.0);
+    }
+    ~Waiting() {
+      --world_.waiters_;
+      op_.ages.clear();
+      world_.last_call_ = real_clock().seconds();
+      if (!world_.active_.empty()) world_.wake_mover();
+    }
+
+   private:
+    World& world_;
+    Op& op_;
+  };
+
+  // ---- The thread that moves messages while no other does
+
+  void start_mover() {
+    // Signals are for the threads that expect them.
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    mover_ = std::thread([this] { move_messages(); });
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  void stop_mover() {
+    {
+      const std::lock_guard lock(mutex_);
+      is_ending_ = true;
+      wake_.notify_one();
+    }
+    if (mover_.joinable()) mover_.join();
+  }
+
+  void wake_mover() {
+    if (!mover_sleeps_ || waiters_ > 0) return;
+    mover_sleeps_ = false;
+    wake_.notify_one();
+  }
+
+  // Often while an operation is under way and nobody waits; rarely otherwise, and then it need not be woken for a wait
+  // that is about to begin.
+  void move_messages() {
+    constexpr double kShortest = 100e-6, kUnderWay = 300e-6, kWorthWaking = 1e-3;
+    const double longest = std::min(20e-3, options_.timeout_s / 64);
+    double pause = kShortest;
+    std::unique_lock lock(mutex_);
+    while (!is_ending_ && !broken_) {
+      bool has_moved = false;
+      if (waiters_ == 0) {
+        try {
+          is_mover_ = true;
+          advance();
+          has_moved = !done_.empty();
+        } catch (const std::exception& error) {
+          if (!broken_) {
+            broken_ = Error(ErrorKind::kCommunication, {.what = error.what(), .where = where(), .why = {}, .fix = {}});
+            tell_all();
+          }
+        }
+        is_mover_ = false;
+      }
+      if (waiters_ > 0 || active_.empty()) {
+        pause = std::min(pause * 2, longest);
+      } else {
+        pause = has_moved ? kShortest : std::min(pause * 1.5, kUnderWay);
+      }
+      mover_sleeps_ = pause > kWorthWaking;
+      const bool was_asleep = mover_sleeps_;
+      wake_.wait_for(lock, std::chrono::duration<double>(pause));
+      if (was_asleep && !mover_sleeps_) pause = kShortest;
+      mover_sleeps_ = false;
+    }
+  }
 
   // ---- An operation
 
@@ -481,13 +600,27 @@ class World {
     } catch (const Error& error) {
       break_down(Error(error.kind(), {.what = error.report().what, .where = where(), .why = {}, .fix = {}}));
     }
+    if (options_.link_delay_us > 0) hold_back();
     // Notices last: what has arrived in order is worth more than that its sender has ended.
     for (const Ticket& ticket : done_) {
       if (ticket.owner != nullptr) take(*static_cast<Op*>(ticket.owner), ticket);
     }
     for (const Ticket& ticket : done_) {
-      if (Part(ticket.part) == Part::kNoticeIn) take_notice(ticket.peer);
+      if (ticket.owner == nullptr) take_notice_ticket(ticket);
     }
+  }
+
+  // The piece that follows a header is received only after it, and so is not held back once more.
+  void hold_back() {
+    const double now = real_clock().seconds(), due = now + double(options_.link_delay_us) * 1e-6;
+    std::erase_if(done_, [&](const Ticket& ticket) {
+      const auto part = Part(ticket.part);
+      const bool is_second = part == Part::kPieceIn && static_cast<const Op*>(ticket.owner)->is_second;
+      if (part != Part::kHeaderIn && part != Part::kNoticeIn && !is_second) return false;
+      held_.push_back({.due = due, .ticket = ticket});
+      return true;
+    });
+    for (; !held_.empty() && held_.front().due <= now; held_.pop_front()) done_.push_back(held_.front().ticket);
   }
 
   void take(Op& op, const Ticket& ticket) {
@@ -552,9 +685,6 @@ class World {
       difference = "the same operation in different phases";
     }
     if (difference != nullptr) {
-      const auto in_phase = [](std::string_view phase) {
-        return phase.empty() ? std::string() : fmt::format(", in {}", phase);
-      };
       break_down(Error(
           ErrorKind::kCommunication,
           {.what = fmt::format("rank {} is in {}{}; rank {} is in {}{}", theirs, shown_operation(in, op.group->name),
@@ -584,7 +714,8 @@ class World {
       }
       const bool is_all = op.call.operation == Operation::kAllReduce;
       std::byte* to = op.call.to + (is_all ? mine.offset : 0);
-      ordered_sum(op.call.element, from, mine.bytes / size_of(op.call.element), to, *op.stream);
+      // The mover leaves the threads of the stream to those that compute.
+      ordered_sum(op.call.element, from, mine.bytes / size_of(op.call.element), to, is_mover_ ? alone_ : *op.stream);
       op.scratch = Scratch();
       if (has_second(op)) {
         op.is_second = true;
@@ -629,7 +760,7 @@ class World {
     };
     if (find_lost() < 0) return;
     // What it sent before it went may still be on its way.
-    const double until = real_clock().seconds() + 0.1;
+    const double until = real_clock().seconds() + 0.1 + double(options_.link_delay_us) * 1e-6;
     while (!op.is_done && real_clock().seconds() < until) {
       unlocked([] { pause_after(1e-3); });
       advance();
@@ -671,14 +802,103 @@ class World {
         break;
     }
     const Seen& seen = seen_[size_t(world_rank)];
-    if (seen.at == 0) return text + ", and was never heard of";
-    return text + fmt::format(", and was last heard of {:.1f} s ago in {}{}", real_clock().seconds() - seen.at,
-                              shown_operation(seen.header, seen.group),
-                              seen.header.phase[0] == '\0' ? "" : fmt::format(", in {}", seen.header.phase));
+    const double now = real_clock().seconds();
+    if (seen.at == 0) {
+      text += ", and was never heard of";
+    } else {
+      text += fmt::format(", and was last heard of {:.1f} s ago in {}{}", now - seen.at,
+                          shown_operation(seen.header, seen.group), in_phase(seen.header.phase));
+    }
+    const Answer& answer = answers_[size_t(world_rank)];
+    if (answer.at > answer.asked_at) {
+      text += fmt::format("; asked {:.1f} s ago, it {}", now - answer.asked_at, answer.text);
+    } else if (answer.asked_at > 0) {
+      text += fmt::format("; asked {:.1f} s ago, it did not answer", now - answer.asked_at);
+    }
+    return text;
   }
 
-  [[noreturn]] void fail_late(const Op& op, double idle) {
-    const std::vector<int> peers = missing(op);
+  // What this rank tells those that ask, and for how long it has not got on: since its last call or, in a wait, as long
+  // as the worst of the ranks it waits for, as far as it knows.
+  Notice answer() const {
+    Notice notice;
+    notice.kind = Notice::Kind::kAnswers;
+    notice.age_s = real_clock().seconds() - last_call_;
+    std::string text = fmt::format("had made no call for {:.1f} s{}", notice.age_s, in_phase(phase_));
+    if (last_entered_.group != nullptr) {
+      text += fmt::format(", after {}", shown_operation(last_entered_.header, last_entered_.group->name));
+    }
+    for (const std::shared_ptr<Op>& op : active_) {
+      if (op->ages.empty()) continue;
+      notice.is_waiting = 1;
+      double worst = 0;
+      std::vector<int> ranks;
+      for (const int peer : missing(*op)) {
+        worst = std::max(worst, op->ages[size_t(peer)]);
+        ranks.push_back(op->group->ranks[size_t(peer)]);
+      }
+      notice.age_s = std::min(notice.age_s, worst);
+      text = fmt::format("waited for {} in {}{}", list_ranks(ranks), shown_operation(own_header(*op), op->group->name),
+                         in_phase(op->phase));
+    }
+    if (!ages_at_end_.empty()) {
+      notice.is_waiting = 1;
+      double worst = 0;
+      for (int r = 0; r < size(); ++r) {
+        if (!has_ended_[size_t(r)]) worst = std::max(worst, ages_at_end_[size_t(r)]);
+      }
+      notice.age_s = std::min(notice.age_s, worst);
+      text = "has ended its run";
+    }
+    copy_text(notice.text, text);
+    return notice;
+  }
+
+  void take_answer(int from, const Notice& notice) {
+    answers_[size_t(from)].at = real_clock().seconds();
+    answers_[size_t(from)].is_waiting = notice.is_waiting != 0;
+    answers_[size_t(from)].text = notice.text;
+    for (const std::shared_ptr<Op>& op : active_) {
+      for (size_t peer = 0; peer < op->ages.size(); ++peer) {
+        if (op->group->ranks[peer] == from) op->ages[peer] = std::min(op->ages[peer], notice.age_s);
+      }
+    }
+    if (!ages_at_end_.empty()) ages_at_end_[size_t(from)] = std::min(ages_at_end_[size_t(from)], notice.age_s);
+  }
+
+  void ask_if_due(int world_rank, double age) {
+    const double every = options_.timeout_s / 8, now = real_clock().seconds();
+    Answer& answer = answers_[size_t(world_rank)];
+    if (age < every || now - answer.asked_at < every) return;
+    answer.asked_at = now;
+    send_notice(world_rank, {});
+  }
+
+  // A rank that waits itself knows better who holds it up: it is left some time to say so.
+  double limit_for(int world_rank) const {
+    constexpr double kGrace = 0.4;
+    return options_.timeout_s + (answers_[size_t(world_rank)].is_waiting ? kGrace : 0);
+  }
+
+  void ask_and_judge(Op& op, double waited) {
+    const double oldest = *std::max_element(op.ages.begin(), op.ages.end());
+    if (oldest < options_.timeout_s / 8) return;
+    for (const int peer : missing(op)) {
+      const int world_rank = op.group->ranks[size_t(peer)];
+      const double age = op.ages[size_t(peer)];
+      if (age >= limit_for(world_rank)) fail_late(op, waited);
+      ask_if_due(world_rank, age);
+    }
+  }
+
+  [[noreturn]] void fail_late(const Op& op, double waited) {
+    // Those that do not get on; those that wait for one only where all do, in a circle.
+    std::vector<int> peers, waiting;
+    for (const int peer : missing(op)) {
+      if (op.ages[size_t(peer)] < 0.9 * options_.timeout_s) continue;
+      (answers_[size_t(op.group->ranks[size_t(peer)])].is_waiting ? waiting : peers).push_back(peer);
+    }
+    if (peers.empty()) peers = waiting;
     std::vector<int> world_ranks;
     std::string why;
     for (const int peer : peers) world_ranks.push_back(op.group->ranks[size_t(peer)]);
@@ -688,7 +908,7 @@ class World {
     }
     break_down(
         Error(ErrorKind::kHang,
-              {.what = fmt::format("rank {} has waited {:.1f} s for {} in {}", rank(), idle, list_ranks(world_ranks),
+              {.what = fmt::format("rank {} has waited {:.1f} s for {} in {}", rank(), waited, list_ranks(world_ranks),
                                    shown_operation(own_header(op), op.group->name)),
                .where = where(),
                .why = why,
@@ -697,41 +917,73 @@ class World {
                                   list_ranks(world_ranks), options_.timeout_s)}));
   }
 
-  // ---- Giving up and ending
+  // ---- Notices, giving up and ending
 
-  void take_notice(int from) {
-    const Notice& notice = notices_[size_t(from)];
-    if (notice.gives_up == 0) {
-      has_ended_[size_t(from)] = true;
-      return;
-    }
-    if (broken_) return;
-    broken_ = Error(ErrorKind(notice.kind), {.what = fmt::format("rank {} gave up: {}", from, notice.text),
-                                             .where = where(),
-                                             .why = {},
-                                             .fix = "see the log of that rank"});
-    throw Error(*broken_);
+  void receive_notice(int from) {
+    transport_->receive(from, tag_of(0, Lane::kNotice), &notices_[size_t(from)], sizeof(Notice),
+                        {.owner = nullptr, .peer = from, .part = int32_t(Part::kNoticeIn), .bytes = 0});
   }
 
-  void send_notice(const Notice& notice) {
-    notice_ = notice;
-    for (int step = 1; step < size(); ++step) {
-      const int to = (rank() + step) % size();
-      ++notices_open_;
-      transport_->send(to, tag_of(0, Lane::kNotice), &notice_, sizeof notice_,
-                       {.owner = nullptr, .peer = to, .part = int32_t(Part::kNoticeOut), .bytes = 0});
+  void send_notice(int to, const Notice& notice) {
+    auto slot = std::find(sent_.begin(), sent_.end(), nullptr);
+    if (slot == sent_.end()) slot = sent_.insert(slot, nullptr);
+    *slot = std::make_unique<Notice>(notice);
+    ++notices_open_;
+    transport_->send(to, tag_of(0, Lane::kNotice), slot->get(), sizeof(Notice),
+                     {.owner = nullptr, .peer = to, .part = int32_t(Part::kNoticeOut), .bytes = slot - sent_.begin()});
+  }
+
+  void send_notices(const Notice& notice) {
+    for (int step = 1; step < size(); ++step) send_notice((rank() + step) % size(), notice);
+  }
+
+  void take_notice_ticket(const Ticket& ticket) {
+    if (Part(ticket.part) == Part::kNoticeIn) return take_notice(ticket.peer);
+    sent_[size_t(ticket.bytes)] = nullptr;
+    --notices_open_;
+  }
+
+  void take_notice(int from) {
+    const Notice notice = notices_[size_t(from)];
+    switch (notice.kind) {
+      case Notice::Kind::kAsks:
+        if (!has_closed_[size_t(rank())]) send_notice(from, answer());
+        break;
+      case Notice::Kind::kAnswers:
+        take_answer(from, notice);
+        break;
+      case Notice::Kind::kEnds:
+        has_ended_[size_t(from)] = true;
+        break;
+      case Notice::Kind::kCloses:
+        has_closed_[size_t(from)] = true;
+        return;  // nothing comes after it
+      case Notice::Kind::kGivesUp: {
+        const std::string_view text = notice.text;
+        const size_t end = std::min(text.find('\n'), text.size());
+        broken_ =
+            Error(ErrorKind(notice.error_kind), {.what = fmt::format("rank {} gave up: {}", from, text.substr(0, end)),
+                                                 .where = where(),
+                                                 .why = std::string(text.substr(std::min(end + 1, text.size()))),
+                                                 .fix = "see the log of that rank"});
+        throw Error(*broken_);
+      }
     }
+    receive_notice(from);
   }
 
   // Sends why this rank gives up, for as long as that may reasonably take.
   void tell_all() {
     if (!transport_->is_alive()) return;
     Notice notice;
-    notice.gives_up = 1;
-    notice.kind = uint8_t(broken_->kind());
-    copy_text(notice.text, broken_->report().what);
+    notice.kind = Notice::Kind::kGivesUp;
+    notice.error_kind = uint8_t(broken_->kind());
+    const Report& report = broken_->report();
+    std::string text = report.what;
+    if (!report.why.empty()) text += "\n" + report.why;
+    copy_text(notice.text, text);
     try {
-      send_notice(notice);
+      send_notices(notice);
       const double until = real_clock().seconds() + 0.2;
       while (notices_open_ > 0 && real_clock().seconds() < until) {
         done_.clear();
@@ -744,6 +996,7 @@ class World {
     }
   }
 
+  // Two rounds, so that no question is under way when the transport is closed.
   void end() {
     const std::lock_guard lock(mutex_);
     if (broken_ || !transport_->is_alive()) return;
@@ -752,24 +1005,39 @@ class World {
       tell_all();
       return;
     }
-    send_notice({});
-    const auto all_ended = [&] {
-      for (int r = 0; r < size(); ++r) {
-        if (r != rank() && !has_ended_[size_t(r)]) return false;
-      }
-      return notices_open_ == 0;
-    };
-    const double began = real_clock().seconds();
-    while (!all_ended()) {
+    Notice notice;
+    notice.kind = Notice::Kind::kEnds;
+    has_ended_[size_t(rank())] = true;
+    ages_at_end_.assign(size_t(size()), 0.0);
+    send_notices(notice);
+    wait_for_all(has_ended_);
+    notice.kind = Notice::Kind::kCloses;
+    has_closed_[size_t(rank())] = true;
+    ages_at_end_.assign(size_t(size()), 0.0);
+    send_notices(notice);
+    wait_for_all(has_closed_);
+    transport_->close();
+  }
+
+  void wait_for_all(const std::vector<bool>& has_come) {
+    constexpr double kLongestStep = 0.25, kLookAfter = 1;
+    double waited = 0, last = real_clock().seconds();
+    for (;;) {
       advance();
-      for (const Ticket& ticket : done_) notices_open_ -= Part(ticket.part) == Part::kNoticeOut;
-      const double waited = real_clock().seconds() - began;
       std::vector<int> late;
-      bool is_late = waited > options_.timeout_s;
       for (int r = 0; r < size(); ++r) {
-        if (r == rank() || has_ended_[size_t(r)]) continue;
-        late.push_back(r);
-        if (waited > 1 && transport_->state_of(r, identities_[size_t(r)]) == PeerState::kGone) is_late = true;
+        if (!has_come[size_t(r)]) late.push_back(r);
+      }
+      if (late.empty() && notices_open_ == 0) return;
+      const double now = real_clock().seconds(), step = std::min(now - last, kLongestStep);
+      last = now;
+      waited += step;
+      bool is_late = late.empty() && waited > options_.timeout_s;
+      for (const int r : late) {
+        ages_at_end_[size_t(r)] += step;
+        if (!has_closed_[size_t(rank())]) ask_if_due(r, ages_at_end_[size_t(r)]);
+        is_late = is_late || ages_at_end_[size_t(r)] > limit_for(r);
+        if (waited > kLookAfter && transport_->state_of(r, identities_[size_t(r)]) == PeerState::kGone) is_late = true;
       }
       if (is_late) {
         break_down(
@@ -781,7 +1049,6 @@ class World {
       }
       pause_after(waited);
     }
-    transport_->close();
   }
 
   struct Seen {
@@ -790,21 +1057,52 @@ class World {
     double at = 0;  // seconds of real_clock; 0 is never
   };
 
+  struct Entered {
+    Header header;
+    std::shared_ptr<Group> group;  // null before the first operation
+  };
+
+  struct Answer {
+    double asked_at = 0, at = 0;  // seconds of real_clock; 0 is never
+    bool is_waiting = false;      // for other ranks
+    std::string text;             // "had made no call for 3.1 s, in step 4, save"
+  };
+
+  struct Held {
+    double due = 0;  // seconds of real_clock
+    Ticket ticket;
+  };
+
   std::mutex mutex_;
   std::unique_ptr<Transport> transport_;
   CommunicatorOptions options_;
   std::vector<std::shared_ptr<Op>> active_;
   std::vector<Ticket> done_;
+  std::deque<Held> held_;
   std::string phase_;
+  Entered last_entered_;
+  double last_call_;      // seconds of real_clock
   int next_context_ = 1;  // 0 is for making groups and for notices
-  int64_t collectives_ = 0;
-  Notice notice_;
-  std::vector<Notice> notices_;
+  std::atomic<int64_t> collectives_{0};
+
+  std::thread mover_;
+  std::condition_variable wake_;
+  bool is_ending_ = false;
+  bool mover_sleeps_ = false;  // for long
+  bool is_mover_ = false;      // the thread that holds the lock
+  int waiters_ = 0;            // threads in wait: they move messages themselves
+  ThreadPool one_thread_{1};
+  Stream alone_{one_thread_};
+
+  std::vector<Notice> notices_;                // the next of each rank
+  std::vector<std::unique_ptr<Notice>> sent_;  // those under way, by the `bytes` of their tickets
   int notices_open_ = 0;
-  std::vector<bool> has_ended_;
+  std::vector<bool> has_ended_, has_closed_;
+  std::vector<double> ages_at_end_;  // as Op::ages, of all ranks
   std::vector<ProcessIdentity> identities_;
   std::vector<std::string> hosts_;
   std::vector<Seen> seen_;
+  std::vector<Answer> answers_;
   std::optional<Error> broken_;  // the first error of this rank
   int exceptions_;
 };

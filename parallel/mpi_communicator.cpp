@@ -4,7 +4,9 @@
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <mutex>
 
 #include "parallel/message_communicator.h"
 
@@ -18,6 +20,9 @@ void check(int status, const char* call) {
   MPI_Error_string(status, text, &length);
   require(ErrorKind::kCommunication, false, "{}: {}", call, text);
 }
+
+// Calls come from one thread at a time already; this is for mpi_abort, which any thread may call.
+std::timed_mutex one_call_at_a_time;
 
 class MpiTransport final : public Transport {
  public:
@@ -41,6 +46,7 @@ class MpiTransport final : public Transport {
   // Without close: an error has left receives open, and MPI may still move messages while the process ends. Those that
   // no message has met yet give up their memory here.
   ~MpiTransport() override {
+    const std::lock_guard lock(one_call_at_a_time);
     for (size_t i = 0; i < requests_.size(); ++i) {
       if (open_[i].is_receive) MPI_Cancel(&requests_[i]);
     }
@@ -51,16 +57,19 @@ class MpiTransport final : public Transport {
   ProcessIdentity identity() const override { return this_process(); }
 
   void send(int to, int tag, const void* from, int64_t bytes, const Ticket& ticket) override {
+    const std::lock_guard lock(one_call_at_a_time);
     check(MPI_Isend(from, int(bytes), MPI_BYTE, to, tag, MPI_COMM_WORLD, add(ticket, /*is_receive=*/false)),
           "MPI_Isend");
   }
   void receive(int from, int tag, void* to, int64_t bytes, const Ticket& ticket) override {
+    const std::lock_guard lock(one_call_at_a_time);
     check(MPI_Irecv(to, int(bytes), MPI_BYTE, from, tag, MPI_COMM_WORLD, add(ticket, /*is_receive=*/true)),
           "MPI_Irecv");
   }
 
   void poll(std::vector<Ticket>& done) override {
     if (requests_.empty()) return;
+    const std::lock_guard lock(one_call_at_a_time);
     indices_.resize(requests_.size());
     statuses_.resize(requests_.size());
     int count = 0;
@@ -83,7 +92,10 @@ class MpiTransport final : public Transport {
   }
 
   PeerState state_of(int, const ProcessIdentity& process) override { return octet::state_of(process); }
-  void close() override { check(MPI_Finalize(), "MPI_Finalize"); }
+  void close() override {
+    const std::lock_guard lock(one_call_at_a_time);
+    check(MPI_Finalize(), "MPI_Finalize");
+  }
 
  private:
   struct Open {
@@ -118,6 +130,8 @@ std::unique_ptr<Communicator> make_mpi_communicator(const CommunicatorOptions& o
 
 void mpi_abort(int exit_code) {
   int is_initialised = 0, is_finalised = 0;
+  const bool is_alone = one_call_at_a_time.try_lock_for(std::chrono::seconds(1));
+  static_cast<void>(is_alone);  // it ends either way
   MPI_Initialized(&is_initialised);
   MPI_Finalized(&is_finalised);
   if (is_initialised != 0 && is_finalised == 0) MPI_Abort(MPI_COMM_WORLD, exit_code);

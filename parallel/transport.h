@@ -38,7 +38,8 @@ class Transport {
   // All ranks have called it or will; nothing is under way.
   virtual void close() = 0;
 
-  // Called before this rank's collective number `collective`, counted from 1.
+  // Called before this rank's collective number `collective`, counted from 1, by the thread that enters it, while
+  // others may call the rest.
   virtual Fault before_collective(int64_t) { return Fault::kNone; }
   // False where a test has killed this rank: nothing leaves it any more.
   virtual bool is_alive() const { return true; }
