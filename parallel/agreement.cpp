@@ -64,6 +64,13 @@ std::vector<std::string> gather_texts(Communicator& world, const std::string& mi
   return texts;
 }
 
+void fail_together(Communicator& world, const Error& error) {
+  // Whoever leaves the barrier knows that all have come to it, and with that to this error; what ends it does not
+  // matter.
+  error_in([&] { world.barrier(); });
+  throw Error(error);
+}
+
 void vote(Communicator& world, const std::optional<Error>& mine) {
   if (world.size() == 1) {
     if (mine) throw Error(*mine);
@@ -82,11 +89,12 @@ void vote(Communicator& world, const std::optional<Error>& mine) {
   broadcast_text(world, text, rank);
   const std::vector<std::string> parts = unpack(text);
   const auto others = kinds.end() - first - std::count(first, kinds.end(), kFine) - 1;
-  fail(ErrorKind(*first), {.what = fmt::format("rank {} (host {}){}: {}", world.world_rank(rank), world.host(rank),
-                                               others == 0 ? "" : fmt::format(" and {} more", others), parts[0]),
-                           .where = parts[1],
-                           .why = parts[2],
-                           .fix = parts[3]});
+  fail_together(world, Error(ErrorKind(*first),
+                             {.what = fmt::format("rank {} (host {}){}: {}", world.world_rank(rank), world.host(rank),
+                                                  others == 0 ? "" : fmt::format(" and {} more", others), parts[0]),
+                              .where = parts[1],
+                              .why = parts[2],
+                              .fix = parts[3]}));
 }
 
 }  // namespace octet

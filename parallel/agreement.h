@@ -34,6 +34,10 @@ std::optional<Error> error_in(Call&& call) {
   return std::nullopt;
 }
 
+// Throws the error, with which every rank calls it; also where another rank has thrown it and given up before this one
+// has.
+[[noreturn]] void fail_together(Communicator& world, const Error& error);
+
 // Every rank says how it went. Where one has an error, all throw that of the first such rank, which says
 // "rank 3 (host x): " before what it was; a rank by itself throws its own.
 void vote(Communicator& world, const std::optional<Error>& mine);

@@ -212,9 +212,16 @@ class Saver {
     std::vector<std::vector<std::string>> of_ranks;
     for (const std::string& packed : gather_texts(world_, pack(numbers))) of_ranks.push_back(unpack(packed));
     for (size_t rank = 0; rank < of_ranks.size(); ++rank) {
-      require(of_ranks[rank][0] == of_ranks[0][0],
-              "save_checkpoint: rank {} saves {}, and rank 0 {}; wanted the same on every rank", rank,
-              of_ranks[rank][0], of_ranks[0][0]);
+      if (of_ranks[rank][0] != of_ranks[0][0]) {
+        fail_together(
+            world_, Error(ErrorKind::kArgument,
+                          {.what = fmt::format(
+                               "save_checkpoint: rank {} saves {}, and rank 0 {}; wanted the same on every rank", rank,
+                               of_ranks[rank][0], of_ranks[0][0]),
+                           .where = {},
+                           .why = {},
+                           .fix = {}}));
+      }
       needed_bytes_ += std::stoull(of_ranks[rank][1]);
       for (size_t group = 0; group < kGroups; ++group) totals[group] += std::stoull(of_ranks[rank][2 + group]);
     }
@@ -451,13 +458,15 @@ class Saver {
       try_to("look at free space", [&] { free = bytes_text(fs_.free_bytes(directory_)); });
     }
     broadcast_text(world_, free);
-    if (error.kind() != ErrorKind::kStorage && error.kind() != ErrorKind::kCheckpoint) throw Error(error);
-    fail(ErrorKind::kStorage,
-         {.what = fmt::format("the checkpoint of step {} is not saved: {}", manifest_.info.step, error.report().what),
-          .where = error.report().where,
-          .why = fmt::format("older checkpoints are as they were; this one needs {}, and {} are free",
-                             bytes_text(needed_bytes_), free),
-          .fix = error.report().fix});
+    if (error.kind() != ErrorKind::kStorage && error.kind() != ErrorKind::kCheckpoint) fail_together(world_, error);
+    fail_together(world_,
+                  Error(ErrorKind::kStorage,
+                        {.what = fmt::format("the checkpoint of step {} is not saved: {}", manifest_.info.step,
+                                             error.report().what),
+                         .where = error.report().where,
+                         .why = fmt::format("older checkpoints are as they were; this one needs {}, and {} are free",
+                                            bytes_text(needed_bytes_), free),
+                         .fix = error.report().fix}));
   }
 
   FileSystem& fs_;
@@ -515,7 +524,7 @@ void require_shared_directory(FileSystem& fs, const std::string& directory, Comm
   });
   const std::optional<Error> all = error_in([&] { vote(world, mine); });
   if (is_first) try_to("remove a marker", [&] { fs.remove_file(marker); });
-  if (all) throw Error(*all);
+  if (all) fail_together(world, *all);
 }
 
 uint64_t checkpoint_bytes(const std::vector<TensorPiece>& pieces, const std::vector<TextFile>& text_files) {
@@ -606,11 +615,13 @@ std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const
     });
   }
   if (entries.empty()) return std::nullopt;
-  fail(ErrorKind::kCheckpoint,
-       {.what = fmt::format("none of the {} checkpoints in {} is good: {}", entries.size(), directory, reasons),
-        .where = directory,
-        .why = "to start from the beginning without being told to would lose the run",
-        .fix = "restore one from a copy, or give the run another directory to start anew"});
+  fail_together(
+      world,
+      Error(ErrorKind::kCheckpoint,
+            {.what = fmt::format("none of the {} checkpoints in {} is good: {}", entries.size(), directory, reasons),
+             .where = directory,
+             .why = "to start from the beginning without being told to would lose the run",
+             .fix = "restore one from a copy, or give the run another directory to start anew"}));
 }
 
 void clean_up_checkpoints(FileSystem& fs, const std::string& directory) {
