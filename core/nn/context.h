@@ -24,6 +24,7 @@ struct ModelContext {
   int64_t batch = 1;               // sequences side by side in a [T, D] activation
   bool training = false;           // router loads are counted
   float micro_batch_share = 1.0f;  // of this pass in its optimizer step, for the losses that balance experts
+  int64_t balance_parts = 1;       // runs of tokens that are balanced by themselves, as if each were a micro-batch
   // Called in the backward pass when nothing more is added to the gradients of a unit (Transformer::units) in it.
   std::function<void(size_t unit)> on_unit_done = {};
 };

@@ -24,7 +24,7 @@ Routing Router::forward(const LinearInput& input, const Tensor& replayed) {
   balance.micro_batch_share = context_.micro_batch_share;
   if (config_.aux_loss != AuxLoss::kNone) {
     balance.alpha = config_.aux_loss_alpha;
-    balance.tokens_per_group = config_.aux_loss == AuxLoss::kSequence ? T / context_.batch : T;
+    balance.tokens_per_group = T / (config_.aux_loss == AuxLoss::kSequence ? context_.batch : context_.balance_parts);
     if (config_.aux_loss == AuxLoss::kGlobalBatch) balance.load = last_share_;
   }
   Routing routing = route(logits, bias_, replayed, config_.top_k,

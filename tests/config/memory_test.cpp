@@ -18,7 +18,7 @@ int64_t measured_peak(const Config& config) {
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
   model.init_weights(1);
   reset_peak_memory();  // what initialisation needs for a while is no part of training
-  const int64_t sequences = train.sequences_per_micro_batch(), T = sequences * config.data.seq_len;
+  const int64_t sequences = config.sequences_per_micro_batch(), T = sequences * config.data.seq_len;
   const RandomStream random(1, "tokens");
   for (int64_t step = 1; step <= 2; ++step) {
     for (int64_t micro_batch = 0; micro_batch < 2; ++micro_batch) {

@@ -13,6 +13,7 @@
 #include "core/io/json.h"
 #include "kernels/peak.h"
 #include "tools/bench/whole_number.h"
+#include "tools/data/made_up_batch.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
@@ -64,24 +65,6 @@ StepOptions parse(const std::vector<std::string>& args) {
   return options;
 }
 
-// Sequences of a chain that a model can learn: three times of four the next token is a function of the last one.
-Batch made_up_batch(int64_t number, int64_t sequences, int64_t seq_len, int64_t vocab) {
-  const RandomStream stream(1, fmt::format("bench step, batch {}", number));
-  Batch batch{.num_samples = sequences, .seq_len = seq_len, .inputs = {}, .targets = {}};
-  uint64_t draw = 0;
-  const auto token = [&] { return int64_t(stream.below(uint64_t(vocab), draw++)); };
-  for (int64_t s = 0; s < sequences; ++s) {
-    int64_t last = token();
-    for (int64_t i = 0; i < seq_len; ++i) {
-      const int64_t next = stream.below(4, draw++) < 3 ? (last * 5 + 7) % vocab : token();
-      batch.inputs.push_back(int32_t(last));
-      batch.targets.push_back(int32_t(next));
-      last = next;
-    }
-  }
-  return batch;
-}
-
 int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -127,8 +110,9 @@ int bench_step(const std::vector<std::string>& args) {
   require(ErrorKind::kConfig, config.model.vocab_size > 0,
           "bench step: {} leaves model.vocab_size to its tokenizer; set it: model.vocab_size=8192", options.config);
   set_num_threads(int(options.threads));
-  const int64_t S = config.data.seq_len, sequences = config.train.sequences_per_micro_batch();
+  const int64_t S = config.data.seq_len, sequences = config.sequences_per_micro_batch();
   const int64_t tokens = config.train.batch_size * S;
+  const StepPlan plan = plan_step(config, 0);
 
   Transformer model(config.model, config.precision, recompute_parts(config.train), S);
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
@@ -137,13 +121,12 @@ int bench_step(const std::vector<std::string>& args) {
   std::vector<double> seconds, losses;
   for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
     std::vector<Batch> batches;
-    for (int64_t m = 0; m < config.train.num_micro_batches(); ++m) {
-      batches.push_back(
-          made_up_batch(step * config.train.num_micro_batches() + m, sequences, S, config.model.vocab_size));
+    for (int64_t m = 0; m < config.num_micro_batches(); ++m) {
+      batches.push_back(made_up_batch(1, step * config.num_micro_batches() + m, sequences, S, config.model.vocab_size));
     }
     if (options.phases && step == options.warmup + 1) profile.emplace(real_clock());
     const int64_t begin_ns = real_clock().monotonic_ns();
-    losses.push_back(run_micro_batches(model, config.train, S, [&](int64_t m) { return batches[size_t(m)]; }));
+    losses.push_back(run_micro_batches(model, plan, [&](int64_t m) { return batches[size_t(m)]; }));
     apply_update(model, optimizer, step, config.optim.lr, optimizer.gradient_norm(), nullptr);
     if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
   }

@@ -62,7 +62,7 @@ void print_costs(const std::string& path, const CheckedRun& run) {
   row("gradients", bytes(double(run.memory.gradients)), "float32");
   row("moments", bytes(double(run.memory.moments)), std::string(name_of(config.precision.moments)));
   row("activations", bytes(double(run.memory.activations)),
-      fmt::format("micro-batch of {} x {} tokens", config.train.sequences_per_micro_batch(), config.data.seq_len));
+      fmt::format("micro-batch of {} x {} tokens", config.sequences_per_micro_batch(), config.data.seq_len));
   row("workspace", bytes(double(run.memory.workspace)));
   row("total", bytes(double(run.memory.total())),
       run.memory_bytes == 0 ? std::string() : fmt::format("of {}", bytes(double(run.memory_bytes))));

@@ -24,7 +24,7 @@ int run_eval(const EvalOptions& options) {
   const int64_t S = config.data.seq_len;
   const DataLoader loader(data, SampleOrder::in_order(data.num_tokens(), S));
   const auto model = load_model(reader, S);
-  const int64_t each = config.train.sequences_per_micro_batch(), all = loader.order().samples_per_epoch();
+  const int64_t each = config.sequences_per_micro_batch(), all = loader.order().samples_per_epoch();
   const int64_t wanted = options.batches == 0 ? all : std::min(all, options.batches * config.train.batch_size);
   double sum = 0;
   int64_t tokens = 0;

@@ -1,6 +1,8 @@
 // The root of the configuration tree: one of these is one complete run.
 #pragma once
 
+#include <numeric>
+
 #include "core/base/device.h"
 #include "core/nn/model_config.h"
 #include "core/nn/precision_config.h"
@@ -41,6 +43,12 @@ struct Config {
     visit("device", device, "where the model runs; this build has no CUDA");
   }
 
+  // The global batch of a step is cut into micro-batches, and each rank has equally many neighbouring ones.
+  int64_t sequences_per_micro_batch() const {
+    return train.micro_batch == 0 ? train.batch_size / parallel.dp : train.micro_batch;
+  }
+  int64_t num_micro_batches() const { return train.batch_size / sequences_per_micro_batch(); }
+
   // Notes every problem there is, those between sections too.
   void validate(Problems& problems) const {
     problems.section("model", [&] { model.validate(problems); });
@@ -50,8 +58,39 @@ struct Config {
     problems.section("train", [&] { train.validate(problems); });
     problems.section("checkpoint", [&] { checkpoint.validate(problems); });
     problems.section("parallel", [&] { parallel.validate(problems); });
+    validate_layout(problems);
     problems.require(device == DeviceType::kCpu, "device", "is {}; this build has no CUDA, wanted cpu",
                      name_of(device));
+  }
+
+ private:
+  void validate_layout(Problems& problems) const {
+    const int64_t dp = parallel.dp, batch = train.batch_size;
+    if (dp < 1 || batch < 1 || train.micro_batch < 0) return;  // noted already
+    if (!problems.require(batch % dp == 0, "train.batch_size",
+                          "is {} over {} ranks (parallel.dp), which leaves {} over; wanted a multiple of {}", batch, dp,
+                          batch % dp, dp)) {
+      return;
+    }
+    const int64_t of_rank = batch / dp, sequences = train.micro_batch == 0 ? of_rank : train.micro_batch;
+    if (!problems.require(of_rank % sequences == 0, "train.micro_batch",
+                          "is {}; wanted a divisor of train.batch_size / parallel.dp, {}: {}", sequences, of_rank,
+                          list_choices(divisors_of(of_rank)))) {
+      return;
+    }
+    const int64_t passes = of_rank / sequences;
+    problems.require(parallel.interleave < 1 || passes % parallel.interleave == 0, "parallel.interleave",
+                     "is {}; wanted a divisor of the {} micro-batches of a rank: {}", parallel.interleave, passes,
+                     list_choices(divisors_of(passes)));
+    const int64_t experts = model.moe.num_experts;
+    if (parallel.ep > 1 && dp % parallel.ep == 0) {
+      problems.require(experts > 0, "parallel.ep", "is {}, and the model has no experts; wanted 1", parallel.ep);
+      problems.require(experts <= 0 || experts % parallel.ep == 0, "parallel.ep",
+                       "is {} over {} experts (model.moe.num_experts), which leaves {} over; wanted a divisor of both "
+                       "that and parallel.dp, {}: {}",
+                       parallel.ep, experts, experts % parallel.ep, dp,
+                       list_choices(divisors_of(std::gcd(std::max<int64_t>(experts, 1), dp))));
+    }
   }
 };
 

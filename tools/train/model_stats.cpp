@@ -57,7 +57,7 @@ class Activations {
         train_(config.train),
         is_fp8_(config.precision.recipe == Recipe::kFp8Block),
         value_bytes_(config.precision.recipe == Recipe::kFp32 ? 4 : 2),
-        T_(config.train.sequences_per_micro_batch() * config.data.seq_len),
+        T_(config.sequences_per_micro_batch() * config.data.seq_len),
         V_(config.model.vocab_size == 0 ? vocab_size : config.model.vocab_size) {}
 
   // Kept between the forward and the backward pass.

@@ -50,7 +50,8 @@ struct TrainConfig {
     visit("seed", seed, "of every random stream: initial weights, sample order, sampling");
     visit("batch_size", batch_size, "sequences in the global batch of one step");
     visit("micro_batch", micro_batch,
-          "sequences in one forward and backward pass, a divisor of batch_size; 0 means all of them");
+          "sequences in one forward and backward pass of a rank, a divisor of batch_size / parallel.dp; 0 means all of "
+          "the rank's");
     visit("log_every_steps", log_every_steps, "steps between progress lines where stderr is no terminal");
     visit("eval_every_steps", eval_every_steps, "steps between validations; 0 turns them off");
     visit("eval_batches", eval_batches, "batches of batch_size sequences in one validation");
@@ -62,8 +63,6 @@ struct TrainConfig {
     visit("on_non_finite", on_non_finite, "what to do with a step whose loss or gradient is not finite");
   }
 
-  int64_t sequences_per_micro_batch() const { return micro_batch == 0 ? batch_size : micro_batch; }
-  int64_t num_micro_batches() const { return batch_size / sequences_per_micro_batch(); }
   bool recomputes(Recompute part) const {
     for (const Recompute each : recompute) {
       if (each == part) return true;
@@ -74,13 +73,8 @@ struct TrainConfig {
   void validate(Problems& problems) const {
     problems.require(steps >= 1 && steps <= 100'000'000, "steps", "is {}; wanted 1 to 100000000", steps);
     problems.require(seed >= 0, "seed", "is {}; wanted 0 or more", seed);
-    const bool batch_ok = problems.require(batch_size >= 1 && batch_size <= 1 << 24, "batch_size",
-                                           "is {}; wanted 1 to 16777216", batch_size);
+    problems.require(batch_size >= 1 && batch_size <= 1 << 24, "batch_size", "is {}; wanted 1 to 16777216", batch_size);
     problems.require(micro_batch >= 0, "micro_batch", "is {}; wanted 0 (the whole batch) or more", micro_batch);
-    if (batch_ok && micro_batch > 0) {
-      problems.require(batch_size % micro_batch == 0, "micro_batch", "is {}; wanted a divisor of train.batch_size, {}",
-                       micro_batch, batch_size);
-    }
     problems.require(log_every_steps >= 1, "log_every_steps", "is {}; wanted 1 or more", log_every_steps);
     problems.require(eval_every_steps >= 0, "eval_every_steps", "is {}; wanted 0 (never) or more", eval_every_steps);
     problems.require(eval_batches >= 1, "eval_batches", "is {}; wanted 1 or more", eval_batches);

@@ -132,10 +132,10 @@ StepRecord Trainer::train_step() {
   model_->context().numerics.health = measure ? &fp8_counts_ : nullptr;
   const int64_t started_ns = clock_.monotonic_ns();
 
-  const int64_t sequences = train.sequences_per_micro_batch();
-  const int64_t tokens = train.batch_size * config_.data.seq_len;
-  const double loss = run_micro_batches(*model_, train, config_.data.seq_len, [&](int64_t m) {
-    return train_loader_->fetch(state_.cursor.sample + m * sequences, sequences);
+  const StepPlan plan = plan_step(config_, 0);
+  const int64_t tokens = plan.tokens();
+  const double loss = run_micro_batches(*model_, plan, [&](int64_t m) {
+    return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences);
   });
   StepRecord record{.step = step,
                     .tokens = state_.tokens + tokens,
@@ -205,8 +205,8 @@ double Trainer::evaluate() {
   const int64_t wanted = std::min(available, config_.train.eval_batches * config_.train.batch_size);
   double sum = 0;
   int64_t tokens = 0;
-  for (int64_t first = 0; first < wanted; first += config_.train.sequences_per_micro_batch()) {
-    const int64_t count = std::min(config_.train.sequences_per_micro_batch(), wanted - first);
+  for (int64_t first = 0; first < wanted; first += config_.sequences_per_micro_batch()) {
+    const int64_t count = std::min(config_.sequences_per_micro_batch(), wanted - first);
     const Batch batch = val_loader_->fetch(first, count);
     const int64_t T = count * config_.data.seq_len;
     const auto loss = model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), count);

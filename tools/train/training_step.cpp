@@ -1,6 +1,52 @@
 #include "tools/train/training_step.h"
 
+#include "kernels/elementwise.h"
+
 namespace octet {
+namespace {
+
+// Sums of gradients over groups of micro-batches, each group's taken when it is complete.
+class GroupSums {
+ public:
+  explicit GroupSums(Transformer& model) : parameters_(model.parameters()) {}
+
+  void take_group() {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Tensor& grad = parameters_[i]->grad();
+      if (sums_.size() <= i) {
+        sums_.push_back(empty(grad.shape(), grad.dtype(), MemoryCategory::kGradients));
+        kernels::cast({.x = grad, .y = sums_[i]}, grad.stream());
+      } else {
+        kernels::add_into({.a = sums_[i], .b = grad, .y = sums_[i]}, grad.stream());
+      }
+      parameters_[i]->clear_grad();
+    }
+  }
+  void give_back() const {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Tensor& grad = parameters_[i]->grad();
+      kernels::cast({.x = sums_[i], .y = grad}, grad.stream());
+    }
+  }
+
+ private:
+  std::vector<Parameter*> parameters_;
+  std::vector<Tensor> sums_;
+};
+
+// Each rank's choices of experts become those of all.
+void sum_loads(Transformer& model, Communicator& world) {
+  std::vector<double> loads;  // whole numbers below 2^53
+  for (Router* router : model.routers()) loads.insert(loads.end(), router->load().begin(), router->load().end());
+  if (loads.empty()) return;
+  world.all_reduce(loads);
+  auto next = loads.begin();
+  for (Router* router : model.routers()) {
+    for (int64_t& count : router->load()) count = int64_t(*next++);
+  }
+}
+
+}  // namespace
 
 RecomputeParts recompute_parts(const TrainConfig& train) {
   return {.norm = train.recomputes(Recompute::kNorm),
@@ -13,23 +59,55 @@ DType moments_dtype(const PrecisionConfig& precision) {
   return precision.moments == MomentType::kBf16 ? DType::kBFloat16 : DType::kFloat32;
 }
 
-double run_micro_batches(Transformer& model, const TrainConfig& train, int64_t seq_len,
-                         const std::function<Batch(int64_t micro_batch)>& fetch) {
-  const int64_t sequences = train.sequences_per_micro_batch(), micro_batches = train.num_micro_batches();
-  const int64_t T = sequences * seq_len, tokens = train.batch_size * seq_len;
-  double loss_sum = 0;
-  for (int64_t m = 0; m < micro_batches; ++m) {
-    const Batch batch = fetch(m);
-    loss_sum += model
-                    .train_micro_batch(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), sequences,
-                                       1.0f / float(tokens), 1.0f / float(micro_batches))
-                    .sum;
-  }
-  return loss_sum / double(tokens);
+StepPlan plan_step(const Config& config, int rank) {
+  const int64_t micro_batches = config.num_micro_batches(), count = micro_batches / config.parallel.dp;
+  return {.seq_len = config.data.seq_len,
+          .sequences = config.sequences_per_micro_batch(),
+          .micro_batches = micro_batches,
+          .first = rank * count,
+          .count = count,
+          .interleave = config.parallel.interleave};
 }
 
-void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts) {
+double run_micro_batches(Transformer& model, const StepPlan& plan,
+                         const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
+  require(plan.count % plan.groups == 0 && plan.count / plan.groups % plan.interleave == 0,
+          "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
+          plan.groups, plan.interleave);
+  const int64_t T = plan.sequences * plan.seq_len;
+  std::vector<double> losses(size_t(plan.micro_batches), 0.0);  // sums of each micro-batch, of this rank's
+  GroupSums groups(model);
+  for (int64_t done = 0; done < plan.count;) {
+    std::vector<Transformer::MicroBatch> side_by_side;
+    for (int64_t i = 0; i < plan.interleave; ++i) {
+      const Batch batch = fetch(plan.first + done + i);
+      side_by_side.push_back({from_vector(batch.inputs, {T}), from_vector(batch.targets, {T})});
+    }
+    const bool is_last = done + plan.interleave == plan.count;
+    if (ranks.shards != nullptr && is_last) {
+      model.context().on_unit_done = [shards = ranks.shards](size_t unit) { shards->unit_done(unit); };
+    }
+    const auto sums = model.train_micro_batches(side_by_side, plan.sequences, 1.0f / float(plan.tokens()),
+                                                1.0f / float(plan.micro_batches));
+    model.context().on_unit_done = {};
+    for (const Transformer::Loss& loss : sums) losses[size_t(plan.first + done++)] = loss.sum;
+    if (plan.groups > 1 && done % (plan.count / plan.groups) == 0) groups.take_group();
+  }
+  if (plan.groups > 1) groups.give_back();
+  if (ranks.shards != nullptr) ranks.shards->finish_reduction();
+  if (ranks.world != nullptr) {
+    ranks.world->all_reduce(losses);
+    sum_loads(model, *ranks.world);
+  }
+  double sum = 0;
+  for (const double loss : losses) sum += loss;
+  return sum / double(plan.tokens());
+}
+
+void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts,
+                  const StepRanks& ranks) {
   optimizer.step(step, lr, norm, counts == nullptr ? nullptr : &counts->weight);
+  if (ranks.shards != nullptr) ranks.shards->gather_weights();
   for (Router* router : model.routers()) router->end_step();
 }
 

@@ -1,11 +1,16 @@
-// The arithmetic of one optimizer step, without data, metrics or checkpoints: what Trainer repeats and `octet bench
-// step` times.
+// The arithmetic of one optimizer step, without data, metrics or checkpoints: what Trainer repeats, `octet bench step`
+// times and `octet verify` compares.
+//
+// A step of many ranks is that of one rank with the same micro-batches, bit for bit, where experts are on every rank:
+// losses and norms are summed in the order of the micro-batches and of the model, and gradients first over the
+// micro-batches of a rank and then over ranks, which one rank does too with StepPlan::groups.
 #pragma once
 
 #include <functional>
 
 #include "core/nn/transformer.h"
 #include "optim/adamw.h"
+#include "parallel/parameter_shards.h"
 #include "tools/data/dataset.h"
 #include "tools/train/config.h"
 
@@ -14,13 +19,32 @@ namespace octet {
 RecomputeParts recompute_parts(const TrainConfig& train);
 DType moments_dtype(const PrecisionConfig& precision);
 
-// Forward and backward of every micro-batch: fetch(m) gives the m-th. Gradients are added to the parameters'; the
-// result is the mean loss over the global batch, nats per token.
-double run_micro_batches(Transformer& model, const TrainConfig& train, int64_t seq_len,
-                         const std::function<Batch(int64_t micro_batch)>& fetch);
+struct StepPlan {
+  int64_t seq_len = 1, sequences = 1;  // of a micro-batch
+  int64_t micro_batches = 1;           // of the step, over all ranks
+  int64_t first = 0, count = 1;        // of them, this rank's
+  int64_t interleave = 1;              // computed in turn, layer by layer
+  int64_t groups = 1;  // gradients are summed inside each of so many runs of micro-batches, then over these in order
 
-// Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), and clears them. counts: of
-// what quantising the weights did; null: none.
-void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts);
+  int64_t tokens() const { return micro_batches * sequences * seq_len; }  // of the step
+};
+StepPlan plan_step(const Config& config, int rank);
+
+// The ranks that share a step; none where this one is alone.
+struct StepRanks {
+  Communicator* world = nullptr;
+  ParameterShards* shards = nullptr;
+};
+
+// Forward and backward of this rank's micro-batches: fetch(m) gives the m-th of the step. Gradients are added to the
+// parameters', own rows over all ranks, and loads of routers over all ranks; the result is the mean loss over the
+// global batch, nats per token, the same on every rank.
+double run_micro_batches(Transformer& model, const StepPlan& plan,
+                         const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks = {});
+
+// Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), clears them, and gathers the
+// weights. counts: of what quantising the weights did; null: none.
+void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts,
+                  const StepRanks& ranks = {});
 
 }  // namespace octet
