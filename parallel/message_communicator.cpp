@@ -810,10 +810,11 @@ class World {
                           shown_operation(seen.header, seen.group), in_phase(seen.header.phase));
     }
     const Answer& answer = answers_[size_t(world_rank)];
-    if (answer.at > answer.asked_at) {
-      text += fmt::format("; asked {:.1f} s ago, it {}", now - answer.asked_at, answer.text);
-    } else if (answer.asked_at > 0) {
-      text += fmt::format("; asked {:.1f} s ago, it did not answer", now - answer.asked_at);
+    const double time_to_answer = options_.timeout_s / 16;
+    if (answer.unanswered_at > 0 && now - answer.unanswered_at > time_to_answer) {
+      text += fmt::format("; asked {:.1f} s ago, it did not answer", now - answer.unanswered_at);
+    } else if (answer.at > 0) {
+      text += fmt::format("; {:.1f} s ago it {}", now - answer.at, answer.text);
     }
     return text;
   }
@@ -855,9 +856,11 @@ class World {
   }
 
   void take_answer(int from, const Notice& notice) {
-    answers_[size_t(from)].at = real_clock().seconds();
-    answers_[size_t(from)].is_waiting = notice.is_waiting != 0;
-    answers_[size_t(from)].text = notice.text;
+    Answer& answer = answers_[size_t(from)];
+    answer.at = real_clock().seconds();
+    answer.unanswered_at = 0;
+    answer.is_waiting = notice.is_waiting != 0;
+    answer.text = notice.text;
     for (const std::shared_ptr<Op>& op : active_) {
       for (size_t peer = 0; peer < op->ages.size(); ++peer) {
         if (op->group->ranks[peer] == from) op->ages[peer] = std::min(op->ages[peer], notice.age_s);
@@ -871,6 +874,7 @@ class World {
     Answer& answer = answers_[size_t(world_rank)];
     if (age < every || now - answer.asked_at < every) return;
     answer.asked_at = now;
+    if (answer.unanswered_at == 0) answer.unanswered_at = now;
     send_notice(world_rank, {});
   }
 
@@ -1063,9 +1067,10 @@ class World {
   };
 
   struct Answer {
-    double asked_at = 0, at = 0;  // seconds of real_clock; 0 is never
-    bool is_waiting = false;      // for other ranks
-    std::string text;             // "had made no call for 3.1 s, in step 4, save"
+    double asked_at = 0, unanswered_at = 0;  // last, and first since `at`: seconds of real_clock, 0 is never
+    double at = 0;
+    bool is_waiting = false;  // for other ranks
+    std::string text;         // "had made no call for 3.1 s, in step 4, save"
   };
 
   struct Held {
