@@ -22,6 +22,9 @@ void log_at(LogLevel level, fmt::format_string<Args...> format, Args&&... args) 
 // Called with true while a progress line stands on the terminal, so that a log line first clears it.
 void set_progress_line_shown(bool shown);
 
+// Every log line from now on goes to this file as well, without colours. The descriptor stays open.
+void copy_log_to(int fd);
+
 template <class... Args>
 void log_debug(fmt::format_string<Args...> format, Args&&... args) {
   detail::log_at(LogLevel::kDebug, format, std::forward<Args>(args)...);

@@ -10,13 +10,6 @@ namespace {
 
 thread_local bool inside_loop = false;
 
-int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return int(std::thread::hardware_concurrency());
-}
-
 void spin_pause() { _mm_pause(); }
 
 // How long a thread looks at a variable before it asks the kernel to be woken: about 20 us, longer than the gap
@@ -27,6 +20,13 @@ std::atomic<bool> pool_made{false};
 int wanted_threads = 0;
 
 }  // namespace
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return int(std::thread::hardware_concurrency());
+}
 
 struct ThreadPool::Loop {
   int64_t n, grain;

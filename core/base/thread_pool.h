@@ -48,6 +48,9 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
 };
 
+// Cores that this process may run on.
+int usable_cores();
+
 // The process's pool. set_num_threads must come before the first use; later calls throw.
 ThreadPool& default_thread_pool();
 void set_num_threads(int threads);

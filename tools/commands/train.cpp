@@ -1,6 +1,9 @@
 #include "core/base/thread_pool.h"
+#include "parallel/agreement.h"
+#include "parallel/mpi_communicator.h"
 #include "tools/commands/commands.h"
 #include "tools/train/check_run.h"
+#include "tools/train/rank_session.h"
 #include "tools/train/trainer.h"
 
 namespace octet {
@@ -12,11 +15,21 @@ struct TrainOptions {
   bool print_config = false;
 };
 
-// "runs/tiny" for configs/tiny.yaml.
-std::string default_run_dir(const std::string& config_path) {
-  std::string name = file_name_of(config_path);
-  if (const auto dot = name.rfind('.'); dot != std::string::npos && dot > 0) name.resize(dot);
-  return join_path("runs", name);
+int train_as_rank(const TrainOptions& options, const std::string& run_dir) {
+  FileSystem& files = real_file_system();
+  // Read alone first, since the ranks' deadline is in it; all that is wrong with it is said by rank 0, once.
+  Config config;
+  error_in([&] { config = load_config(files, options.config, options.overrides); });
+  set_num_threads(config.train.threads > 0 ? int(config.train.threads) : threads_of_rank());
+  CheckedRun run;
+  return run_as_rank(
+      {.run_dir = run_dir, .timeout_s = config.parallel.timeout_s},
+      [&] { run = check_run(files, options.config, options.overrides, run_dir); },
+      [&](Communicator& world) {
+        require_same_program(world, run.config);
+        Trainer trainer(run.config, run.origins, run_dir, files, real_clock(), &world);
+        return trainer.run();
+      });
 }
 
 int run_train(const TrainOptions& options) {
@@ -28,13 +41,30 @@ int run_train(const TrainOptions& options) {
     return 0;
   }
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
+  if (is_mpi_rank()) return train_as_rank(options, run_dir);
   const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);
+  const int64_t dp = run.config.parallel.dp;
+  if (dp > 1) {
+    fail(ErrorKind::kConfig,
+         {.what = fmt::format("parallel.dp is {}, and this is one process", dp),
+          .where = options.config,
+          .why = {},
+          .fix = fmt::format("octet launch {} starts {} ranks, as does mpirun -np {} octet train {}; or set "
+                             "parallel.dp=1 parallel.ep=1",
+                             options.config, dp, dp, options.config)});
+  }
   set_num_threads(int(run.config.train.threads));
   Trainer trainer(run.config, run.origins, run_dir, files, real_clock());
   return trainer.run();
 }
 
 }  // namespace
+
+std::string default_run_dir(const std::string& config_path) {
+  std::string name = file_name_of(config_path);
+  if (const auto dot = name.rfind('.'); dot != std::string::npos && dot > 0) name.resize(dot);
+  return join_path("runs", name);
+}
 
 void add_train_command(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<TrainOptions>();

@@ -1,10 +1,14 @@
 #include "tools/train/run_state.h"
 
+#include <algorithm>
 #include <ctime>
+#include <optional>
 #include <random>
 
 #include "core/base/log.h"
 #include "kernels/elementwise.h"
+#include "parallel/agreement.h"
+#include "parallel/self_communicator.h"
 #include "tools/train/config_keys.h"
 #include "tools/train/yaml_reader.h"
 
@@ -16,55 +20,181 @@ constexpr std::string_view kConfigFile = "config.yaml", kTokenizerFile = "tokeni
 std::string bias_name(const Router& router) { return router.prefix() + "e_score_correction_bias"; }
 std::string share_name(const Router& router) { return router.prefix() + "last_load_share"; }
 
-// The rows of a piece inside its parameter's tensor `whole`.
-View rows_of(const Tensor& whole, const Parameter& parameter, const WeightPiece& piece) {
-  const int64_t cols = parameter.shape().cols();
-  return View(static_cast<char*>(whole.view().raw()) + piece.first_row * cols * size_of(whole.dtype()),
-              parameter.piece_shape(piece), whole.dtype());
+// What is read, converted or sent at a time, as float32; a row, where that is longer.
+constexpr int64_t kChunkBytes = int64_t(4) << 20;
+
+// Memory for a chunk, taken once: blocks of many sizes would all be kept (core/tensor/allocator.h).
+class Chunk {
+ public:
+  View view(const Shape& shape, DType dtype) {
+    const int64_t bytes = shape.num_elements() * size_of(dtype);
+    if (!memory_.is_defined() || memory_.num_bytes() < bytes) {
+      memory_ = empty({std::max(bytes, kChunkBytes)}, DType::kUInt8, MemoryCategory::kWorkspace);
+    }
+    return View(memory_.view().raw(), shape, dtype);
+  }
+
+ private:
+  Tensor memory_;
+};
+
+RowRange rows_of(const WeightPiece& piece) { return {.first = piece.first_row, .rows = piece.rows}; }
+
+RowRange intersection(const RowRange& a, const RowRange& b) {
+  const int64_t first = std::max(a.first, b.first);
+  return {.first = first, .rows = std::max<int64_t>(std::min(a.end(), b.end()) - first, 0)};
 }
 
-TensorPiece piece_of(std::string name, TensorGroup group, const View& values) {
-  return {.name = std::move(name),
-          .group = group,
-          .dtype = stored(values.dtype()),
-          .shape = values.shape(),
-          .data = values.raw(),
-          .box = {}};
+// Calls body(rows) for consecutive parts of `rows` that are a chunk each.
+template <class Body>
+void for_chunks(const RowRange& rows, int64_t cols, Body&& body) {
+  const int64_t most = std::max<int64_t>(kChunkBytes / (cols * int64_t(sizeof(float))), 1);
+  for (int64_t first = rows.first; first < rows.end(); first += most) {
+    body(RowRange{.first = first, .rows = std::min(most, rows.end() - first)});
+  }
 }
 
-// Reads a tensor of float32 or bfloat16 into memory of either, rounding where it must.
-void read_into(const CheckpointReader& reader, const std::string& name, const View& to) {
+// The rows `wanted` of a tensor that holds the rows `held`: [rows, cols].
+View rows_of(const Tensor& tensor, const RowRange& held, const RowRange& wanted, int64_t cols) {
+  return View(static_cast<char*>(tensor.view().raw()) + (wanted.first - held.first) * cols * size_of(tensor.dtype()),
+              {wanted.rows, cols}, tensor.dtype());
+}
+
+// Rows of a piece as a box of its tensor on disk.
+Box box_of(const Parameter& parameter, const WeightPiece& piece, const RowRange& rows) {
+  Box box = whole_box(parameter.piece_shape(piece));
+  if (parameter.shape().rank() > 1) box.start[0] = rows.first - piece.first_row, box.extent[0] = rows.rows;
+  return box;
+}
+
+const CheckpointReader::Tensor& find_tensor(const CheckpointReader& reader, const std::string& name,
+                                            const Shape& shape) {
   const CheckpointReader::Tensor* saved = reader.find(name);
-  if (saved == nullptr || saved->shape != to.shape()) {
+  if (saved == nullptr || saved->shape != shape) {
     fail(ErrorKind::kCheckpoint,
          {.what = saved == nullptr ? fmt::format("tensor {} is missing", name)
-                                   : fmt::format("tensor {} is {}; the model wants {}", name, saved->shape, to.shape()),
+                                   : fmt::format("tensor {} is {}; the model wants {}", name, saved->shape, shape),
           .where = reader.path(),
           .why = "the model would be only partly that of the checkpoint",
           .fix = "use the configuration that wrote it: config.yaml in that directory"});
   }
-  if (in_memory(saved->dtype) == to.dtype()) {
-    reader.read_tensor(name, to.raw());
-    return;
-  }
   require(ErrorKind::kCheckpoint, saved->dtype == StoredDType::kF32 || saved->dtype == StoredDType::kBF16,
           "{}: tensor {} is {}; wanted F32 or BF16", reader.path(), name, name_of(saved->dtype));
-  const Tensor read = empty(to.shape(), *in_memory(saved->dtype), MemoryCategory::kWorkspace);
-  reader.read_tensor(name, read.view().raw());
-  kernels::cast({.x = read, .y = to}, read.stream());
+  return *saved;
+}
+
+// Reads a box of a tensor of float32 or bfloat16 into memory of either, rounding where it must.
+void read_into(const CheckpointReader& reader, const CheckpointReader::Tensor& saved, const Box& box, const View& to,
+               Chunk& chunk) {
+  if (in_memory(saved.dtype) == to.dtype()) {
+    reader.read_tensor(saved.name, box, to.raw());
+    return;
+  }
+  const View read = chunk.view(to.shape(), *in_memory(saved.dtype));
+  reader.read_tensor(saved.name, box, read.raw());
+  kernels::cast({.x = read, .y = to}, default_stream());
+}
+
+void read_vector(const CheckpointReader& reader, const std::string& name, const Tensor& to, Chunk& chunk) {
+  read_into(reader, find_tensor(reader, name, to.shape()), whole_box(to.shape()), to, chunk);
+}
+
+// The own rows of a piece, from the tensor `name`.
+void read_own_rows(const CheckpointReader& reader, const std::string& name, const Parameter& parameter,
+                   const WeightPiece& piece, const Tensor& to, Chunk& chunk, Communicator& world) {
+  const int64_t cols = parameter.shape().cols();
+  const auto& saved = find_tensor(reader, name, parameter.piece_shape(piece));
+  for_chunks(intersection(parameter.own(), rows_of(piece)), cols, [&](const RowRange& rows) {
+    read_into(reader, saved, box_of(parameter, piece, rows), rows_of(to, parameter.own(), rows, cols), chunk);
+    world.progress();
+  });
 }
 
 // Masters from `<name>.master` where that was saved, else from the weight itself.
-void read_weights(const CheckpointReader& reader, Transformer& model) {
+void read_weights(const CheckpointReader& reader, Transformer& model, Chunk& chunk, Communicator& world) {
   for (Parameter* parameter : model.parameters()) {
     for (const WeightPiece& piece : parameter->pieces()) {
       const std::string master = piece.name + ".master";
-      read_into(reader, reader.find(master) != nullptr ? master : piece.name,
-                rows_of(parameter->master(), *parameter, piece));
+      read_own_rows(reader, reader.find(master) != nullptr ? master : piece.name, *parameter, piece,
+                    parameter->master(), chunk, world);
     }
   }
-  for (Router* router : model.routers()) read_into(reader, bias_name(*router), router->bias());
+  for (Router* router : model.routers()) read_vector(reader, bias_name(*router), router->bias(), chunk);
   model.refresh_weights();
+}
+
+// Which rows of its parameters each rank owns.
+class Owners {
+ public:
+  Owners(const std::vector<Parameter*>& parameters, Communicator& world)
+      : rank_(world.rank()), ranks_(size_t(world.size())), parameters_(parameters.size()) {
+    std::vector<Entry> mine;
+    for (const Parameter* parameter : parameters) {
+      mine.push_back({.slice = parameter->cut().first, .own = parameter->own()});
+    }
+    static_assert(sizeof(Entry) == 3 * sizeof(int64_t));
+    const auto numbers = int64_t(3 * mine.size());
+    all_.resize(mine.size() * ranks_);
+    world.all_gather(ConstView(mine.data(), {numbers}, DType::kInt64),
+                     View(all_.data(), {numbers * world.size()}, DType::kInt64), default_stream());
+  }
+
+  struct Part {
+    int rank = 0;
+    RowRange rows;
+  };
+  // Who owns these rows of a parameter that this rank holds, in the order of the rows.
+  std::vector<Part> of(size_t parameter, const std::string& name, const RowRange& rows) const {
+    std::vector<Part> parts;
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      const Entry& entry = all_[rank * parameters_ + parameter];
+      if (entry.slice != all_[size_t(rank_) * parameters_ + parameter].slice) continue;  // holds other experts
+      const RowRange part = intersection(entry.own, rows);
+      if (part.rows > 0) parts.push_back({.rank = int(rank), .rows = part});
+    }
+    std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.rows.first < b.rows.first; });
+    int64_t next = rows.first;
+    for (const Part& part : parts) {
+      require(part.rows.first == next, "save_run_state: row {} of {} is owned by {} ranks; wanted one",
+              std::min(part.rows.first, next), name, part.rows.first < next ? 2 : 0);
+      next = part.rows.end();
+    }
+    require(next == rows.end(), "save_run_state: row {} of {} is owned by 0 ranks; wanted one", next, name);
+    return parts;
+  }
+
+ private:
+  struct Entry {
+    int64_t slice = 0;
+    RowRange own;
+  };
+  int rank_;
+  size_t ranks_, parameters_;
+  std::vector<Entry> all_;
+};
+
+// The bfloat16 values of a weight that exists in FP8 only, from the masters of its owners; on the first of them, which
+// writes it. Undefined on the others.
+Tensor collect_rounded(const Parameter& parameter, const WeightPiece& piece, const std::vector<Owners::Part>& owners,
+                       Chunk& chunk, Communicator& world) {
+  const int64_t cols = parameter.shape().cols();
+  const int writer = owners.front().rank;
+  const bool is_writer = writer == world.rank();
+  Tensor whole;
+  if (is_writer) whole = empty({piece.rows, cols}, DType::kBFloat16, MemoryCategory::kWorkspace);  // [rows, cols]
+  Stream& stream = default_stream();
+  for (const Owners::Part& part : owners) {
+    const bool is_mine = part.rank == world.rank();
+    if (!is_mine && !is_writer) continue;
+    for_chunks(part.rows, cols, [&](const RowRange& rows) {
+      const View to =
+          is_writer ? rows_of(whole, rows_of(piece), rows, cols) : chunk.view({rows.rows, cols}, DType::kBFloat16);
+      if (is_mine) kernels::cast({.x = rows_of(parameter.master(), parameter.own(), rows, cols), .y = to}, stream);
+      if (is_mine && !is_writer) world.send(to, writer, stream);
+      if (!is_mine) world.receive(to, part.rank, stream);
+    });
+  }
+  return whole;
 }
 
 ModelConfig resolved_model(const Config& config, int64_t vocab_size) {
@@ -82,37 +212,61 @@ int64_t vocab_size_of(const CheckpointReader& reader) {
 
 std::string save_run_state(FileSystem& files, const std::string& directory, const RunState& state, const Config& config,
                            const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer) {
+  return save_run_state(files, directory, state, config, tokenizer, model, optimizer, *make_self_communicator());
+}
+
+std::string save_run_state(FileSystem& files, const std::string& directory, const RunState& state, const Config& config,
+                           const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer,
+                           Communicator& world) {
   std::vector<TensorPiece> pieces;
-  std::vector<Tensor> rounded;  // bfloat16 weights that exist in FP8 only
+  std::vector<Tensor> rounded;  // what `pieces` points to beside the model
+  const auto add = [&pieces](std::string name, TensorGroup group, const Shape& shape, const View& values,
+                             const std::optional<Box>& box = {}) {
+    pieces.push_back({.name = std::move(name),
+                      .group = group,
+                      .dtype = stored(values.dtype()),
+                      .shape = shape,
+                      .data = values.raw(),
+                      .box = box});
+  };
+  const Owners owners(optimizer.parameters(), world);
+  Chunk chunk;
   for (size_t i = 0; i < optimizer.parameters().size(); ++i) {
     const Parameter& parameter = *optimizer.parameters()[i];
-    Tensor weight;
-    if (parameter.form() == WeightForm::kFp8Block) {
-      weight = empty(parameter.shape(), DType::kBFloat16, MemoryCategory::kWorkspace);
-      kernels::cast({.x = parameter.master(), .y = weight}, weight.stream());
-      rounded.push_back(weight);
-    } else {
-      weight = parameter.weight();
-    }
     const AdamW::Moments& moments = optimizer.moments(i);
+    const int64_t cols = parameter.shape().cols();
     for (const WeightPiece& piece : parameter.pieces()) {
-      pieces.push_back(piece_of(piece.name, TensorGroup::kModel, rows_of(weight, parameter, piece)));
-      if (parameter.form() != WeightForm::kFloat32) {
-        pieces.push_back(
-            piece_of(piece.name + ".master", TensorGroup::kOptim, rows_of(parameter.master(), parameter, piece)));
+      const Shape shape = parameter.piece_shape(piece);
+      const std::vector<Owners::Part> parts = owners.of(i, piece.name, rows_of(piece));
+      const bool is_writer = parts.front().rank == world.rank();
+      if (parameter.form() == WeightForm::kFp8Block) {
+        const Tensor whole = collect_rounded(parameter, piece, parts, chunk, world);
+        if (is_writer) rounded.push_back(whole), add(piece.name, TensorGroup::kModel, shape, whole);
+      } else if (is_writer) {
+        add(piece.name, TensorGroup::kModel, shape,
+            rows_of(parameter.weight(), {0, parameter.num_rows()}, rows_of(piece), cols));
       }
-      pieces.push_back(piece_of(piece.name + ".exp_avg", TensorGroup::kOptim, rows_of(moments.m, parameter, piece)));
-      pieces.push_back(piece_of(piece.name + ".exp_avg_sq", TensorGroup::kOptim, rows_of(moments.v, parameter, piece)));
+      const RowRange own = intersection(parameter.own(), rows_of(piece));
+      if (own.rows == 0) continue;
+      const auto add_own = [&](const char* suffix, const Tensor& values) {
+        add(piece.name + suffix, TensorGroup::kOptim, shape, rows_of(values, parameter.own(), own, cols),
+            box_of(parameter, piece, own));
+      };
+      if (parameter.form() != WeightForm::kFloat32) add_own(".master", parameter.master());
+      add_own(".exp_avg", moments.m);
+      add_own(".exp_avg_sq", moments.v);
     }
   }
-  for (Router* router : model.routers()) {
-    pieces.push_back(piece_of(bias_name(*router), TensorGroup::kModel, router->bias()));
-    pieces.push_back(piece_of(share_name(*router), TensorGroup::kState, router->last_load_share()));
+  if (world.rank() == 0) {
+    for (Router* router : model.routers()) {
+      add(bias_name(*router), TensorGroup::kModel, router->bias().shape(), router->bias());
+      add(share_name(*router), TensorGroup::kState, router->last_load_share().shape(), router->last_load_share());
+    }
   }
 
   CheckpointInfo info{
       .run_id = state.run_id, .step = state.step, .tokens = state.tokens, .code_version = OCTET_VERSION};
-  info.layout.set("world_size", 1).set("dp", config.parallel.dp).set("ep", config.parallel.ep);
+  info.layout.set("world_size", world.size()).set("dp", config.parallel.dp).set("ep", config.parallel.ep);
   info.rng.set("seed", config.train.seed);  // streams are functions of the seed and a name; none has a position
   info.data_cursor.set("sample", state.cursor.sample)
       .set("epoch", state.cursor.epoch)
@@ -121,21 +275,30 @@ std::string save_run_state(FileSystem& files, const std::string& directory, cons
   info.meta.set("vocab_size", model.config().vocab_size);
   const std::string path = save_checkpoint(
       files, directory, info, pieces,
-      {{std::string(kConfigFile), print_config(config)}, {std::string(kTokenizerFile), tokenizer.json()}});
-  remove_old_checkpoints(files, directory, config.checkpoint.keep_last);
+      {{std::string(kConfigFile), print_config(config)}, {std::string(kTokenizerFile), tokenizer.json()}}, {}, world);
+  remove_old_checkpoints(files, directory, config.checkpoint.keep_last, world);
   return path;
 }
 
 RunState load_run_state(const CheckpointReader& reader, Transformer& model, const AdamW& optimizer) {
-  read_weights(reader, model);
-  for (size_t i = 0; i < optimizer.parameters().size(); ++i) {
-    const Parameter& parameter = *optimizer.parameters()[i];
-    for (const WeightPiece& piece : parameter.pieces()) {
-      read_into(reader, piece.name + ".exp_avg", rows_of(optimizer.moments(i).m, parameter, piece));
-      read_into(reader, piece.name + ".exp_avg_sq", rows_of(optimizer.moments(i).v, parameter, piece));
+  return load_run_state(reader, model, optimizer, *make_self_communicator());
+}
+
+RunState load_run_state(const CheckpointReader& reader, Transformer& model, const AdamW& optimizer,
+                        Communicator& world) {
+  all_or_none(world, [&] {
+    Chunk chunk;
+    read_weights(reader, model, chunk, world);
+    for (size_t i = 0; i < optimizer.parameters().size(); ++i) {
+      const Parameter& parameter = *optimizer.parameters()[i];
+      const AdamW::Moments& moments = optimizer.moments(i);
+      for (const WeightPiece& piece : parameter.pieces()) {
+        read_own_rows(reader, piece.name + ".exp_avg", parameter, piece, moments.m, chunk, world);
+        read_own_rows(reader, piece.name + ".exp_avg_sq", parameter, piece, moments.v, chunk, world);
+      }
     }
-  }
-  for (Router* router : model.routers()) read_into(reader, share_name(*router), router->last_load_share());
+    for (Router* router : model.routers()) read_vector(reader, share_name(*router), router->last_load_share(), chunk);
+  });
   const CheckpointInfo& info = reader.info();
   const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = join_path(reader.path(), kManifestName)};
   const JsonCursor cursor(info.data_cursor, source);
@@ -204,7 +367,8 @@ std::unique_ptr<Transformer> load_model(const CheckpointReader& reader, int64_t 
   const Config config = config_of(reader);
   auto model = std::make_unique<Transformer>(resolved_model(config, vocab_size_of(reader)), config.precision,
                                              RecomputeParts{}, max_positions);
-  read_weights(reader, *model);
+  Chunk chunk;
+  read_weights(reader, *model, chunk, *make_self_communicator());
   return model;
 }
 

@@ -4,6 +4,9 @@
 //          logits of the model in training, bit for bit.
 //   optim  <name>.master (float32, where the weight itself is not), <name>.exp_avg, <name>.exp_avg_sq
 //   state  <gate>.last_load_share
+// Many ranks. Each gives the rows that it owns (Parameter::own) of the masters and moments, as boxes of those tensors;
+// so any ranks read what any others wrote. A weight is written whole by the rank that owns its first row; what exists
+// in FP8 only, it collects from the masters of the other owners. Rank 0 gives the routers' tensors.
 #pragma once
 
 #include <memory>
@@ -12,6 +15,7 @@
 #include "core/base/clock.h"
 #include "core/nn/transformer.h"
 #include "optim/adamw.h"
+#include "parallel/communicator.h"
 #include "tools/data/dataset.h"
 #include "tools/train/checkpoint_store.h"
 #include "tools/train/config.h"
@@ -29,9 +33,19 @@ struct RunState {
 // config and tokenizer are saved beside the tensors; keep_last as in CheckpointConfig. Returns the checkpoint's path.
 std::string save_run_state(FileSystem& files, const std::string& directory, const RunState& state, const Config& config,
                            const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer);
-// Fills weights, moments and router state, and refreshes the weights. The recipe and the dtype of the moments may be
-// others than those that wrote the checkpoint.
+// Called by all ranks, with weights that are whole (gathered) on each; each row of a parameter is owned by one of the
+// ranks that hold it. Errors are those of save_checkpoint. Memory beside the model: the bfloat16 values of the FP8
+// weights that this rank writes, and 4 MiB.
+std::string save_run_state(FileSystem& files, const std::string& directory, const RunState& state, const Config& config,
+                           const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer, Communicator& world);
+
+// Fills weights, moments and router state, and refreshes the weights. The recipe, the dtype of the moments and the
+// ranks may be others than those that wrote the checkpoint.
 RunState load_run_state(const CheckpointReader& reader, Transformer& model, const AdamW& optimizer);
+// Called by all ranks; an error of one is thrown by all. Each reads the rows that it owns, and refreshes those: the
+// caller then gathers the weights. Memory beside the model and the reader: 4 MiB.
+RunState load_run_state(const CheckpointReader& reader, Transformer& model, const AdamW& optimizer,
+                        Communicator& world);
 
 // Throws kCheckpoint, with each key and both values, where the checkpoint is of a run that this configuration cannot go
 // on with: another model, sequence length, seed or dataset.

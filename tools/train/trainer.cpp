@@ -3,12 +3,16 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <numeric>
+#include <sstream>
 
 #include "core/base/isa.h"
 #include "core/base/log.h"
 #include "kernels/elementwise.h"
 #include "kernels/peak.h"
 #include "optim/lr_schedule.h"
+#include "parallel/agreement.h"
+#include "parallel/self_communicator.h"
 #include "tools/train/generate.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/progress.h"
@@ -65,13 +69,50 @@ void unless_storage_fails(const char* what, Write&& write) {
 
 bool at_interval(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
+void sum_over_ranks(Fp8Counts& counts, Communicator& world) {
+  kernels::QuantizeStats* const all[] = {&counts.weight, &counts.activation, &counts.grad_output,
+                                         &counts.wgrad_activation, &counts.wgrad_grad};
+  std::vector<double> sums;  // whole numbers below 2^53
+  for (const auto* stats : all) {
+    for (const int64_t count : {stats->count, stats->flushed, stats->saturated, stats->non_finite}) {
+      sums.push_back(double(count));
+    }
+  }
+  world.all_reduce(sums);
+  auto next = sums.begin();
+  for (auto* stats : all) {
+    for (int64_t* count : {&stats->count, &stats->flushed, &stats->saturated, &stats->non_finite}) {
+      *count = int64_t(*next++);
+    }
+  }
+}
+
+// "; written by 4 ranks (ep 2), read by 2 (ep 1)", where they differ.
+std::string layout_change(const CheckpointReader& reader, const Config& config) {
+  const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = join_path(reader.path(), kManifestName)};
+  const JsonCursor layout(reader.info().layout, source);
+  const int64_t dp = layout["dp"].as_int64(1), ep = layout["ep"].as_int64(1);
+  if (dp == config.parallel.dp && ep == config.parallel.ep) return "";
+  return fmt::format("; {} ranks (ep {}) wrote it, {} (ep {}) go on", dp, ep, config.parallel.dp, config.parallel.ep);
+}
+
 }  // namespace
 
-Trainer::Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock)
-    : config_(config), origins_(origins), run_dir_(std::move(run_dir)), files_(files), clock_(clock) {
+Trainer::Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock,
+                 Communicator* world)
+    : config_(config),
+      origins_(origins),
+      run_dir_(std::move(run_dir)),
+      files_(files),
+      clock_(clock),
+      alone_(world == nullptr ? make_self_communicator() : nullptr),
+      world_(world == nullptr ? *alone_ : *world) {
   const std::string& data = config_.data.path;
-  train_data_ = std::make_unique<TokenDataset>(files_, data, Split::kTrain);
-  tokenizer_ = std::make_unique<Tokenizer>(load_dataset_tokenizer(files_, data));
+  world_.set_phase("start");
+  all_or_none(world_, [&] {
+    train_data_ = std::make_unique<TokenDataset>(files_, data, Split::kTrain);
+    tokenizer_ = std::make_unique<Tokenizer>(load_dataset_tokenizer(files_, data));
+  });
   train_loader_ = std::make_unique<DataLoader>(
       *train_data_, SampleOrder(train_data_->num_tokens(), config_.data.seq_len, uint64_t(config_.train.seed)));
   if (config_.train.eval_every_steps > 0) {
@@ -91,37 +132,53 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
           "model.vocab_size is {}; the tokens of {} go up to {}: wanted at least that, or 0 for just that",
           model.vocab_size, data, train_data_->vocab_size());
   const int64_t sample_length = int64_t(config_.train.sample_prompt.size()) + 1 + config_.train.sample_tokens;
+  ranks_.emplace(world_, config_.parallel, model);
   model_ = std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
-                                         std::max(config_.data.seq_len, sample_length));
-  optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision));
+                                         std::max(config_.data.seq_len, sample_length), ranks_->make_dispatcher());
+  shards_ = ranks_->shard(*model_);
+  optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision), &world_);
   flops_per_token_ = training_flops_per_token(config_.model, model.vocab_size, config_.data.seq_len);
-  files_.make_directories(run_dir_);
+  all_or_none(world_, [&] { files_.make_directories(run_dir_); });
 }
 
 Trainer::~Trainer() = default;
 
+StepRanks Trainer::step_ranks() const { return {.world = &world_, .shards = shards_.get()}; }
+
 int64_t Trainer::resume() {
   const std::string checkpoints = join_path(run_dir_, "checkpoints");
-  files_.make_directories(checkpoints);
-  clean_up_checkpoints(files_, checkpoints);
-  if (const auto newest = find_newest_good_checkpoint(files_, checkpoints)) {
-    const CheckpointReader reader(files_, newest->path);
-    require_same_run(reader, config_, train_data_->digest());
-    state_ = load_run_state(reader, *model_, *optimizer_);
+  world_.set_phase("resume");
+  require_shared_directory(files_, checkpoints, world_);
+  all_or_none(world_, [&] {
+    if (is_first()) clean_up_checkpoints(files_, checkpoints);
+  });
+  if (const auto newest = find_newest_good_checkpoint(files_, checkpoints, world_)) {
+    std::optional<CheckpointReader> reader;
+    all_or_none(world_, [&] {
+      reader.emplace(files_, newest->path);
+      require_same_run(*reader, config_, train_data_->digest());
+    });
+    state_ = load_run_state(*reader, *model_, *optimizer_, world_);
     saved_step_ = state_.step;
-    log_info("going on after step {} from {}", state_.step, newest->path);
+    log_info("going on after step {} from {}{}", state_.step, newest->path, layout_change(*reader, config_));
   } else {
-    state_ = {.run_id = new_run_id(clock_),
+    std::string run_id = new_run_id(clock_);
+    broadcast_text(world_, run_id);
+    state_ = {.run_id = run_id,
               .step = 0,
               .tokens = 0,
               .cursor = train_loader_->order().cursor(0),
               .data_digest = train_data_->digest()};
     model_->init_weights(uint64_t(config_.train.seed));
   }
-  metrics_ = std::make_unique<MetricsWriter>(files_, join_path(run_dir_, "metrics.jsonl"), state_.step);
-  files_.sync_directory(run_dir_);
-  keep_samples_until(files_, join_path(run_dir_, "samples.txt"), state_.step);
-  files_.write_atomically(join_path(run_dir_, "config.yaml"), print_config(config_, &origins_));
+  shards_->gather_weights();
+  all_or_none(world_, [&] {
+    if (!is_first()) return;
+    metrics_ = std::make_unique<MetricsWriter>(files_, join_path(run_dir_, "metrics.jsonl"), state_.step);
+    files_.sync_directory(run_dir_);
+    keep_samples_until(files_, join_path(run_dir_, "samples.txt"), state_.step);
+    files_.write_atomically(join_path(run_dir_, "config.yaml"), print_config(config_, &origins_));
+  });
   return state_.step;
 }
 
@@ -132,11 +189,14 @@ StepRecord Trainer::train_step() {
   model_->context().numerics.health = measure ? &fp8_counts_ : nullptr;
   const int64_t started_ns = clock_.monotonic_ns();
 
-  const StepPlan plan = plan_step(config_, 0);
+  const StepPlan plan = plan_step(config_, world_.rank());
   const int64_t tokens = plan.tokens();
-  const double loss = run_micro_batches(*model_, plan, [&](int64_t m) {
-    return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences);
-  });
+  world_.set_phase(fmt::format("step {}, gradients", step));
+  const double loss = run_micro_batches(
+      *model_, plan,
+      [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); },
+      step_ranks());
+  world_.set_phase(fmt::format("step {}, update", step));
   StepRecord record{.step = step,
                     .tokens = state_.tokens + tokens,
                     .loss = loss,
@@ -149,13 +209,13 @@ StepRecord Trainer::train_step() {
     }
     ++skipped_in_a_row_;
     record.skipped = true;
-    log_warning("step {}: {}; the step is left out ({} in a row)", step, first_non_finite(record.loss),
-                skipped_in_a_row_);
+    log_warning("step {}: {}; the step is left out ({} in a row)", step, first_non_finite(loss), skipped_in_a_row_);
     optimizer_->clear_gradients();
     for (Router* router : model_->routers()) router->drop_step();
   } else {
     skipped_in_a_row_ = 0;
-    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? &fp8_counts_ : nullptr);
+    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? &fp8_counts_ : nullptr,
+                 step_ranks());
   }
   state_.step = step;
   state_.tokens += tokens;
@@ -163,7 +223,10 @@ StepRecord Trainer::train_step() {
 
   record.step_seconds = double(clock_.monotonic_ns() - started_ns) * 1e-9;
   record.tokens_per_second = double(tokens) / record.step_seconds;
-  if (peak_flops_ > 0) record.sol_percent = 100.0 * record.tokens_per_second * flops_per_token_ / peak_flops_;
+  if (peak_flops_ > 0) {
+    record.sol_percent =
+        100.0 * record.tokens_per_second * flops_per_token_ / (peak_flops_ * double(config_.parallel.dp));
+  }
   if (measure) add_machine_metrics(record);
   return record;
 }
@@ -171,11 +234,11 @@ StepRecord Trainer::train_step() {
 void Trainer::add_router_metrics(StepRecord& record, bool with_loads) {
   const std::vector<Router*> routers = model_->routers();
   if (routers.empty()) return;
-  record.aux_loss = record.z_loss = 0;
-  for (size_t i = 0; i < routers.size(); ++i) {
-    *record.aux_loss += double(routers[i]->balance_loss());
-    *record.z_loss += double(routers[i]->z_loss());
-    if (!with_loads) continue;
+  std::vector<double> losses = {0, 0};
+  for (Router* router : routers) losses[0] += double(router->balance_loss()), losses[1] += double(router->z_loss());
+  world_.all_reduce(losses);
+  record.aux_loss = losses[0], record.z_loss = losses[1];
+  for (size_t i = 0; i < routers.size() && with_loads; ++i) {
     const LoadStats stats = load_stats(routers[i]->load());
     record.experts.push_back({.layer = config_.model.dense_layers + int64_t(i),
                               .max_violation = stats.max_violation,
@@ -188,6 +251,7 @@ void Trainer::add_router_metrics(StepRecord& record, bool with_loads) {
 
 void Trainer::add_machine_metrics(StepRecord& record) {
   if (model_->context().numerics.is_fp8()) {
+    sum_over_ranks(fp8_counts_, world_);
     record.fp8 = {health_of("weight", fp8_counts_.weight), health_of("activation", fp8_counts_.activation),
                   health_of("grad_output", fp8_counts_.grad_output),
                   health_of("wgrad_activation", fp8_counts_.wgrad_activation),
@@ -203,32 +267,60 @@ void Trainer::add_machine_metrics(StepRecord& record) {
 double Trainer::evaluate() {
   const int64_t available = val_loader_->order().samples_per_epoch();
   const int64_t wanted = std::min(available, config_.train.eval_batches * config_.train.batch_size);
-  double sum = 0;
-  int64_t tokens = 0;
-  for (int64_t first = 0; first < wanted; first += config_.sequences_per_micro_batch()) {
-    const int64_t count = std::min(config_.sequences_per_micro_batch(), wanted - first);
-    const Batch batch = val_loader_->fetch(first, count);
+  const int64_t sequences = config_.sequences_per_micro_batch(), passes = (wanted + sequences - 1) / sequences;
+  // Pass by pass in turn over ranks; all make as many, the last perhaps of no tokens, since tokens visit all ranks.
+  std::vector<double> sums(size_t(passes), 0.0), tokens(size_t(passes), 0.0);
+  for (int64_t pass = world_.rank(); pass < passes + world_.rank(); pass += world_.size()) {
+    const int64_t first = std::min(pass * sequences, wanted), count = std::min(sequences, wanted - first);
+    const Batch batch = count > 0 ? val_loader_->fetch(first, count) : Batch{};
     const int64_t T = count * config_.data.seq_len;
-    const auto loss = model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), count);
-    sum += loss.sum;
-    tokens += loss.tokens;
+    const auto loss =
+        model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), std::max<int64_t>(count, 1));
+    if (count == 0) continue;
+    sums[size_t(pass)] = loss.sum;
+    tokens[size_t(pass)] = double(loss.tokens);
   }
-  return sum / double(tokens);
+  world_.all_reduce(sums);
+  world_.all_reduce(tokens);
+  return std::accumulate(sums.begin(), sums.end(), 0.0) / std::accumulate(tokens.begin(), tokens.end(), 0.0);
 }
 
 std::string Trainer::first_non_finite(double loss) {
   if (!std::isfinite(loss)) return fmt::format("the loss is {}", loss);
-  for (Parameter* parameter : model_->parameters()) {
-    const int64_t cols = parameter->shape().cols();
-    for (const WeightPiece& piece : parameter->pieces()) {
+  // Of each rank, the first tensor of the model with bad numbers in its own rows: "place count numbers name". A tensor
+  // may lie on several ranks.
+  std::string mine;
+  const std::vector<Parameter*> parameters = model_->parameters();
+  for (size_t i = 0; i < parameters.size() && mine.empty(); ++i) {
+    Parameter& parameter = *parameters[i];
+    const int64_t cols = parameter.shape().cols();
+    for (const WeightPiece& piece : parameter.pieces()) {
+      const int64_t begin = std::max(piece.first_row, parameter.own().first);
+      const int64_t end = std::min(piece.first_row + piece.rows, parameter.own().end());
+      if (begin >= end) continue;
       int64_t count = 0;
-      const View grad(parameter->grad().data<float>() + piece.first_row * cols, {piece.rows * cols}, DType::kFloat32);
-      kernels::count_non_finite({.x = grad, .count = &count}, parameter->grad().stream());
-      if (count > 0) {
-        return fmt::format("the gradient of {} has {} numbers of {} that are not finite", piece.name, count,
-                           piece.rows * cols);
-      }
+      const View grad(parameter.grad().data<float>() + begin * cols, {(end - begin) * cols}, DType::kFloat32);
+      kernels::count_non_finite({.x = grad, .count = &count}, parameter.grad().stream());
+      if (count == 0) continue;
+      const int64_t row = parameter.cut().first * parameter.rows_of_matrix() + piece.first_row;
+      mine = fmt::format("{:06}.{:012} {} {} {}", i, row, count, piece.rows * cols, piece.name);
+      break;
     }
+  }
+  std::string place, name;
+  int64_t bad = 0, numbers = 0;
+  for (const std::string& found : gather_texts(world_, mine)) {
+    if (found.empty()) continue;
+    std::istringstream text(found);
+    std::string at, of;
+    int64_t count = 0, all = 0;
+    text >> at >> count >> all >> of;
+    if (!place.empty() && at > place) continue;
+    if (at != place) bad = 0;
+    place = at, name = of, numbers = all, bad += count;
+  }
+  if (!place.empty()) {
+    return fmt::format("the gradient of {} has {} numbers of {} that are not finite", name, bad, numbers);
   }
   return "the gradient norm overflows";
 }
@@ -243,8 +335,12 @@ void Trainer::refuse_non_finite(double loss) {
 }
 
 void Trainer::save() {
-  metrics_->sync();
-  save_run_state(files_, join_path(run_dir_, "checkpoints"), state_, config_, *tokenizer_, *model_, *optimizer_);
+  world_.set_phase(fmt::format("step {}, save", state_.step));
+  all_or_none(world_, [this] {
+    if (is_first()) metrics_->sync();
+  });
+  save_run_state(files_, join_path(run_dir_, "checkpoints"), state_, config_, *tokenizer_, *model_, *optimizer_,
+                 world_);
   saved_step_ = state_.step;
 }
 
@@ -263,18 +359,24 @@ void Trainer::try_save() {
 }
 
 void Trainer::write_sample() {
+  // All ranks generate the same, since a token may visit the experts of any of them.
+  world_.set_phase(fmt::format("step {}, sample", state_.step));
   std::string text = sample_header(state_.step) + config_.train.sample_prompt;
   generate(*model_, *tokenizer_,
            {.prompt = config_.train.sample_prompt,
             .tokens = config_.train.sample_tokens,
             .sampling = {.temperature = 0.8f, .top_p = 0.95f},
             .seed = uint64_t(config_.train.seed)},
-           [&text](std::string_view piece) { text += piece; });
+           [this, &text](std::string_view piece) {
+             text += piece;
+             world_.progress();
+           });
   text += "\n\n";
-  files_.append_to(join_path(run_dir_, "samples.txt"))->append(text.data(), text.size());
+  if (is_first()) files_.append_to(join_path(run_dir_, "samples.txt"))->append(text.data(), text.size());
 }
 
 void Trainer::validate_into(StepRecord& record) {
+  world_.set_phase(fmt::format("step {}, validation", state_.step));
   const SplitInfo& info = val_data_->info();
   record.val_loss = evaluate();
   record.bits_per_byte = info.bits_per_byte(*record.val_loss);
@@ -287,7 +389,7 @@ double Trainer::seconds_per_step_before() const {
   double sum = 0;
   int64_t count = 0;
   const std::string path = join_path(run_dir_, "metrics.jsonl");
-  if (!files_.exists(path)) return 0;
+  if (!is_first() || !files_.exists(path)) return 0;
   MetricsReader reader(files_, path);
   for (StepRecord record; reader.next(record);) {
     if (record.step > state_.step - 20) sum += record.step_seconds, ++count;
@@ -305,13 +407,18 @@ void Trainer::print_start() const {
            format_thousands(train_data_->num_tokens()),
            format_thousands(config_.train.batch_size * config_.data.seq_len), default_thread_pool().num_threads(),
            name_of(current_isa()), peak_flops_ * 1e-9);
+  if (world_.size() > 1) {
+    log_info("ranks: {}, {} with the same experts; {} on a node{}", world_.size(), ranks_->experts().size(),
+             ranks_->mesh().shape.ranks_per_node, ranks_->is_two_stage() ? ", dispatch in two stages" : "");
+  }
 }
 
 void Trainer::print_end(int64_t first_step) const {
   const bool done = state_.step == config_.train.steps;
   std::string text = done ? fmt::format("done: {} steps", state_.step)
                           : fmt::format("stopped by {} after step {} of {}; the same command goes on from there",
-                                        StopSignal::name(), state_.step, config_.train.steps);
+                                        StopSignal::asked() ? StopSignal::name() : "a signal to another rank",
+                                        state_.step, config_.train.steps);
   if (done && first_step == state_.step) text += ", all of them before; raise train.steps to go on";
   text += fmt::format(", {} tokens\n", format_thousands(state_.tokens));
   if (last_) text += fmt::format("  training loss    {:.4f}\n", last_->loss);
@@ -329,25 +436,39 @@ void Trainer::print_end(int64_t first_step) const {
   std::fflush(stdout);
 }
 
+bool Trainer::is_stopped() {
+  double asked = StopSignal::asked() ? 1 : 0;  // on any rank: then all stop after the same step
+  world_.all_reduce({&asked, 1});
+  return asked > 0;
+}
+
 int Trainer::run() {
-  const RunLock lock(files_, run_dir_, clock_);
+  std::optional<RunLock> lock;
+  all_or_none(world_, [&] {
+    if (is_first()) lock.emplace(files_, run_dir_, clock_);
+  });
+  const StopSignal signals;
   const int64_t first = resume();
   peak_flops_ = kernels::measure_peak_flops(
       config_.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32 : kernels::Arithmetic::kBFloat16Pairs,
       default_stream(), clock_);
   print_start();
-  const StopSignal signals;
-  Progress progress({.total_steps = config_.train.steps,
-                     .first_step = first,
-                     .seconds_per_step_hint = seconds_per_step_before(),
-                     .plain_every_steps = config_.train.log_every_steps},
-                    clock_);
-  while (state_.step < config_.train.steps && !StopSignal::asked()) {
+  std::optional<Progress> progress;
+  if (is_first()) {
+    progress.emplace(ProgressOptions{.total_steps = config_.train.steps,
+                                     .first_step = first,
+                                     .seconds_per_step_hint = seconds_per_step_before(),
+                                     .plain_every_steps = config_.train.log_every_steps},
+                     clock_);
+  }
+  while (state_.step < config_.train.steps && !is_stopped()) {
     StepRecord record = train_step();
     const bool is_last = state_.step == config_.train.steps;
     if (val_loader_ && (is_last || at_interval(state_.step, config_.train.eval_every_steps))) validate_into(record);
-    metrics_->append(record);
-    progress.update(record);
+    if (is_first()) {
+      metrics_->append(record);
+      progress->update(record);
+    }
     last_ = record;
     const int64_t sample_every = config_.train.sample_every_steps;
     if (sample_every > 0 && (is_last || at_interval(state_.step, sample_every))) {
@@ -355,10 +476,12 @@ int Trainer::run() {
     }
     if (at_interval(state_.step, config_.checkpoint.every_steps) && !is_last) try_save();
   }
-  progress.finish();
+  if (progress) progress->finish();
   if (saved_step_ != state_.step) save();  // this one must succeed
-  unless_storage_fails("the report", [this] { write_report(files_, run_dir_); });
-  print_end(first);
+  if (is_first()) {
+    unless_storage_fails("the report", [this] { write_report(files_, run_dir_); });
+    print_end(first);
+  }
   return state_.step < config_.train.steps ? kExitSavedAndRequeue : 0;
 }
 

@@ -4,6 +4,9 @@
 // The state of a run is the weights, Adam's moments, the routers' biases and last loads, and the number of steps done.
 // All else follows from it: the data cursor is steps * batch_size samples, random numbers are functions of the seed. So
 // a run that was stopped, or killed, and started again is bit for bit the run that was never stopped.
+//
+// Many ranks run one Trainer each, on the same run directory. Rank 0 writes what is not a checkpoint, and speaks; every
+// decision is taken by all alike.
 #pragma once
 
 #include <memory>
@@ -14,10 +17,12 @@
 #include "core/base/file_system.h"
 #include "core/nn/transformer.h"
 #include "optim/adamw.h"
+#include "parallel/parallelize.h"
 #include "tools/data/dataset.h"
 #include "tools/train/config.h"
 #include "tools/train/metrics.h"
 #include "tools/train/run_state.h"
+#include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
 
 namespace octet {
@@ -25,8 +30,9 @@ namespace octet {
 class Trainer {
  public:
   // Reads the dataset and builds the model; the run directory is made where it is missing. Throws what octet check
-  // would.
-  Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock);
+  // would. world: of parallel.dp ranks; outlives this. Null: this process is alone.
+  Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock,
+          Communicator* world = nullptr);
   ~Trainer();
 
   // Resumes from the newest good checkpoint, or starts; trains to the last step or until a StopSignal; saves. Returns
@@ -51,6 +57,9 @@ class Trainer {
   double seconds_per_step_before() const;
   void print_start() const;
   void print_end(int64_t first_step) const;
+  bool is_first() const { return world_.rank() == 0; }
+  StepRanks step_ranks() const;
+  bool is_stopped();
   std::string first_non_finite(double loss);
   [[noreturn]] void refuse_non_finite(double loss);
 
@@ -60,10 +69,15 @@ class Trainer {
   FileSystem& files_;
   Clock& clock_;
 
+  const std::unique_ptr<Communicator> alone_;
+  Communicator& world_;
+  std::optional<Ranks> ranks_;
+
   std::unique_ptr<TokenDataset> train_data_, val_data_;
   std::unique_ptr<DataLoader> train_loader_, val_loader_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Transformer> model_;
+  std::unique_ptr<ParameterShards> shards_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<MetricsWriter> metrics_;
   Fp8Counts fp8_counts_;

@@ -1,0 +1,9 @@
+// What the launcher of a rank tells it by environment variables, before it has met any other.
+#pragma once
+
+namespace octet {
+
+// Ranks on this host, as mpirun or srun say; 1 where neither does.
+int local_ranks();
+
+}  // namespace octet
