@@ -4,9 +4,8 @@
 #include <functional>
 #include <future>
 
-#include "parallel/local_communicator.h"
-#include "tests/checkpoint/shared_file_system.h"
 #include "tests/checkpoint/small_checkpoint.h"
+#include "tests/checkpoint/thread_ranks.h"
 #include "tests/support/memory.h"
 #include "tests/support/temporary_directory.h"
 
@@ -127,34 +126,6 @@ class RankedState {
   CheckpointInfo info_;
   std::vector<Tensor> tensors_;
 };
-
-struct Outcome {
-  int code = 0;  // of the Error; -1 for a rank that died
-  std::string text{};
-};
-std::vector<Outcome> outcomes(int ranks, const LocalOptions& options, const std::function<void(Communicator&)>& body) {
-  std::vector<Outcome> all;
-  for (const std::exception_ptr& error : run_local_ranks(ranks, options, body)) {
-    Outcome& outcome = all.emplace_back();
-    if (!error) continue;
-    try {
-      std::rethrow_exception(error);
-    } catch (const Error& e) {
-      outcome = {.code = e.code(), .text = e.block()};
-    } catch (const LocalRankStopped&) {
-      outcome = {.code = -1};
-    } catch (const FaultFileSystem::Stopped&) {
-      outcome = {.code = -1};
-    }
-  }
-  return all;
-}
-
-void run_fine(int ranks, const std::function<void(Communicator&)>& body) {
-  for (const std::exception_ptr& error : run_local_ranks(ranks, {}, body)) {
-    if (error) std::rethrow_exception(error);
-  }
-}
 
 void save_on(int ranks, SharedDisk& disk, const RankedState& state) {
   run_fine(ranks, [&](Communicator& world) {

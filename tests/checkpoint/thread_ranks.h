@@ -1,7 +1,8 @@
-// One FaultFileSystem seen by ranks that are threads: each through a view of its own, whose calls fail, or are the last
-// of its rank, without those of the other ranks.
+// Ranks that are threads and share a disk: each sees one FaultFileSystem through a view of its own, whose calls fail,
+// or are the last of its rank, without those of the other ranks.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -10,6 +11,7 @@
 
 #include "core/base/fault_file_system.h"
 #include "core/base/posix_io.h"
+#include "parallel/local_communicator.h"
 
 namespace octet::test {
 
@@ -120,5 +122,35 @@ class RankFileSystem final : public FileSystem {
   int error_ = 0;
   bool fails_on_ = false;
 };
+
+// Catch's assertions are for one thread: bodies throw.
+inline void run_fine(int ranks, const std::function<void(Communicator&)>& body) {
+  for (const std::exception_ptr& error : run_local_ranks(ranks, {}, body)) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
+struct Outcome {
+  int code = 0;  // of the Error; -1 for a rank that died
+  std::string text{};
+};
+inline std::vector<Outcome> outcomes(int ranks, const LocalOptions& options,
+                                     const std::function<void(Communicator&)>& body) {
+  std::vector<Outcome> all;
+  for (const std::exception_ptr& error : run_local_ranks(ranks, options, body)) {
+    Outcome& outcome = all.emplace_back();
+    if (!error) continue;
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& e) {
+      outcome = {.code = e.code(), .text = e.block()};
+    } catch (const LocalRankStopped&) {
+      outcome = {.code = -1};
+    } catch (const FaultFileSystem::Stopped&) {
+      outcome = {.code = -1};
+    }
+  }
+  return all;
+}
 
 }  // namespace octet::test
