@@ -67,7 +67,8 @@ TEST_CASE("check_run reports a dataset that does not fit together with the other
   CAPTURE(block);
   CHECK(block.find("model.vocab_size is 299; wanted at least the 300 tokens of /data") != std::string::npos);
   CHECK(block.find("data.seq_len is 1000000; wanted fewer than the ") != std::string::npos);
-  CHECK(block.find("train.micro_batch is 2; wanted a divisor of train.batch_size, 7") != std::string::npos);
+  CHECK(block.find("train.micro_batch is 2; wanted a divisor of train.batch_size / parallel.dp, 7: 1 or 7") !=
+        std::string::npos);
   CHECK(block.find("3 problems") != std::string::npos);
 
   const Error missing = disk.error({"data.path=/nowhere", "model.moe.top_k=9"});

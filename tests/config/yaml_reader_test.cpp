@@ -99,8 +99,9 @@ TEST_CASE("all mistakes of a file are in one report, each with its place", "[con
         "optim.lr is given twice, first on line 5\n     where: r.yaml:6:3\n", "optim.beta1 is .nan",
         "train.recompute is swigl", "write `recompute: [norm, swiglu]`", "trian.steps is no key",
         "did you mean --set train.steps=3?", "model.moe.top_k is 9; wanted 1 to model.moe.num_experts, 8\n",
-        "train.micro_batch is 3; wanted a divisor of train.batch_size, 8\n     where: r.yaml:8:37\n",
-        "parallel.ep is 2; this build runs one rank, wanted 1\n     where: --set parallel.ep=2\n", "code:  2"}) {
+        "train.micro_batch is 3; wanted a divisor of train.batch_size / parallel.dp, 8: 1, 2, 4 or 8\n     where: "
+        "r.yaml:8:37\n",
+        "parallel.ep is 2; wanted a divisor of parallel.dp, 1: 1\n     where: --set parallel.ep=2\n", "code:  2"}) {
     CAPTURE(part);
     CHECK(block.find(part) != std::string::npos);
   }

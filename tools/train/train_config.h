@@ -59,7 +59,9 @@ struct TrainConfig {
     visit("sample_prompt", sample_prompt, "text that samples continue; empty starts from the end-of-text token");
     visit("sample_tokens", sample_tokens, "tokens in one sample");
     visit("recompute", recompute, "parts computed again in the backward pass, which saves their activation memory");
-    visit("threads", threads, "threads of the process; 0 means one per core. The result never depends on it");
+    visit("threads", threads,
+          "threads of a rank; 0 means the cores of its host, shared among the host's ranks. The result never depends "
+          "on it");
     visit("on_non_finite", on_non_finite, "what to do with a step whose loss or gradient is not finite");
   }
 
