@@ -36,6 +36,7 @@ int run(int argc, char** argv) {
   octet::add_prepare_command(app, code);
   octet::add_check_command(app, code);
   octet::add_train_command(app, code);
+  octet::add_launch_command(app, code);
   octet::add_verify_command(app, code);
   octet::add_eval_command(app, code);
   octet::add_sample_command(app, code);
