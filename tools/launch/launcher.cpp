@@ -315,22 +315,21 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
   }
   if (code == 0) return 0;
   const bool is_ours = (2 <= code && code <= 9) || code == kExitSavedAndRequeue;
-  if (output.failed() && is_ours) {
-    const MpirunOutput::Failed& failed = *output.failed();
+  const std::optional<int64_t> rank = output.failed_rank();
+  const std::string where =
+      rank ? fmt::format("rank {}; its log is {}", *rank, log_of(plan, *rank)) : "mpirun, on this machine";
+  if (is_ours) {
     if (code != kExitSavedAndRequeue && !output.has_error_block()) {
-      log_error("rank {} ended with code {}{}; its log is {}", failed.rank, code, meaning(code),
-                log_of(plan, failed.rank));
+      log_error("the ranks ended with code {}{}: {}", code, meaning(code), where);
     }
     return code;
   }
   if (is_stopped) return kExitSavedAndRequeue;  // while it was starting the ranks
   std::string said;
   for (const std::string& complaint : output.complaints()) said += (said.empty() ? "" : " ") + complaint;
-  const std::string where =
-      output.failed() ? fmt::format("rank {}", output.failed()->rank) : std::string("mpirun, on this machine");
   return tell(
       ErrorKind::kCommunication,
-      {.what = output.is_running() ? fmt::format("{} ended with code {}", output.failed() ? "a rank" : "mpirun", code)
+      {.what = output.is_running() ? fmt::format("{} ended with code {}", rank ? "a rank" : "mpirun", code)
                                    : fmt::format("the ranks could not be started; mpirun ended with code {}", code),
        .where = where,
        .why = in_one_line(said),
