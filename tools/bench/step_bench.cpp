@@ -9,12 +9,16 @@
 
 #include "core/base/clock.h"
 #include "core/base/isa.h"
-#include "core/base/random.h"
 #include "core/io/json.h"
+#include "core/tensor/allocator.h"
 #include "kernels/peak.h"
+#include "parallel/mpi_communicator.h"
+#include "parallel/parallelize.h"
+#include "parallel/self_communicator.h"
 #include "tools/bench/whole_number.h"
 #include "tools/data/made_up_batch.h"
 #include "tools/train/model_stats.h"
+#include "tools/train/rank_session.h"
 #include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
 
@@ -102,35 +106,13 @@ void print_phases(const kernels::KernelProfile& profile, double total_seconds, i
   print_row("the step", "", total_seconds, all_flops, all_bytes, least_of_all);
 }
 
-}  // namespace
-
-int bench_step(const std::vector<std::string>& args) {
-  const StepOptions options = parse(args);
-  const Config config = load_config(real_file_system(), options.config, options.overrides);
-  require(ErrorKind::kConfig, config.model.vocab_size > 0,
-          "bench step: {} leaves model.vocab_size to its tokenizer; set it: model.vocab_size=8192", options.config);
-  set_num_threads(int(options.threads));
-  const int64_t S = config.data.seq_len, sequences = config.sequences_per_micro_batch();
-  const int64_t tokens = config.train.batch_size * S;
-  const StepPlan plan = plan_step(config, 0);
-
-  Transformer model(config.model, config.precision, recompute_parts(config.train), S);
-  AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
-  model.init_weights(uint64_t(config.train.seed));
-  std::optional<kernels::KernelProfile> profile;
-  std::vector<double> seconds, losses;
-  for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
-    std::vector<Batch> batches;
-    for (int64_t m = 0; m < config.num_micro_batches(); ++m) {
-      batches.push_back(made_up_batch(1, step * config.num_micro_batches() + m, sequences, S, config.model.vocab_size));
-    }
-    if (options.phases && step == options.warmup + 1) profile.emplace(real_clock());
-    const int64_t begin_ns = real_clock().monotonic_ns();
-    losses.push_back(run_micro_batches(model, plan, [&](int64_t m) { return batches[size_t(m)]; }));
-    apply_update(model, optimizer, step, config.optim.lr, optimizer.gradient_norm(), nullptr);
-    if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
-  }
-  const int64_t resident = peak_resident_bytes();
+// seconds: of the steps that count.
+void print_result(const StepOptions& options, const Config& config, std::vector<double> seconds,
+                  const std::vector<double>& losses, int64_t resident, int64_t sent_bytes,
+                  const kernels::KernelProfile* profile) {
+  const int64_t S = config.data.seq_len, tokens = config.train.batch_size * S, dp = config.parallel.dp;
+  const MemoryUse use = memory_use();
+  const auto mib = [&use](MemoryCategory category) { return double(use.peak_bytes[size_t(category)]) / (1 << 20); };
   const double total = std::accumulate(seconds.begin(), seconds.end(), 0.0);
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2], per_second = double(tokens) / median;
@@ -145,24 +127,92 @@ int bench_step(const std::vector<std::string>& args) {
     record.set("isa", std::string(name_of(current_isa()))).set("threads", int64_t(threads));
     record.set("tokens_per_step", tokens).set("ms_median", median * 1e3).set("ms_min", seconds.front() * 1e3);
     record.set("ms_max", seconds.back() * 1e3).set("tok_s", per_second).set("gflops", flops * 1e-9);
+    record.set("ranks", dp).set("ep", config.parallel.ep).set("sent_bytes_per_step", sent_bytes);
+    record.set("weights_mib", mib(MemoryCategory::kWeights)).set("gradients_mib", mib(MemoryCategory::kGradients));
+    record.set("moments_mib", mib(MemoryCategory::kOptimizer));
     record.set("loss_first", losses.front()).set("loss_last", losses.back());
     record.set("peak_rss_mib", resident >> 20);
     record.set("float32_peak_gflops", peak_of(kernels::Arithmetic::kFloat32) * 1e-9);
     record.set("bfloat16_pairs_peak_gflops", peak_of(kernels::Arithmetic::kBFloat16Pairs) * 1e-9);
     fmt::print("{}\n", record.text());
-    return 0;
+    return;
   }
   const double peak = peak_of(config.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32
                                                                        : kernels::Arithmetic::kBFloat16Pairs);
-  fmt::print("{}: {}, {}, {} thread{}, {} tokens a step\n", options.config, name_of(config.precision.recipe),
-             name_of(current_isa()), threads, threads == 1 ? "" : "s", tokens);
+  fmt::print("{}: {}, {}, {}{} thread{}, {} tokens a step\n", options.config, name_of(config.precision.recipe),
+             name_of(current_isa()), dp == 1 ? "" : fmt::format("{} ranks (ep {}) of ", dp, config.parallel.ep),
+             threads, threads == 1 ? "" : "s", tokens);
   fmt::print(
       "{:.1f} ms a step, median of {} (spread {:.1f} %): {:.0f} tokens/s, {:.1f} GFLOP/s of the model's work,\n"
       "{:.1f} % of the peak of {:.0f}; loss {:.4f} first, {:.4f} last; peak resident memory {} MiB\n",
       median * 1e3, options.steps, 100 * (seconds.back() - seconds.front()) / median, per_second, flops * 1e-9,
-      100 * flops / peak, peak * 1e-9, losses.front(), losses.back(), resident >> 20);
+      100 * flops / (peak * double(dp)), peak * double(dp) * 1e-9, losses.front(), losses.back(), resident >> 20);
+  if (dp > 1) {
+    fmt::print(
+        "Rank 0 sends {:.2f} MiB a step and holds, at most, {:.1f} MiB of masters and weights, {:.1f} of gradients "
+        "and\n"
+        "{:.1f} of moments.\n",
+        double(sent_bytes) / (1 << 20), mib(MemoryCategory::kWeights), mib(MemoryCategory::kGradients),
+        mib(MemoryCategory::kOptimizer));
+  }
   if (profile) print_phases(*profile, total, options.steps);
+}
+
+int bench_on(const StepOptions& options, const Config& config, Communicator& world) {
+  const int64_t S = config.data.seq_len;
+  const StepPlan plan = plan_step(config, world.rank());
+  const Ranks ranks(world, config.parallel, config.model);
+  Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher());
+  const auto shards = ranks.shard(model);
+  AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), &world);
+  model.init_weights(uint64_t(config.train.seed));
+  shards->gather_weights();
+  const StepRanks together{.world = &world, .shards = shards.get()};
+  const auto sent = [&] {
+    int64_t bytes = world.traffic().bytes();
+    for (const Communicator* group : ranks.groups()) bytes += group->traffic().bytes();
+    return bytes;
+  };
+  int64_t sent_bytes = 0;  // of the last step: what dispatch sends depends on the routing
+  std::optional<kernels::KernelProfile> profile;
+  std::vector<double> seconds, losses;
+  for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
+    std::vector<Batch> batches;
+    for (int64_t m = plan.first; m < plan.first + plan.count; ++m) {
+      batches.push_back(made_up_batch(1, step * plan.micro_batches + m, plan.sequences, S, config.model.vocab_size));
+    }
+    if (options.phases && step == options.warmup + 1) profile.emplace(real_clock());
+    world.barrier();
+    const int64_t sent_before = sent();
+    const int64_t begin_ns = real_clock().monotonic_ns();
+    losses.push_back(run_micro_batches(
+        model, plan, [&](int64_t m) { return batches[size_t(m - plan.first)]; }, together));
+    apply_update(model, optimizer, step, config.optim.lr, optimizer.gradient_norm(), nullptr, together);
+    sent_bytes = sent() - sent_before;
+    if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
+  }
+  const int64_t resident = peak_resident_bytes();
+  if (world.rank() == 0) {
+    print_result(options, config, seconds, losses, resident, sent_bytes, profile ? &*profile : nullptr);
+  }
   return 0;
+}
+
+}  // namespace
+
+int bench_step(const std::vector<std::string>& args) {
+  const StepOptions options = parse(args);
+  const Config config = load_config(real_file_system(), options.config, options.overrides);
+  require(ErrorKind::kConfig, config.model.vocab_size > 0,
+          "bench step: {} leaves model.vocab_size to its tokenizer; set it: model.vocab_size=8192", options.config);
+  if (!is_mpi_rank()) {
+    set_num_threads(int(options.threads));
+    return bench_on(options, config, *make_self_communicator());
+  }
+  set_num_threads(options.threads > 0 ? int(options.threads) : threads_of_rank());
+  return run_as_rank(
+      {.run_dir = {}, .timeout_s = config.parallel.timeout_s}, [] {},
+      [&](Communicator& world) { return bench_on(options, config, world); });
 }
 
 }  // namespace octet
