@@ -436,6 +436,29 @@ TEST_CASE("shards of two ranks that were swapped are refused", "[checkpoint][ran
              Catch::Contains("tensor big.exp_avg"));
 }
 
+TEST_CASE("a rank that cannot read a good checkpoint does not condemn it", "[checkpoint][ranks]") {
+  SharedDisk disk;
+  save_on(3, disk, RankedState(kOld));
+  int failed = 0;
+  for (uint64_t call = 4; call < 30; ++call) {
+    CAPTURE(call);
+    const std::vector<Outcome> all = outcomes(3, {}, [&](Communicator& world) {
+      RankFileSystem fs(disk);
+      if (world.rank() == 2) fs.fail_call(call, EIO, true);
+      find_newest_good_checkpoint(fs, kDirectory, world);
+    });
+    for (const Outcome& outcome : all) {
+      CHECK(outcome.text == all[0].text);
+      if (outcome.code == 0) continue;
+      CHECK(outcome.code == 5);
+      CHECK_THAT(outcome.text, Catch::Contains("rank 2 (host ") && Catch::Contains("where rank 0 finds it good"));
+    }
+    failed += all[0].code == 5;
+    REQUIRE(checkpoint_names(disk.fs) == std::vector<std::string>{kOldName});
+  }
+  CHECK(failed > 10);
+}
+
 TEST_CASE("ranks share the reading of a checkpoint", "[checkpoint][ranks]") {
   SharedDisk disk;
   save_on(4, disk, RankedState(kNew, 3000));
@@ -454,6 +477,31 @@ TEST_CASE("ranks share the reading of a checkpoint", "[checkpoint][ranks]") {
     CHECK(of_rank > alone.calls() / 8);
     CHECK(of_rank < alone.calls() / 2);
   }
+}
+
+TEST_CASE("a rank reads back what others wrote", "[checkpoint][ranks]") {
+  SharedDisk disk;
+  std::vector<std::set<std::string>> read(3), written(3);
+  run_fine(3, [&](Communicator& world) {
+    RankFileSystem fs(disk);
+    RankedState(kNew).save(fs, world);
+    // The rank that checks the index looks at the header of every file of the model.
+    const auto shards = [](std::set<std::string> paths) {
+      std::erase_if(paths, [](const std::string& path) { return path.find("/optim-") == std::string::npos; });
+      return paths;
+    };
+    read[size_t(world.rank())] = shards(fs.opened());
+    written[size_t(world.rank())] = shards(fs.created());
+  });
+  std::set<std::string> read_by_any;
+  for (size_t rank = 0; rank < 3; ++rank) {
+    CHECK_FALSE(written[rank].empty());
+    for (const std::string& path : read[rank]) {
+      CHECK_FALSE(written[rank].contains(path));
+      CHECK(read_by_any.insert(path).second);
+    }
+  }
+  CHECK(read_by_any.size() == written[0].size() + written[1].size() + written[2].size());
 }
 
 TEST_CASE("old checkpoints are removed once, for all ranks", "[checkpoint][ranks]") {

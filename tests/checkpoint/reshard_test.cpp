@@ -2,7 +2,7 @@
 // tensor, bit for bit.
 #include <algorithm>
 
-#include "core/nn/attention_layer.h"
+#include "parallel/parallelize.h"
 #include "parallel/self_communicator.h"
 #include "tests/checkpoint/small_checkpoint.h"
 #include "tests/checkpoint/thread_ranks.h"
@@ -16,7 +16,6 @@ namespace {
 
 struct Layout {
   int dp = 1, ep = 1;
-  int replicas_of_experts() const { return dp / ep; }
 };
 
 constexpr int kExperts = 8;
@@ -48,49 +47,24 @@ Config small_config(Recipe recipe) {
   return config;
 }
 
-// The experts of one place in an ep group. Nothing is computed with the model.
-class HoldingDispatcher final : public Dispatcher {
- public:
-  HoldingDispatcher(int place, int places) : place_(place), places_(places) {}
-  ExpertRange experts_at_hand(int64_t num_experts) const override {
-    return {.first = num_experts * place_ / places_, .count = num_experts / places_};
-  }
-  std::unique_ptr<Dispatch> start(const LinearInput&, const Tensor&, int64_t) override { return nullptr; }
-
- private:
-  int place_, places_;
-};
-
-// Some slabs of a parameter, for one of the ranks that hold it. Which rank has the first ones differs by parameter.
-RowRange rows_of_replica(const Parameter& parameter, int index, int replica, int replicas) {
-  const int64_t place = (replica + index) % replicas, slabs = parameter.num_slabs();
-  const int64_t begin = slabs * place / replicas, end = slabs * (place + 1) / replicas;
-  if (begin == end) return {};
-  const int64_t first = parameter.slab(begin).first;
-  return {.first = first, .rows = parameter.slab(end - 1).end() - first};
+Config with_layout(Config config, const Layout& layout) {
+  config.parallel.dp = layout.dp;
+  config.parallel.ep = layout.ep;
+  return config;
 }
 
-// The model and optimizer of one rank, with its own rows of each parameter.
+// The model and optimizer of one rank, which holds its experts and owns its rows of each parameter.
 struct RankModel {
-  RankModel(const Config& config, const Layout& layout, int rank)
-      : model(config.model, config.precision, RecomputeParts{}, /*max_positions=*/8,
-              std::make_unique<HoldingDispatcher>(rank % layout.ep, layout.ep)) {
-    const std::vector<Parameter*> parameters = model.parameters();
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      Parameter& parameter = *parameters[i];
-      const RowRange own = parameter.is_cut() || layout.ep == 1
-                               ? rows_of_replica(parameter, int(i), rank / layout.ep, layout.replicas_of_experts())
-                               : rows_of_replica(parameter, int(i), rank, layout.dp);
-      Parameter::Storage storage;
-      if (parameter.form() == WeightForm::kFloat32) {
-        storage.weight = zeros(parameter.shape(), DType::kFloat32, MemoryCategory::kWeights);
-      }
-      parameter.place(own, std::move(storage));
-    }
-    optimizer.emplace(parameters, config.optim, moments_dtype(config.precision));
-  }
+  // Buckets of a few parameters, so that most lie on several ranks.
+  RankModel(const Config& config, Communicator& world)
+      : ranks(world, config.parallel, config.model),
+        model(config.model, config.precision, RecomputeParts{}, /*max_positions=*/8, ranks.make_dispatcher()),
+        shards(ranks.shard(model, {.bucket_bytes = 40'000})),
+        optimizer(model.parameters(), config.optim, moments_dtype(config.precision)) {}
+  Ranks ranks;
   Transformer model;
-  std::optional<AdamW> optimizer;
+  std::unique_ptr<ParameterShards> shards;
+  AdamW optimizer;
 };
 
 // The number at a place of a tensor on disk: masters do not round to bfloat16, moments are bfloat16 numbers.
@@ -129,16 +103,14 @@ void visit_rows(const Parameter& parameter, const Tensor& x, const RowRange& row
 
 void fill(RankModel& rank) {
   const auto set = [](auto& element, float number) { element = std::remove_reference_t<decltype(element)>(number); };
-  for (size_t i = 0; i < rank.optimizer->parameters().size(); ++i) {
-    Parameter& parameter = *rank.optimizer->parameters()[i];
-    const RowRange all{0, parameter.num_rows()};
+  for (size_t i = 0; i < rank.optimizer.parameters().size(); ++i) {
+    Parameter& parameter = *rank.optimizer.parameters()[i];
     visit_rows(parameter, parameter.master(), parameter.own(), "", set);
-    visit_rows(parameter, rank.optimizer->moments(i).m, parameter.own(), ".exp_avg", set);
-    visit_rows(parameter, rank.optimizer->moments(i).v, parameter.own(), ".exp_avg_sq", set);
+    visit_rows(parameter, rank.optimizer.moments(i).m, parameter.own(), ".exp_avg", set);
+    visit_rows(parameter, rank.optimizer.moments(i).v, parameter.own(), ".exp_avg_sq", set);
     parameter.refresh();
-    // As after the weights were gathered.
-    if (parameter.form() != WeightForm::kFp8Block) visit_rows(parameter, parameter.weight(), all, "", set);
   }
+  rank.shards->gather_weights();
   for (Router* router : rank.model.routers()) {
     const Numbers bias(router->prefix() + "bias", true), share(router->prefix() + "share", false);
     for (int64_t e = 0; e < kExperts; ++e) {
@@ -148,15 +120,20 @@ void fill(RankModel& rank) {
   }
 }
 
+// Between what is in memory and what fill() makes: own masters and moments, all weights but FP8 codes, and routers.
 int64_t differences(RankModel& rank) {
   int64_t count = 0;
   const auto compare = [&count](const auto& element, float number) { count += float(element) != number; };
-  for (size_t i = 0; i < rank.optimizer->parameters().size(); ++i) {
-    const Parameter& parameter = *rank.optimizer->parameters()[i];
+  for (size_t i = 0; i < rank.optimizer.parameters().size(); ++i) {
+    const Parameter& parameter = *rank.optimizer.parameters()[i];
     visit_rows(parameter, parameter.master(), parameter.own(), "", compare);
-    visit_rows(parameter, rank.optimizer->moments(i).m, parameter.own(), ".exp_avg", compare);
-    visit_rows(parameter, rank.optimizer->moments(i).v, parameter.own(), ".exp_avg_sq", compare);
-    if (!parameter.is_refreshed()) ++count;
+    visit_rows(parameter, rank.optimizer.moments(i).m, parameter.own(), ".exp_avg", compare);
+    visit_rows(parameter, rank.optimizer.moments(i).v, parameter.own(), ".exp_avg_sq", compare);
+    if (parameter.form() == WeightForm::kFp8Block) continue;
+    const RowRange all{0, parameter.num_rows()};
+    visit_rows(parameter, parameter.weight(), all, "", [&count](const auto& element, float number) {
+      count += float(element) != float(std::remove_cvref_t<decltype(element)>(number));
+    });
   }
   for (Router* router : rank.model.routers()) {
     const Numbers bias(router->prefix() + "bias", true), share(router->prefix() + "share", false);
@@ -186,10 +163,11 @@ std::string save_on(SharedDisk& disk, const std::string& directory, const Config
   std::string path;
   run_fine(layout.dp, [&](Communicator& world) {
     RankFileSystem fs(disk);
-    RankModel rank(config, layout, world.rank());
+    const Config here = with_layout(config, layout);
+    RankModel rank(here, world);
     fill(rank);
     const std::string saved =
-        save_run_state(fs, directory, some_state(), config, tokenizer(), rank.model, *rank.optimizer, world);
+        save_run_state(fs, directory, some_state(), here, tokenizer(), rank.model, rank.optimizer, world);
     if (world.rank() == 0) path = saved;
   });
   return path;
@@ -258,9 +236,10 @@ TEST_CASE("a run saved on any layout of ranks loads on any other", "[checkpoint]
       CAPTURE(name_of(recipe), layouts[from].dp, layouts[from].ep, to.dp, to.ep);
       REQUIRE_NOTHROW(run_fine(to.dp, [&](Communicator& world) {
         RankFileSystem fs(disk);
-        RankModel rank(config, to, world.rank());
+        RankModel rank(with_layout(config, to), world);
         const CheckpointReader reader(fs, paths[from]);
-        const RunState state = load_run_state(reader, rank.model, *rank.optimizer, world);
+        const RunState state = load_run_state(reader, rank.model, rank.optimizer, world);
+        rank.shards->gather_weights();
         require(differences(rank) == 0, "rank {}: {} numbers differ", world.rank(), differences(rank));
         require(state.step == 12 && state.tokens == 3456 && state.run_id == "run-1" && state.cursor.epoch == 1 &&
                     state.cursor.permutation_key == 99 && state.cursor.sample == 48,
@@ -273,19 +252,20 @@ TEST_CASE("a run saved on any layout of ranks loads on any other", "[checkpoint]
 TEST_CASE("rows that no rank owns, or two, are refused", "[checkpoint][reshard]") {
   const Config config = small_config(Recipe::kBf16);
   SharedDisk disk;
-  const auto save_as = [&](const std::vector<Layout>& layouts, const std::vector<int>& ranks) {
+  const auto save_with = [&](const std::vector<RowRange>& of_embedding) {
     return outcomes(2, {}, [&](Communicator& world) {
       RankFileSystem fs(disk);
-      RankModel rank(config, layouts[size_t(world.rank())], ranks[size_t(world.rank())]);
-      fill(rank);
-      save_run_state(fs, "/run", some_state(), config, tokenizer(), rank.model, *rank.optimizer, world);
+      Transformer model(config.model, config.precision, RecomputeParts{}, /*max_positions=*/8);
+      model.parameters()[0]->place(of_embedding[size_t(world.rank())], {});
+      const AdamW optimizer(model.parameters(), config.optim, DType::kBFloat16);
+      save_run_state(fs, "/run", some_state(), config, tokenizer(), model, optimizer, world);
     });
   };
-  for (const Outcome& outcome : save_as({{1, 1}, {1, 1}}, {0, 0})) {
-    CHECK_THAT(outcome.text, Catch::Contains("row 0 of model.embed_tokens.weight is owned by 2 ranks"));
+  for (const Outcome& outcome : save_with({{0, 256}, {128, 162}})) {
+    CHECK_THAT(outcome.text, Catch::Contains("row 128 of model.embed_tokens.weight is owned by 2 ranks; wanted one"));
   }
-  for (const Outcome& outcome : save_as({{3, 1}, {3, 1}}, {0, 1})) {
-    CHECK_THAT(outcome.text, Catch::Contains("is owned by 0 ranks"));
+  for (const Outcome& outcome : save_with({{0, 128}, {256, 34}})) {
+    CHECK_THAT(outcome.text, Catch::Contains("row 128 of model.embed_tokens.weight is owned by 0 ranks; wanted one"));
   }
   CHECK_FALSE(disk.fs.exists("/run"));
 }
@@ -302,8 +282,8 @@ TEST_CASE("a damaged block that one rank reads stops all ranks", "[checkpoint][r
   disk.fs.content(join_path(path, manifest.files[piece->file].name))[piece->begin] ^= 1;
   const std::vector<Outcome> all = outcomes(2, {}, [&](Communicator& world) {
     RankFileSystem fs(disk);
-    RankModel rank(config, {2, 1}, world.rank());
-    load_run_state(CheckpointReader(fs, path), rank.model, *rank.optimizer, world);
+    RankModel rank(with_layout(config, {2, 1}), world);
+    load_run_state(CheckpointReader(fs, path), rank.model, rank.optimizer, world);
   });
   for (const Outcome& outcome : all) {
     CHECK(outcome.code == 4);
@@ -320,24 +300,24 @@ TEST_CASE("loading takes little memory beside what is loaded", "[checkpoint][res
   config.model.hidden = 192;
   const auto self = make_self_communicator();
   const std::string path = [&] {
-    RankModel all(config, {1, 1}, 0);
+    RankModel all(config, *self);
     fill(all);
-    return save_run_state(fs, directory.path(), some_state(), config, tokenizer(), all.model, *all.optimizer, *self);
+    return save_run_state(fs, directory.path(), some_state(), config, tokenizer(), all.model, all.optimizer, *self);
   }();
   const bool other_dtype = GENERATE(false, true);  // moments are converted
   config.precision.moments = other_dtype ? MomentType::kFp32 : MomentType::kBf16;
-  RankModel rank(config, {1, 1}, 0);  // the moments of the embedding are 6 MiB in bfloat16
+  RankModel rank(config, *self);  // the moments of the embedding are 6 MiB in bfloat16
   // All memory of the model is there, and was written to.
-  for (size_t i = 0; i < rank.optimizer->parameters().size(); ++i) {
-    const AdamW::Moments& moments = rank.optimizer->moments(i);
-    for (const Tensor& tensor : {rank.optimizer->parameters()[i]->master(), moments.m, moments.v}) {
+  for (size_t i = 0; i < rank.optimizer.parameters().size(); ++i) {
+    const AdamW::Moments& moments = rank.optimizer.moments(i);
+    for (const Tensor& tensor : {rank.optimizer.parameters()[i]->master(), moments.m, moments.v}) {
       std::fill_n(static_cast<char*>(tensor.view().raw()), tensor.num_bytes(), 1);
     }
   }
   rank.model.refresh_weights();
   release_kept_memory();
   const Cost cost;
-  load_run_state(CheckpointReader(fs, path), rank.model, *rank.optimizer, *self);
+  load_run_state(CheckpointReader(fs, path), rank.model, rank.optimizer, *self);
   CHECK(cost.is_within(/*bytes=*/uint64_t(4) << 20, /*seconds=*/60));
   CHECK(differences(rank) == 0);
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,11 +38,16 @@ class RankFileSystem final : public FileSystem {
   // Call number n (from 0) of this rank fails with this errno, those after it too where `from_then_on`.
   void fail_call(uint64_t n, int error, bool from_then_on) { fail_call_ = n, error_ = error, fails_on_ = from_then_on; }
   void stop_at_call(uint64_t n) { stop_call_ = n; }
+  // Files that this rank has opened to read, and that it has made.
+  const std::set<std::string>& opened() const { return opened_; }
+  const std::set<std::string>& created() const { return created_; }
 
   std::unique_ptr<ReadableFile> open(const std::string& path) override {
+    opened_.insert(path);
     return std::make_unique<Readable>(*this, path, call("open", path, [&] { return disk_.fs.open(path); }));
   }
   std::unique_ptr<WritableFile> create(const std::string& path) override {
+    created_.insert(path);
     return std::make_unique<Writable>(*this, path, call("create", path, [&] { return disk_.fs.create(path); }));
   }
   std::unique_ptr<WritableFile> append_to(const std::string& path) override {
@@ -117,6 +123,7 @@ class RankFileSystem final : public FileSystem {
   };
 
   SharedDisk& disk_;
+  std::set<std::string> opened_, created_;
   uint64_t calls_ = 0;
   std::optional<uint64_t> fail_call_, stop_call_;
   int error_ = 0;

@@ -246,6 +246,13 @@ class CheckpointVerifier {
  public:
   CheckpointVerifier(const CheckpointReader& reader, Communicator& world, const std::map<std::string, int>& writers)
       : reader_(reader), world_(world), reader_of_(share(reader.manifest(), world.size(), writers)) {}
+  // This rank reads these files, and no others.
+  CheckpointVerifier(const CheckpointReader& reader, Communicator& world, const std::set<std::string>& files)
+      : reader_(reader), world_(world) {
+    for (const ManifestFile& file : reader.manifest().files) {
+      reader_of_.push_back(files.contains(file.name) ? world.rank() : -1);
+    }
+  }
 
   std::vector<CheckpointDamage> run() {
     const Manifest& manifest = reader_.manifest_;
@@ -370,18 +377,19 @@ class CheckpointVerifier {
 
   const CheckpointReader& reader_;
   Communicator& world_;
-  const std::vector<int> reader_of_;
+  std::vector<int> reader_of_;
   std::vector<CheckpointDamage> damages_;
   std::vector<char> buffer_ = std::vector<char>(kBlockBytes);
 };
 
 namespace {
 
+// share: the files that this rank reads, as CheckpointVerifier takes them.
 std::vector<CheckpointDamage> damages_here(FileSystem& fs, const std::string& path, Communicator& world,
-                                           const std::map<std::string, int>& writers) {
+                                           const auto& share) {
   try {
     const CheckpointReader reader(fs, path);
-    return CheckpointVerifier(reader, world, writers).run();
+    return CheckpointVerifier(reader, world, share).run();
   } catch (const Error& error) {
     return {{.file = file_name_of(error.report().where.substr(0, error.report().where.find(", byte"))),
              .tensor = "",
@@ -405,15 +413,30 @@ std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::strin
     }
   }
   std::vector<CheckpointDamage> damages;
-  std::set<std::string> said;  // what every rank finds, as a missing file, counts once
-  for (const std::string& of_rank : gather_texts(world, pack(texts))) {
-    const std::vector<std::string> parts = unpack(of_rank);
+  std::set<std::string> said;      // what every rank finds, as a missing file, counts once
+  std::set<std::string> suspects;  // files that rank 0 has not read
+  int finder = 0;
+  const std::vector<std::string> of_ranks = gather_texts(world, pack(texts));
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const std::vector<std::string> parts = unpack(of_ranks[size_t(rank)]);
     for (size_t i = 0; i + 3 < parts.size(); i += 4) {
       if (!said.insert(parts[i + 3]).second) continue;
       damages.push_back(
           {.file = parts[i], .tensor = parts[i + 1], .block = std::stoll(parts[i + 2]), .what = parts[i + 3]});
+      if (rank > 0) suspects.insert(parts[i]), finder = rank;
     }
   }
+  // One host that reads badly must not condemn what is good.
+  all_or_none(world, [&] {
+    if (world.rank() != 0 || suspects.empty() || !of_ranks[0].empty()) return;
+    if (!damages_here(fs, path, world, suspects).empty()) return;
+    fail(ErrorKind::kStorage,
+         {.what = fmt::format("rank {} (host {}) finds {} damaged, where rank 0 finds it good: {}",
+                              world.world_rank(finder), world.host(finder), path, damages.back().what),
+          .where = path,
+          .why = "a host that reads other bytes would train on them",
+          .fix = "look at the system log of that host (dmesg), and at how it mounts the directory"});
+  });
   return damages;
 }
 

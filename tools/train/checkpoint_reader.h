@@ -75,7 +75,7 @@ struct CheckpointDamage {
 // Reads every byte. Empty where all of it is as it was written.
 std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path);
 // The same with the work shared: each file is read by one rank, and by another than its writer where `writers` has one.
-// The result is the same on every rank.
+// The result is the same on every rank. Throws kStorage where a rank finds damage that rank 0 does not find.
 std::vector<CheckpointDamage> verify_checkpoint(FileSystem& fs, const std::string& path, Communicator& world,
                                                 const std::map<std::string, int>& writers = {});
 

@@ -647,15 +647,16 @@ int remove_old_checkpoints(FileSystem& fs, const std::string& directory, int64_t
   require(keep_last >= 0, "remove_old_checkpoints: keep_last is {}; wanted 0 (all) or more", keep_last);
   if (keep_last == 0) return 0;
   std::vector<CheckpointEntry> entries;
+  std::vector<CheckpointDamage> damages;
   try {
     entries = entries_of_first(fs, directory, world);
+    if (int64_t(entries.size()) > keep_last) damages = verify_checkpoint(fs, entries.back().path, world);
   } catch (const Error& error) {
     if (is_of_peers(error)) throw;
-    log_warning("cannot remove old checkpoints: {}", error.report().what);
+    if (world.rank() == 0) log_warning("cannot remove old checkpoints: {}", error.report().what);
     return 0;
   }
   if (int64_t(entries.size()) <= keep_last) return 0;
-  const std::vector<CheckpointDamage> damages = verify_checkpoint(fs, entries.back().path, world);
   int64_t removed = 0;
   if (world.rank() == 0 && !damages.empty()) {
     log_warning("no old checkpoint is removed, because the newest is damaged: {}", damages.front().what);
