@@ -14,7 +14,7 @@
 // thread of each rank while nobody waits, so that they travel while this one computes.
 //
 // Checks, in every build: each collective tells every other rank its operation, number, element type, the sizes that
-// must agree and the phase, in a message of 256 bytes that also carries a piece of up to 160 bytes, so that small
+// must agree and the phase, in a message of 96 bytes that also carries a piece of up to 928 bytes, so that small
 // operations need no other. Ranks that are not in the same operation throw Error(kCommunication) with both names, at
 // once, and write nothing that the other sent. A collective, even a broadcast, therefore returns only after every rank
 // has entered it.
@@ -72,7 +72,7 @@ struct EnumNames<Operation> {
 };
 
 // What this rank has sent to other ranks through one communicator. Bytes are those of the pieces; a rank's piece for
-// itself and the messages of 256 bytes do not count. With n ranks, a call sends
+// itself and the 96 bytes of each message do not count. With n ranks, a call sends
 //   all_to_all_v     its pieces for the others
 //   reduce_scatter   its pieces for the others
 //   all_gather       n - 1 times its piece

@@ -24,7 +24,8 @@ namespace {
 using Element = CollectiveCall::Element;
 using Piece = CollectiveCall::Piece;
 
-constexpr int64_t kInlineBytes = 160;
+// A message of up to 1 KiB goes with its header: a second one would cost as much again.
+constexpr int64_t kInlineBytes = 928;
 constexpr uint32_t kMagic = 0x4f435431;  // "OCT1"; another byte order or version differs
 
 // What a rank tells another when it enters an operation with it.
@@ -41,9 +42,16 @@ struct Header {
   int64_t piece_bytes = 0;
   char dtype[16] = {};
   char phase[32] = {};
-  std::byte piece[kInlineBytes] = {};
 };
-static_assert(sizeof(Header) == 256);
+static_assert(sizeof(Header) == 96);
+
+// Travels as far as its piece goes.
+struct Entry {
+  Entry() {}  // leaves the piece as it is
+  Header header;
+  std::byte piece[kInlineBytes];
+};
+static_assert(sizeof(Entry) == 1024);
 
 // What a rank tells another outside of any operation.
 struct Notice {
@@ -116,7 +124,8 @@ class Scratch {
 // An operation under way.
 struct Op {
   struct Peer {
-    Header out, in;
+    Peer() {}  // and not `= default`, which would first fill the pieces with zeros
+    Entry out, in;
     bool is_awaited = false;  // its header has not come
     int64_t to_receive = 0;   // bytes of the exchange under way, as far as they are known
     int64_t to_send = 0;
@@ -465,12 +474,12 @@ class World {
     wake_.notify_one();
   }
 
-  // Often while an operation is under way and nobody waits; rarely otherwise, and then it need not be woken for a wait
-  // that is about to begin.
+  // While an operation is under way and nobody waits, it looks again after an eighth of the time in which nothing came.
+  // Otherwise it looks rarely, and need not be woken for an operation that is waited for at once.
   void move_messages() {
-    constexpr double kShortest = 100e-6, kUnderWay = 300e-6, kWorthWaking = 1e-3;
+    constexpr double kShortest = 100e-6, kUnderWay = 2e-3, kWorthWaking = 1e-3;
     const double longest = std::min(20e-3, options_.timeout_s / 64);
-    double pause = kShortest;
+    double pause = kShortest, quiet = 0;
     std::unique_lock lock(mutex_);
     while (!is_ending_ && !broken_) {
       bool has_moved = false;
@@ -489,13 +498,15 @@ class World {
       }
       if (waiters_ > 0 || active_.empty()) {
         pause = std::min(pause * 2, longest);
+        quiet = 0;
       } else {
-        pause = has_moved ? kShortest : std::min(pause * 1.5, kUnderWay);
+        quiet = has_moved ? 0 : quiet + pause;
+        pause = std::clamp(quiet / 8, kShortest, kUnderWay);
       }
       mover_sleeps_ = pause > kWorthWaking;
       const bool was_asleep = mover_sleeps_;
       wake_.wait_for(lock, std::chrono::duration<double>(pause));
-      if (was_asleep && !mover_sleeps_) pause = kShortest;
+      if (was_asleep && !mover_sleeps_) pause = kShortest, quiet = 0;
       mover_sleeps_ = false;
     }
   }
@@ -528,7 +539,7 @@ class World {
       Op::Peer& peer = op.peers[size_t(from)];
       peer.is_awaited = true;
       ++op.open;
-      transport_->receive(op.group->ranks[size_t(from)], tag_of(op.group->context, lane), &peer.in, sizeof(Header),
+      transport_->receive(op.group->ranks[size_t(from)], tag_of(op.group->context, lane), &peer.in, sizeof(Entry),
                           {.owner = &op, .peer = from, .part = int32_t(Part::kHeaderIn), .bytes = 0});
     }
     for (int step = 1; step < n; ++step) {
@@ -536,14 +547,16 @@ class World {
       if (call.operation == Operation::kReceive || (op.is_pair() && to != call.peer)) continue;
       Op::Peer& peer = op.peers[size_t(to)];
       const Piece piece = op.outgoing(to);
-      peer.out = header;
-      peer.out.piece_bytes = piece.bytes;
-      peer.out.is_inline = piece.bytes <= kInlineBytes;
+      Header& out = peer.out.header;
+      out = header;
+      out.piece_bytes = piece.bytes;
+      out.is_inline = piece.bytes <= kInlineBytes;
       if (traffic != nullptr) (*traffic)[call.operation].bytes += piece.bytes;
-      if (piece.bytes > 0 && peer.out.is_inline)
-        std::memcpy(peer.out.piece, call.from + piece.offset, size_t(piece.bytes));
-      post_send(op, to, lane, reinterpret_cast<const std::byte*>(&peer.out), sizeof(Header), Part::kHeaderOut);
-      if (!peer.out.is_inline) {
+      const int64_t inline_bytes = out.is_inline ? piece.bytes : 0;
+      if (inline_bytes > 0) std::memcpy(peer.out.piece, call.from + piece.offset, size_t(inline_bytes));
+      post_send(op, to, lane, reinterpret_cast<const std::byte*>(&peer.out), int64_t(sizeof(Header)) + inline_bytes,
+                Part::kHeaderOut);
+      if (!out.is_inline) {
         post_send(op, to, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, call.from + piece.offset, piece.bytes,
                   Part::kPieceOut);
       }
@@ -642,13 +655,12 @@ class World {
   void take_header(Op& op, int from) {
     Op::Peer& peer = op.peers[size_t(from)];
     peer.is_awaited = false;
-    const Header& in = peer.in;
-    seen_[size_t(op.group->ranks[size_t(from)])] = {
-        .header = in, .group = op.group->name, .at = real_clock().seconds()};
+    const Header& in = peer.in.header;
+    seen_[size_t(op.group->ranks[size_t(from)])] = {.header = in, .group = op.group, .at = real_clock().seconds()};
     check_header(op, from);
     if (in.piece_bytes == 0) return;
     if (in.is_inline) {
-      std::memcpy(op.incoming(from), in.piece, size_t(in.piece_bytes));
+      std::memcpy(op.incoming(from), peer.in.piece, size_t(in.piece_bytes));
     } else {
       post_receive(op, from, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, op.incoming(from), in.piece_bytes);
     }
@@ -665,7 +677,7 @@ class World {
   }
 
   void check_header(Op& op, int from) {
-    const Header& in = op.peers[size_t(from)].in;
+    const Header& in = op.peers[size_t(from)].in.header;
     const int theirs = op.group->ranks[size_t(from)];
     if (in.magic != kMagic) {
       break_down(Error(ErrorKind::kCommunication,
@@ -807,7 +819,7 @@ class World {
       text += ", and was never heard of";
     } else {
       text += fmt::format(", and was last heard of {:.1f} s ago in {}{}", now - seen.at,
-                          shown_operation(seen.header, seen.group), in_phase(seen.header.phase));
+                          shown_operation(seen.header, seen.group->name), in_phase(seen.header.phase));
     }
     const Answer& answer = answers_[size_t(world_rank)];
     const double time_to_answer = options_.timeout_s / 16;
@@ -878,10 +890,17 @@ class World {
     send_notice(world_rank, {});
   }
 
+  // By its last answer, if it still answers.
+  bool is_waiting(int world_rank) const {
+    const Answer& answer = answers_[size_t(world_rank)];
+    const double silent = answer.unanswered_at > 0 ? real_clock().seconds() - answer.unanswered_at : 0;
+    return answer.is_waiting && silent < options_.timeout_s / 4;
+  }
+
   // A rank that waits itself knows better who holds it up: it is left some time to say so.
   double limit_for(int world_rank) const {
     constexpr double kGrace = 0.4;
-    return options_.timeout_s + (answers_[size_t(world_rank)].is_waiting ? kGrace : 0);
+    return options_.timeout_s + (is_waiting(world_rank) ? kGrace : 0);
   }
 
   void ask_and_judge(Op& op, double waited) {
@@ -900,7 +919,7 @@ class World {
     std::vector<int> peers, waiting;
     for (const int peer : missing(op)) {
       if (op.ages[size_t(peer)] < 0.9 * options_.timeout_s) continue;
-      (answers_[size_t(op.group->ranks[size_t(peer)])].is_waiting ? waiting : peers).push_back(peer);
+      (is_waiting(op.group->ranks[size_t(peer)]) ? waiting : peers).push_back(peer);
     }
     if (peers.empty()) peers = waiting;
     std::vector<int> world_ranks;
@@ -1057,7 +1076,7 @@ class World {
 
   struct Seen {
     Header header;
-    std::string group;
+    std::shared_ptr<Group> group;
     double at = 0;  // seconds of real_clock; 0 is never
   };
 

@@ -28,7 +28,7 @@ class Transport {
   virtual ProcessIdentity identity() const = 0;
 
   // Messages with one tag between two ranks arrive in order. Memory is in use until the ticket comes back. A receive
-  // has the size of the message. tag: 0 to 2^31 - 1; bytes: 1 to kMaxMessageBytes.
+  // has room for the message. tag: 0 to 2^31 - 1; bytes: 1 to kMaxMessageBytes.
   virtual void send(int to, int tag, const void* from, int64_t bytes, const Ticket& ticket) = 0;
   virtual void receive(int from, int tag, void* to, int64_t bytes, const Ticket& ticket) = 0;
   // Moves messages and appends the tickets of those that are done.

@@ -76,7 +76,7 @@ View view(std::vector<T>& x) {
 
 // Sizes in elements, about each limit of the implementation: nothing, one, odd, what fits in a header, what is sent
 // whole, and what takes many blocks.
-const int64_t kSizes[] = {0, 1, 2, 3, 40, 41, 80, 81, 2047, 2048, 2049, 4096, 4097, 30011, 100003};
+const int64_t kSizes[] = {0, 1, 2, 3, 116, 117, 232, 233, 464, 465, 2047, 2048, 2049, 4096, 4097, 30011, 100003};
 
 template <class T>
 void all_reduce_of(Communicator& c) {
@@ -166,7 +166,7 @@ void all_gather(Communicator& c) {
   const int n = c.size(), me = c.rank();
   for (const DType dtype : {DType::kFloat8E4M3, DType::kBFloat16, DType::kFloat32, DType::kInt64}) {
     const int64_t each = size_of(dtype);
-    for (const int64_t size : {0, 1, 19, 20, 21, 1000, 50001}) {
+    for (const int64_t size : {0, 1, 115, 116, 117, 232, 233, 464, 465, 928, 929, 50001}) {
       std::vector<uint8_t> all(size_t(size * n * each), 0xee);
       const std::vector<uint8_t> mine = bytes(me, size * each, 1);
       c.reset_traffic();
@@ -261,7 +261,7 @@ void long_piece(Communicator& c) {
 
 void broadcast(Communicator& c) {
   for (int root = 0; root < c.size(); ++root) {
-    for (const int64_t n : {0, 1, 159, 160, 161, 70001}) {
+    for (const int64_t n : {0, 1, 927, 928, 929, 70001}) {
       std::vector<uint8_t> x = bytes(c.rank(), n, 20);
       c.reset_traffic();
       c.broadcast(View(x.data(), {n}, DType::kUInt8), root, stream());
@@ -275,7 +275,7 @@ void broadcast(Communicator& c) {
 // Each rank to each, several in order, all under way at once.
 void send_and_receive(Communicator& c) {
   const int n = c.size(), me = c.rank();
-  const int64_t kLengths[] = {0, 1, 160, 161, 20000};
+  const int64_t kLengths[] = {0, 1, 928, 929, 20000};
   std::vector<std::vector<uint8_t>> sent, received;
   std::vector<Pending> pending;
   for (int r = 0; r < n; ++r) {

@@ -428,12 +428,21 @@ TEST_CASE("a rank that gives up tells the others why", "[parallel][faults]") {
 }
 
 TEST_CASE("an exception that leaves an operation under way ends the run of all", "[parallel][faults]") {
-  const std::vector<Outcome> found = outcomes(2, {}, [](Communicator& world) {
-    std::vector<float> x(64), y(64);
+  std::atomic<bool> has_left{false};  // and until then the operation cannot be done
+  const std::vector<Outcome> found = outcomes(2, {}, [&](Communicator& world) {
+    std::vector<float> x(64);
     const View view(x.data(), {64}, DType::kFloat32);
-    const Pending pending = world.start_all_reduce(view, stream());
-    if (world.rank() == 0) fail(ErrorKind::kData, {.what = "a bad token", .where = {}, .why = {}, .fix = {}});
-    world.all_reduce(View(y.data(), {64}, DType::kFloat32), stream());
+    if (world.rank() == 0) {
+      try {
+        const Pending pending = world.start_all_reduce(view, stream());
+        fail(ErrorKind::kData, {.what = "a bad token", .where = {}, .why = {}, .fix = {}});
+      } catch (const Error&) {
+        has_left = true;
+        throw;
+      }
+    }
+    while (!has_left) std::this_thread::yield();
+    world.all_reduce(view, stream());
   });
   CHECK(found[0].code == 3);
   CHECK(found[1].code == 7);
