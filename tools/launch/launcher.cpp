@@ -212,6 +212,7 @@ class Mpirun {
   int code() const { return WIFEXITED(*status_) ? WEXITSTATUS(*status_) : 128 + WTERMSIG(*status_); }
 
   bool is_running() const { return is_running_.load(); }
+  bool has_failed() const { return has_failed_.load(); }  // a rank has
 
   // To be called when it has ended: passes on what is left of its output, and returns what it said.
   const MpirunOutput& finish_output() {
@@ -242,6 +243,7 @@ class Mpirun {
       if (is_error) {
         const std::string shown = output_.feed(piece);
         if (output_.is_running()) is_running_.store(true);
+        if (output_.failed_rank()) has_failed_.store(true);
         write_all(to, shown);
       } else {
         write_all(to, piece);
@@ -255,7 +257,7 @@ class Mpirun {
   pid_t pid_ = -1;
   std::optional<int> status_;
   MpirunOutput output_;  // of the thread that forwards stderr, until it has been joined
-  std::atomic<bool> is_running_{false}, is_over_{false};
+  std::atomic<bool> is_running_{false}, has_failed_{false}, is_over_{false};
   std::thread forward_out_, forward_error_;
 };
 
@@ -349,7 +351,7 @@ int launch(const LaunchPlan& plan) {
   const auto started = SteadyClock::now();
   int stops = 0;
   bool is_ended_early = false, is_too_late = false;
-  std::optional<SteadyClock::time_point> told_to_end;
+  std::optional<SteadyClock::time_point> told_to_end, failed;
   while (!mpirun.has_ended()) {
     const int signal = signals.take(0.25);
     if (is_stop(signal)) {
@@ -374,7 +376,11 @@ int launch(const LaunchPlan& plan) {
       told_to_end = SteadyClock::now();
       is_too_late = true;
     }
-    if (told_to_end && seconds_since(*told_to_end) > 6) mpirun.signal(SIGKILL);
+    if (mpirun.has_failed() && !failed) failed = SteadyClock::now();
+    if ((told_to_end && seconds_since(*told_to_end) > 6) || (failed && seconds_since(*failed) > 10)) {
+      mpirun.kill_ranks();
+      mpirun.signal(SIGKILL);
+    }
   }
   const MpirunOutput& output = mpirun.finish_output();
   std::signal(SIGPIPE, before_pipe);
@@ -388,7 +394,9 @@ int launch(const LaunchPlan& plan) {
           .why = "a host cannot reach this one, or is very slow",
           .fix = "name the network that all hosts share: --interface eth1, or --interface 10.0.0.0/8"});
   }
-  return answer_for(plan, mpirun.code(), output, stops > 0);
+  const bool is_stuck = failed && mpirun.code() == 128 + SIGKILL;
+  const int code = is_stuck ? output.error_code().value_or(exit_code(ErrorKind::kCommunication)) : mpirun.code();
+  return answer_for(plan, code, output, stops > 0);
 }
 
 }  // namespace octet

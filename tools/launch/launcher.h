@@ -7,6 +7,7 @@
 // - A second SIGINT kills the ranks; the code is 130.
 // - mpirun is in a process group of its own, so that Ctrl-C reaches it by this way only, and ends with this process,
 //   however that ends.
+// - An mpirun that cannot end, since a host does not answer any more, is killed ten seconds after a rank has failed.
 // - The code is that of the first rank that failed. A rank that was ended by a signal, a host that is lost, or ranks
 //   that could not be started give 7.
 #pragma once

@@ -110,6 +110,7 @@ void MpirunOutput::take_line(std::string_view line, std::string& out) {
     return;
   }
   has_error_block_ = has_error_block_ || line.starts_with("octet: error: ");
+  if (has_error_block_ && !error_code_ && line.starts_with("  code:")) error_code_ = number_after(line, "  code:  ");
   out += line;
   out += '\n';
 }
