@@ -4,6 +4,7 @@
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
 #include "parallel/mesh.h"
+#include "parallel/row_exchange.h"
 
 namespace octet {
 namespace {
@@ -52,7 +53,7 @@ class Exchange {
                                indices.stream());
     // Each token once for each rank that it goes to; and of each row, which of that rank's tokens it is.
     std::vector<std::vector<int32_t>> tokens{size_t(P)};
-    copy_of_row_ = workspace({T * K}, DType::kInt32);
+    copy_of_row_ = workspace({T * K, 1}, DType::kInt32);
     for (int64_t t = 0; t < T; ++t) {
       const int32_t* experts = indices.view().row<int32_t>(t);
       for (int64_t k = 0; k < K; ++k) {
@@ -106,8 +107,7 @@ class Exchange {
 
   // place: of the rows of experts, on the tape.
   Dispatched arrive(const Tensor& place) {
-    copies_.pending.wait();
-    RowGroups groups = order_rows();
+    RowGroups groups = order_rows(copies_.wait());
     TokensOnWire tokens = std::exchange(tokens_, {});
     if (!numerics_.is_fp8()) {
       const LinearInput input(tokens.wait_values(numerics_.activation_dtype()), numerics_);
@@ -117,25 +117,13 @@ class Exchange {
   }
 
   // Rows of experts, [num_rows, D] in the order of the groups, to the ranks of their tokens.
-  void start_back(const Tensor& rows) {
-    Tensor sent = workspace(rows.shape(), rows.dtype());  // by rank, expert, token
-    kernels::gather_rows({.x = rows, .source = row_at_, .y = sent}, rows.stream());
-    back_ = {.sent = sent, .received = empty({row_of_.num_elements(), rows.cols()}, rows.dtype()), .pending = {}};
-    back_.pending = ep_.start_all_to_all_v({.send = back_.sent,
-                                            .send_pieces = {.counts = rows_from_},
-                                            .receive = back_.received,
-                                            .receive_pieces = {.counts = rows_to_}},
-                                           rows.stream());
-  }
+  void start_back(const Tensor& rows) { back_ = RowExchange(ep_, rows, row_at_, rows_from_, rows_to_); }
   // [T K, D], by row_of().
-  Tensor wait_back() {
-    back_.pending.wait();
-    return std::exchange(back_, {}).received;
-  }
+  Tensor wait_back() { return back_.wait(); }
 
   // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
   void start_gradient(const Tensor& dy, const Tensor& weights) {
-    const Tensor of_row = workspace({weights.num_elements()}, DType::kFloat32);
+    const Tensor of_row = workspace({weights.num_elements(), 1}, DType::kFloat32);
     const int32_t* row_of = row_of_.data<int32_t>();
     const float* from = weights.data<float>();
     for (int64_t pair = 0; pair < weights.num_elements(); ++pair) of_row.data<float>()[row_of[pair]] = from[pair];
@@ -149,13 +137,12 @@ class Exchange {
   // Of each row of an expert, [num_rows, D].
   Tensor wait_gradient() {
     const Tensor dy = tokens_.wait_values(numerics_.activation_dtype());
-    weights_.pending.wait();
+    const Tensor came = weights_.wait();
     const Tensor weights = workspace({num_rows_}, DType::kFloat32);
     const int32_t* row_at = row_at_.data<int32_t>();
-    for (int64_t i = 0; i < num_rows_; ++i) weights.data<float>()[row_at[i]] = weights_.received.data<float>()[i];
+    for (int64_t i = 0; i < num_rows_; ++i) weights.data<float>()[row_at[i]] = came.data<float>()[i];
     Tensor drows = empty({num_rows_, dy.cols()}, dy.dtype());
     kernels::weighted_gather({.x = dy, .source = source_, .weights = weights, .y = drows}, dy.stream());
-    weights_ = {};
     tokens_ = {};
     return drows;
   }
@@ -165,31 +152,18 @@ class Exchange {
   const Numerics& numerics() const { return numerics_; }
 
  private:
-  struct Move {
-    Tensor sent, received;
-    Pending pending;
-  };
-
-  // One number for each row, from the rank of its token to that of its expert.
-  Move start_out(const Tensor& of_row) {
-    Move move{.sent = of_row, .received = workspace({num_rows_}, of_row.dtype()), .pending = {}};
-    move.pending = ep_.start_all_to_all_v({.send = move.sent,
-                                           .send_pieces = {.counts = rows_to_},
-                                           .receive = move.received,
-                                           .receive_pieces = {.counts = rows_from_}},
-                                          of_row.stream());
-    return move;
-  }
+  // One number for each row, [T K, 1], from the rank of its token to that of its expert: [num_rows, 1].
+  RowExchange start_out(const Tensor& of_row) { return RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_); }
 
   // Rows come by rank, expert, token, and are read by expert, rank, token.
-  RowGroups order_rows() {
+  RowGroups order_rows(const Tensor& copy_of_row) {
     const int64_t P = ep_.size();
     const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64);
     source_ = empty({num_rows_}, DType::kInt32);
     row_at_ = empty({num_rows_}, DType::kInt32);
     std::vector<int64_t> next(size_t(P), 0);  // row of each rank, as they come
     for (int64_t p = 1; p < P; ++p) next[size_t(p)] = next[size_t(p - 1)] + rows_from_[size_t(p - 1)];
-    const int32_t* copy = copies_.received.data<int32_t>();
+    const int32_t* copy = copy_of_row.data<int32_t>();
     int64_t row = 0;
     for (int64_t e = 0; e < local_experts_; ++e) {
       offsets.data<int64_t>()[e] = row;
@@ -203,7 +177,6 @@ class Exchange {
       }
     }
     offsets.data<int64_t>()[local_experts_] = row;
-    copies_ = {};
     return RowGroups::of_offsets(offsets, source_, num_rows_);
   }
 
@@ -218,7 +191,7 @@ class Exchange {
   Tensor source_;                         // of each row of an expert, its token among those that came
   Tensor row_at_;                         // of each row as they come, its place among those of the experts
   Pending counts_pending_;
-  Move copies_, weights_, back_;
+  RowExchange copies_, weights_, back_;
   TokensOnWire tokens_;
 };
 

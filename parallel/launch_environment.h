@@ -5,5 +5,7 @@ namespace octet {
 
 // Ranks on this host, as mpirun or srun say; 1 where neither does.
 int local_ranks();
+// This rank, as mpirun or srun say; 0 where neither does.
+int launched_rank();
 
 }  // namespace octet

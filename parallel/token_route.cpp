@@ -2,44 +2,14 @@
 
 #include <algorithm>
 
-#include "kernels/permute.h"
+#include "parallel/row_exchange.h"
 
 namespace octet {
 namespace {
 
-Tensor workspace(Shape shape, DType dtype) { return empty(shape, dtype, MemoryCategory::kWorkspace); }
-
 Tensor index_of(const std::vector<int32_t>& rows) {
   const AllocateAs category(MemoryCategory::kWorkspace);
   return from_vector(rows, {int64_t(rows.size())});
-}
-
-Tensor gather(const Tensor& x, const Tensor& rows) {
-  const Tensor y = workspace({rows.size(0), x.cols()}, x.dtype());
-  kernels::gather_rows({.x = x, .source = rows, .y = y}, x.stream());
-  return y;
-}
-
-int64_t sum_of(const std::vector<int64_t>& counts) {
-  int64_t sum = 0;
-  for (const int64_t count : counts) sum += count;
-  return sum;
-}
-
-// An all_to_all_v of rows that is under way.
-struct Move {
-  Tensor sent, received;
-  Pending pending;
-};
-Move start_move(Communicator& ranks, const Tensor& send, const std::vector<int64_t>& counts_to,
-                const std::vector<int64_t>& counts_from) {
-  Move move{.sent = send, .received = empty({sum_of(counts_from), send.cols()}, send.dtype()), .pending = {}};
-  move.pending = ranks.start_all_to_all_v({.send = move.sent,
-                                           .send_pieces = {.counts = counts_to},
-                                           .receive = move.received,
-                                           .receive_pieces = {.counts = counts_from}},
-                                          send.stream());
-  return move;
 }
 
 class DirectRoute final : public TokenRoute {
@@ -69,16 +39,13 @@ class DirectRoute final : public TokenRoute {
   std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
     class InFlight final : public TokensInFlight {
      public:
-      explicit InFlight(Move move) : move_(std::move(move)) {}
-      Tensor wait() override {
-        move_.pending.wait();
-        return move_.received;
-      }
+      explicit InFlight(RowExchange rows) : rows_(std::move(rows)) {}
+      Tensor wait() override { return rows_.wait(); }
 
      private:
-      Move move_;
+      RowExchange rows_;
     };
-    return std::make_unique<InFlight>(start_move(ep_, gather(x, tokens_), counts_to_, counts_from_));
+    return std::make_unique<InFlight>(RowExchange(ep_, x, tokens_, counts_to_, counts_from_));
   }
 
  private:
@@ -135,27 +102,24 @@ class NodeRoute final : public TokenRoute {
     for (int node = 0; node < rail_.size(); ++node) {
       from_node_.push_back(counts[size_t(rank_at(node, node_.rank())) * kCounts + 1]);
     }
-    masks_move_ = start_move(rail_, masks_, to_node_, from_node_);
+    masks_on_way_ = RowExchange(rail_, masks_, Tensor(), to_node_, from_node_);
   }
 
   std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
     class InFlight final : public TokensInFlight {
      public:
-      InFlight(NodeRoute& route, Move move) : route_(route), move_(std::move(move)) {}
+      InFlight(NodeRoute& route, RowExchange rows) : route_(route), rows_(std::move(rows)) {}
       Tensor wait() override {
-        move_.pending.wait();
+        const Tensor came = rows_.wait();
         route_.learn_masks();
-        Move inside =
-            start_move(route_.node_, gather(move_.received, route_.hand_on_), route_.to_place_, route_.from_place_);
-        inside.pending.wait();
-        return inside.received;
+        return RowExchange(route_.node_, came, route_.hand_on_, route_.to_place_, route_.from_place_).wait();
       }
 
      private:
       NodeRoute& route_;
-      Move move_;
+      RowExchange rows_;
     };
-    return std::make_unique<InFlight>(*this, start_move(rail_, gather(x, tokens_), to_node_, from_node_));
+    return std::make_unique<InFlight>(*this, RowExchange(rail_, x, tokens_, to_node_, from_node_));
   }
 
  private:
@@ -164,12 +128,12 @@ class NodeRoute final : public TokenRoute {
   // Which of the copies that come over the rail go to which rank of this node.
   void learn_masks() {
     if (hand_on_.is_defined()) return;
-    masks_move_.pending.wait();
-    const int64_t* masks = masks_move_.received.data<int64_t>();
+    const Tensor came = masks_on_way_.wait();
+    const int64_t* masks = came.data<int64_t>();
     std::vector<int32_t> rows;
     for (int place = 0; place < node_.size(); ++place) {
       const size_t begin = rows.size();
-      for (int64_t copy = 0; copy < masks_move_.received.rows(); ++copy) {
+      for (int64_t copy = 0; copy < came.rows(); ++copy) {
         if ((masks[copy] >> place & 1) != 0) rows.push_back(int32_t(copy));
       }
       to_place_.push_back(int64_t(rows.size() - begin));
@@ -180,7 +144,7 @@ class NodeRoute final : public TokenRoute {
   Communicator &rail_, &node_;
   std::vector<int64_t> counts_of_rank_, to_node_, from_node_, to_place_, from_place_;
   Tensor tokens_, masks_, hand_on_;
-  Move masks_move_;
+  RowExchange masks_on_way_;
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "core/base/environment.h"
 #include "core/base/error.h"
 #include "kernels/self_test.h"
+#include "parallel/launch_environment.h"
 #include "tools/commands/commands.h"
 
 namespace {
@@ -64,7 +65,9 @@ int main(int argc, char** argv) {
     octet::kernels::run_self_test();
     return run(argc, argv);
   } catch (const octet::Error& error) {
-    std::fputs(error.block().c_str(), stderr);
+    // The ranks of a launch have one command line: one of them says what is wrong with it.
+    const bool is_said = error.kind() == octet::ErrorKind::kArgument && octet::launched_rank() != 0;
+    if (!is_said) std::fputs(error.block().c_str(), stderr);
     return error.code();
   } catch (const std::bad_alloc&) {
     const octet::Error error(

@@ -1,6 +1,7 @@
 #include "tools/bench/bench.h"
 
 #include "core/base/error.h"
+#include "tools/bench/dispatch_bench.h"
 #include "tools/bench/gemm_bench.h"
 #include "tools/bench/step_bench.h"
 
@@ -16,9 +17,13 @@ constexpr Benchmark kBenchmarks[] = {
     {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
     {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
     {"step",
-     "a training step on made-up tokens; args: CONFIG, steps=N, warmup=N, threads=N|all, section.key=value..., phases, "
-     "json",
+     "a training step on made-up tokens, under mpirun on its ranks; args: CONFIG, steps=N, warmup=N, threads=N|all, "
+     "link_delay_us=N (each message is held back), section.key=value..., phases, json",
      bench_step},
+    {"dispatch",
+     "under mpirun: tokens to experts and back, against MPI_Alltoallv of the bytes; args: tokens=N, hidden=N, "
+     "experts=N, top_k=N, repeats=N, wire=fp8|bf16",
+     bench_dispatch},
 };
 
 }  // namespace

@@ -28,7 +28,7 @@ namespace {
 struct StepOptions {
   std::string config;
   std::vector<std::string> overrides;
-  int64_t steps = 7, warmup = 3, threads = 0;
+  int64_t steps = 7, warmup = 3, threads = 0, link_delay_us = 0;
   bool phases = false, json = false;
 };
 
@@ -37,7 +37,7 @@ StepOptions parse(const std::vector<std::string>& args) {
   const auto refuse = [](const std::string& what) {
     fail(ErrorKind::kArgument,
          {.what = "bench step: " + what +
-                  "; wanted a configuration, steps=N, warmup=N, threads=N|all, phases, json, or "
+                  "; wanted a configuration, steps=N, warmup=N, threads=N|all, link_delay_us=N, phases, json, or "
                   "section.key=value",
           .where = "command line",
           .why = {},
@@ -57,6 +57,8 @@ StepOptions parse(const std::vector<std::string>& args) {
       options.steps = *number;
     } else if (key == "warmup" && number) {
       options.warmup = *number;
+    } else if (key == "link_delay_us" && number) {
+      options.link_delay_us = *number;
     } else if (key == "threads" && (value == "all" || (number && *number >= 1))) {
       options.threads = number.value_or(0);
     } else if (key.find('.') != std::string::npos) {
@@ -211,8 +213,8 @@ int bench_step(const std::vector<std::string>& args) {
   }
   set_num_threads(options.threads > 0 ? int(options.threads) : threads_of_rank());
   return run_as_rank(
-      {.run_dir = {}, .timeout_s = config.parallel.timeout_s}, [] {},
-      [&](Communicator& world) { return bench_on(options, config, world); });
+      {.run_dir = {}, .communicator = {.timeout_s = config.parallel.timeout_s, .link_delay_us = options.link_delay_us}},
+      [] {}, [&](Communicator& world) { return bench_on(options, config, world); });
 }
 
 }  // namespace octet

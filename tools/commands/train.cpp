@@ -23,7 +23,7 @@ int train_as_rank(const TrainOptions& options, const std::string& run_dir) {
   set_num_threads(config.train.threads > 0 ? int(config.train.threads) : threads_of_rank());
   CheckedRun run;
   return run_as_rank(
-      {.run_dir = run_dir, .timeout_s = config.parallel.timeout_s},
+      {.run_dir = run_dir, .communicator = {.timeout_s = config.parallel.timeout_s}},
       [&] { run = check_run(files, options.config, options.overrides, run_dir); },
       [&](Communicator& world) {
         require_same_program(world, run.config);

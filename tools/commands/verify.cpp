@@ -180,7 +180,7 @@ int run_verify(const VerifyOptions& options) {
     Config config;
     set_num_threads(threads_of_rank());
     return run_as_rank(
-        {.run_dir = {}, .timeout_s = 3600},
+        {.run_dir = {}, .communicator = {.timeout_s = 3600}},
         [&] {
           config = load_config(real_file_system(), options.config, options.overrides);
           config.model.vocab_size = vocab_size_of(config);

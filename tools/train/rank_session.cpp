@@ -68,7 +68,7 @@ int run_as_rank(const SessionOptions& options, const std::function<void()>& chec
   bool has_log = false, is_first = true;
   try {
     const std::optional<Error> fault = error_in(check);
-    const auto world = make_mpi_communicator({.timeout_s = options.timeout_s});
+    const auto world = make_mpi_communicator(options.communicator);
     is_first = world->rank() == 0;
     try {
       vote(*world, fault);

@@ -12,7 +12,7 @@ namespace octet {
 
 struct SessionOptions {
   std::string run_dir;  // where each rank's log lies (tools/train/rank_output.h); empty: ranks other than 0 say nothing
-  double timeout_s = 30;
+  CommunicatorOptions communicator = {};
 };
 
 // Meets the other ranks and runs body on all of them; the result is its exit code. An error of one rank is the end of
