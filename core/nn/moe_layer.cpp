@@ -44,13 +44,16 @@ MoeLayer::MoeLayer(const std::string& prefix, const ModelConfig& config, const M
   }
 }
 
-void MoeLayer::begin(Flow& flow, bool alternates) {
+void MoeLayer::begin(Flow& flow) {
   const Routing routing = router_.forward(flow.input, flow.replayed);
   flow.weights = routing.weights;
   flow.dispatch = dispatcher_.start(flow.input, routing.indices, num_experts_);
-  if (!alternates) flow.dispatch->send();
+}
+
+void MoeLayer::send(Flow& flow) { flow.dispatch->send(); }
+
+void MoeLayer::share(Flow& flow) {
   if (shared_) flow.base = shared_->forward(flow.input);  // [T, D]
-  if (alternates) flow.dispatch->send();
 }
 
 void MoeLayer::compute(Flow& flow) {
@@ -63,7 +66,9 @@ Tensor MoeLayer::finish(Flow& flow) { return flow.dispatch->combine(flow.weights
 
 Tensor MoeLayer::forward(const LinearInput& input, const Tensor& replayed) {
   Flow flow{.input = input, .replayed = replayed};
-  begin(flow, /*alternates=*/false);
+  begin(flow);
+  send(flow);
+  share(flow);
   compute(flow);
   return finish(flow);
 }

@@ -25,9 +25,9 @@ class MoeLayer {
     Tensor replayed = {}, weights = {}, base = {};
     std::unique_ptr<Dispatch> dispatch = {};
   };
-  // Routes, sends the tokens off, and computes the shared experts. alternates: another micro-batch computes next, while
-  // the tokens move; else the shared experts do.
-  void begin(Flow& flow, bool alternates);
+  void begin(Flow& flow);     // routes
+  void send(Flow& flow);      // lets the tokens go
+  void share(Flow& flow);     // the shared experts; before or after send()
   void compute(Flow& flow);   // the routed experts, and sends their rows back
   Tensor finish(Flow& flow);  // [T, D]
 

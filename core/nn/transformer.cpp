@@ -37,7 +37,7 @@ Tensor Block::feed_forward(const Tensor& x) {
   return moe_ ? moe_->forward(input) : dense_->forward(input);
 }
 
-void Block::begin(Flow& flow, bool alternates) {
+void Block::begin(Flow& flow) {
   if (context_.recompute.block) return;  // one closure, in compute()
   const Tensor attended = context_.recompute.attention
                               ? recompute(flow.x, [this](const Tensor& inner) { return attend(inner); })
@@ -45,10 +45,18 @@ void Block::begin(Flow& flow, bool alternates) {
   flow.middle = add(flow.x, attended);
   LinearInput input = normed(flow.middle, ffn_norm_);
   if (moe_) {
-    moe_->begin(flow.moe.emplace(MoeLayer::Flow{.input = std::move(input)}), alternates);
+    moe_->begin(flow.moe.emplace(MoeLayer::Flow{.input = std::move(input)}));
   } else {
     flow.normed = std::move(input);
   }
+}
+
+void Block::send(Flow& flow) {
+  if (flow.moe) moe_->send(*flow.moe);
+}
+
+void Block::share(Flow& flow) {
+  if (flow.moe) moe_->share(*flow.moe);
 }
 
 void Block::compute(Flow& flow) {
@@ -155,13 +163,22 @@ std::vector<Tensor> Transformer::hidden(std::span<const Tensor> ids) {
   std::vector<Block::Flow> flows(n);
   for (size_t i = 0; i < n; ++i) flows[i].x = embedding(ids[i], embedding_);  // [T, D]
   for (size_t b = 0; b < blocks_.size(); ++b) {
+    Block& block = *blocks_[b];
     for (size_t i = 0; i < n; ++i) {
       Tensor x = b == 0 ? flows[i].x : blocks_[b - 1]->finish(flows[i]);
       if (i == 0) x = unit_begins(b + 1, x);  // the first that is recorded is the last that runs back
       flows[i] = {.x = x, .middle = {}, .normed = {}, .moe = {}};
-      blocks_[b]->begin(flows[i], /*alternates=*/n > 1);
+      block.begin(flows[i]);
+      if (i == 0) continue;
+      // The ranks have learned meanwhile how many tokens of the one before come.
+      block.send(flows[i - 1]);
+      block.share(flows[i - 1]);
     }
-    for (size_t i = 0; i < n; ++i) blocks_[b]->compute(flows[i]);
+    // What hides the way of the last one's tokens: the experts of the others, or else its own shared ones.
+    if (n > 1) block.share(flows[n - 1]);
+    block.send(flows[n - 1]);
+    if (n == 1) block.share(flows[0]);
+    for (size_t i = 0; i < n; ++i) block.compute(flows[i]);
   }
   std::vector<Tensor> normed(n);
   for (size_t i = 0; i < n; ++i) {

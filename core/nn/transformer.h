@@ -26,8 +26,10 @@ class Block {
     std::optional<LinearInput> normed;  // of a dense layer
     std::optional<MoeLayer::Flow> moe;
   };
-  void begin(Flow& flow, bool alternates);  // attention, and the router; tokens leave
-  void compute(Flow& flow);                 // the feed-forward layer
+  void begin(Flow& flow);    // attention, and the router
+  void send(Flow& flow);     // tokens leave
+  void share(Flow& flow);    // the shared experts
+  void compute(Flow& flow);  // the rest of the feed-forward layer
   Tensor finish(Flow& flow);
   Tensor decode(const Tensor& x, KvCache& cache);
   KvCache make_cache(int64_t capacity) const { return attention_.make_cache(capacity); }
