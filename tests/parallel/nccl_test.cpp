@@ -6,9 +6,11 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <functional>
 
 #include "parallel/local_communicator.h"
 #include "parallel/self_communicator.h"
+#include "parallel/staged_communicator.h"
 #include "tests/parallel/communicator_cases.h"
 #include "tests/parallel/mpirun.h"
 
@@ -113,14 +115,20 @@ TEST_CASE("a GPU that is not there is refused", "[nccl]") {
   CHECK_THAT(error.report().what, Catch::Contains(fmt::format("GPU {} on a machine with {}", gpus, gpus)));
 }
 
-TEST_CASE("rank: all cases on a GPU", "[.rank]") {
+TEST_CASE("messages by way of the host want a GPU too", "[nccl]") {
+  const int gpus = count_gpus();
+  const Error error = error_of([&] { make_staged_communicator(make_self_communicator(), gpus); });
+  CHECK(error.code() == 2);
+  CHECK_THAT(error.report().what, Catch::Contains(fmt::format("GPU {} on a machine with {}", gpus, gpus)));
+}
+
+// All cases on the GPUs of this machine, which ranks share where there are fewer.
+static void run_cases(const std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>, int)>& make) {
   auto world = make_mpi_communicator({.timeout_s = 60});
   const int rank = world->rank(), device = rank % count_gpus();
-  ::setenv("NCCL_HOSTID", fmt::format("rank-{}", rank).c_str(), 1);
-  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
   std::vector<std::vector<uint64_t>> local(size_t(world->size()));
   run_local_ranks(world->size(), {}, [&](Communicator& c) { local[size_t(c.rank())] = reduced_bits(c); });
-  OnGpu gpu(make_nccl_communicator(std::move(world), device, {.timeout_s = 60}), device);
+  OnGpu gpu(make(std::move(world), device), device);
   for (const CommunicatorCase& each : communicator_cases()) {
     try {
       each.run(gpu);
@@ -133,15 +141,30 @@ TEST_CASE("rank: all cases on a GPU", "[.rank]") {
   if (rank == 0) std::printf("%d ranks agree\n", gpu.size());
 }
 
+TEST_CASE("rank: all cases on a GPU", "[.rank]") {
+  run_cases([](std::unique_ptr<Communicator> world, int device) {
+    ::setenv("NCCL_HOSTID", fmt::format("rank-{}", world->rank()).c_str(), 1);
+    ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+    return make_nccl_communicator(std::move(world), device, {.timeout_s = 60});
+  });
+}
+
+TEST_CASE("rank: all cases on a GPU by way of the host", "[.rank]") {
+  run_cases([](std::unique_ptr<Communicator> world, int device) {
+    return make_staged_communicator(std::move(world), device);
+  });
+}
+
 TEST_CASE("ranks on GPUs do what every communicator does, with the bits of threads", "[nccl]") {
   if (count_gpus() == 0) {
     WARN("skipped: there is no GPU");
     return;
   }
   if (is_skipped()) return;
+  const std::string name = GENERATE("rank: all cases on a GPU", "rank: all cases on a GPU by way of the host");
   for (int ranks = 1; ranks <= 3; ++ranks) {
-    const MpiRun run = run_mpi(ranks, "rank: all cases on a GPU");
-    INFO(run.text);
+    const MpiRun run = run_mpi(ranks, name);
+    INFO(name << ": " << run.text);
     CHECK(run.code == 0);
     CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks agree"));
   }
