@@ -143,8 +143,8 @@ void print_row(const std::string& name, const LayoutResult& result) {
 
 int finish(int64_t layouts, const std::string& different) {
   if (different.empty()) {
-    fmt::print("\n{} compute what one rank computes, bit for bit\n",
-               layouts == 1 ? "This layout does" : fmt::format("All {} layouts", layouts));
+    fmt::print("\n{} what one rank computes, bit for bit\n",
+               layouts == 1 ? "This layout computes" : fmt::format("All {} layouts compute", layouts));
     return 0;
   }
   fail(ErrorKind::kNumeric, {.what = "not what one rank computes: " + different,
