@@ -87,13 +87,14 @@ void sum_over_ranks(Fp8Counts& counts, Communicator& world) {
   }
 }
 
-// "; written by 4 ranks (ep 2), read by 2 (ep 1)", where they differ.
+// "; 4 ranks (ep 2) wrote it, 2 (ep 1) go on", where the layouts differ.
 std::string layout_change(const CheckpointReader& reader, const Config& config) {
   const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = join_path(reader.path(), kManifestName)};
   const JsonCursor layout(reader.info().layout, source);
   const int64_t dp = layout["dp"].as_int64(1), ep = layout["ep"].as_int64(1);
   if (dp == config.parallel.dp && ep == config.parallel.ep) return "";
-  return fmt::format("; {} ranks (ep {}) wrote it, {} (ep {}) go on", dp, ep, config.parallel.dp, config.parallel.ep);
+  return fmt::format("; {} (ep {}) wrote it, {} (ep {}) go on", dp == 1 ? "1 rank" : fmt::format("{} ranks", dp), ep,
+                     config.parallel.dp, config.parallel.ep);
 }
 
 }  // namespace
