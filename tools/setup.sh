@@ -3,7 +3,7 @@
 set -euo pipefail
 packages=(g++ cmake ninja-build pkg-config ccache clang-format
   libeigen3-dev libyaml-cpp-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev libpcre2-dev
-  libsimde-dev catch2 libopenmpi-dev openmpi-bin)
+  libsimde-dev catch2 libopenmpi-dev openmpi-bin iproute2)
 missing=()
 for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null)" = "ii " ] || missing+=("$package")
