@@ -4,6 +4,7 @@
 #include "tools/commands/commands.h"
 #include "tools/train/check_run.h"
 #include "tools/train/rank_session.h"
+#include "tools/train/stop_signal.h"
 #include "tools/train/trainer.h"
 
 namespace octet {
@@ -16,6 +17,7 @@ struct TrainOptions {
 };
 
 int train_as_rank(const TrainOptions& options, const std::string& run_dir) {
+  const StopSignal signals;
   FileSystem& files = real_file_system();
   // Read alone first, since the ranks' deadline is in it; all that is wrong with it is said by rank 0, once.
   Config config;

@@ -297,8 +297,9 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
   };
   if (output.killed()) {
     const MpirunOutput::Killed& killed = *output.killed();
-    // It had not yet come to where it would have saved.
-    if (is_stopped && killed.signal == SIGUSR1) return kExitSavedAndRequeue;
+    // Asked to stop, here or by somebody who told that rank, before it had come to where it would have saved.
+    const bool asks = killed.signal == SIGUSR1 || killed.signal == SIGTERM || killed.signal == SIGINT;
+    if (asks) return kExitSavedAndRequeue;
     return tell(
         ErrorKind::kCommunication,
         {.what = fmt::format("rank {} was ended by signal {}, {}", killed.rank, killed.signal, killed.signal_name),

@@ -36,8 +36,10 @@ RankOutput::RankOutput(int rank, const std::string& run_dir, FileSystem& files, 
     if (fd >= 0) ::close(fd);
     return;
   }
+  has_file_ = true;
   if (rank == 0) {
     copy_log_to(fd);
+    copy_fd_ = fd;
     return;
   }
   std::fflush(stdout);
@@ -49,6 +51,14 @@ RankOutput::RankOutput(int rank, const std::string& run_dir, FileSystem& files, 
   // by blocks where it has begun so.
   static char buffer[BUFSIZ];
   std::setvbuf(stdout, buffer, _IOLBF, sizeof buffer);
+}
+
+void RankOutput::say(std::string_view text, bool must_be_said) const {
+  if (!has_file_ && !must_be_said) return;
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+  if (copy_fd_ < 0) return;
+  [[maybe_unused]] const auto written = ::write(copy_fd_, text.data(), text.size());  // a disk may be full
 }
 
 }  // namespace octet

@@ -16,7 +16,14 @@ class RankOutput {
   // is missing. A file that cannot be opened costs a warning: the rank then writes where it wrote before.
   RankOutput(int rank, const std::string& run_dir, FileSystem& files = real_file_system(), Clock& clock = real_clock());
 
+  // Writes to the file and, on rank 0, to the terminal. Where there is no file: to the terminal, if it must be said.
+  void say(std::string_view text, bool must_be_said) const;
+
   static std::string path_of(int rank, const std::string& run_dir);
+
+ private:
+  bool has_file_ = false;
+  int copy_fd_ = -1;  // of rank 0: its file
 };
 
 }  // namespace octet

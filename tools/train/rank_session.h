@@ -13,11 +13,13 @@ namespace octet {
 struct SessionOptions {
   std::string run_dir;  // where each rank's log lies (tools/train/rank_output.h); empty: ranks other than 0 say nothing
   CommunicatorOptions communicator = {};
+  double meet_limit_s = 60;  // the longest wait for the other ranks to join, seconds
 };
 
 // Meets the other ranks and runs body on all of them; the result is its exit code. An error of one rank is the end of
 // all: rank 0 shows it and the others write it to their log, and its code is the result. check comes first: what it
-// throws on any rank ends all, before anything is written.
+// throws on any rank ends all, before anything is written. A StopSignal is there from the first moment, and all ranks
+// come to the end together.
 int run_as_rank(const SessionOptions& options, const std::function<void()>& check,
                 const std::function<int(Communicator& world)>& body);
 

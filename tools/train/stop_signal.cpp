@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <mutex>
 
 namespace octet {
 namespace {
@@ -11,6 +12,8 @@ namespace {
 std::atomic<int> asked_by{0};
 constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1};
 struct sigaction before[3];
+std::mutex one_at_a_time;
+int alive = 0;
 
 void handle(int signal) {
   if (signal == SIGINT && asked_by.load() == SIGINT) ::_exit(128 + SIGINT);
@@ -20,6 +23,8 @@ void handle(int signal) {
 }  // namespace
 
 StopSignal::StopSignal() {
+  const std::lock_guard lock(one_at_a_time);
+  if (alive++ > 0) return;
   asked_by.store(0);
   struct sigaction action {};
   action.sa_handler = handle;
@@ -28,6 +33,8 @@ StopSignal::StopSignal() {
 }
 
 StopSignal::~StopSignal() {
+  const std::lock_guard lock(one_at_a_time);
+  if (--alive > 0) return;
   for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &before[i], nullptr);
 }
 

@@ -3,8 +3,8 @@
 
 namespace octet {
 
-// Catches the signals for the life of the object; one at a time. The first asks; a second SIGINT ends the process at
-// once with exit code 130, for a person who will not wait for the save.
+// Catches the signals for the life of the object, of several for the life of all. The first signal asks; a second
+// SIGINT ends the process at once with exit code 130, for a person who will not wait for the save.
 class StopSignal {
  public:
   StopSignal();

@@ -97,6 +97,32 @@ std::string layout_change(const CheckpointReader& reader, const Config& config) 
                      config.parallel.dp, config.parallel.ep);
 }
 
+// Every rank writes shards of its own: one that cannot is found before there is anything to lose.
+void require_writable(FileSystem& files, const std::string& directory, Communicator& world) {
+  if (world.size() == 1) return;
+  all_or_none(world, [&] {
+    // A leftover of this name is removed by the next start.
+    const std::string path = join_path(directory, fmt::format(".trash-writes-{}", world.rank()));
+    if (files.exists(path)) files.remove_file(path);
+    files.create(path);
+    files.remove_file(path);
+  });
+}
+
+// A path may be another disk on each host.
+void require_same_tokens(const TokenDataset& data, const std::string& path, Communicator& world) {
+  const std::vector<std::string> digests = gather_texts(world, data.digest());
+  for (int rank = 1; rank < world.size(); ++rank) {
+    if (digests[size_t(rank)] == digests[0]) continue;
+    fail_together(
+        world, Error(ErrorKind::kData,
+                     {.what = fmt::format("rank {} has other tokens than rank 0", rank),
+                      .where = fmt::format("{} on host {}, rank 0 on host {}", path, world.host(rank), world.host(0)),
+                      .why = "the samples of a step would not be those of one dataset",
+                      .fix = "copy the same prepared data to every host, or put it on a disk that all see"}));
+  }
+}
+
 }  // namespace
 
 Trainer::Trainer(const Config& config, const Origins& origins, std::string run_dir, FileSystem& files, Clock& clock,
@@ -114,6 +140,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
     train_data_ = std::make_unique<TokenDataset>(files_, data, Split::kTrain);
     tokenizer_ = std::make_unique<Tokenizer>(load_dataset_tokenizer(files_, data));
   });
+  require_same_tokens(*train_data_, data, world_);
   train_loader_ = std::make_unique<DataLoader>(
       *train_data_, SampleOrder(train_data_->num_tokens(), config_.data.seq_len, uint64_t(config_.train.seed)));
   if (config_.train.eval_every_steps > 0) {
@@ -153,6 +180,7 @@ int64_t Trainer::resume() {
   all_or_none(world_, [&] {
     if (is_first()) clean_up_checkpoints(files_, checkpoints);
   });
+  require_writable(files_, checkpoints, world_);
   if (const auto newest = find_newest_good_checkpoint(files_, checkpoints, world_)) {
     std::optional<CheckpointReader> reader;
     all_or_none(world_, [&] {
@@ -275,6 +303,7 @@ double Trainer::evaluate() {
     const int64_t first = std::min(pass * sequences, wanted), count = std::min(sequences, wanted - first);
     const Batch batch = count > 0 ? val_loader_->fetch(first, count) : Batch{};
     const int64_t T = count * config_.data.seq_len;
+    world_.progress();  // experts on one rank make no collective here
     const auto loss =
         model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), std::max<int64_t>(count, 1));
     if (count == 0) continue;
@@ -393,6 +422,7 @@ double Trainer::seconds_per_step_before() const {
   if (!is_first() || !files_.exists(path)) return 0;
   MetricsReader reader(files_, path);
   for (StepRecord record; reader.next(record);) {
+    world_.progress();
     if (record.step > state_.step - 20) sum += record.step_seconds, ++count;
   }
   return count == 0 ? 0 : sum / double(count);
