@@ -12,6 +12,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "core/autograd/parameter.h"
@@ -22,6 +23,27 @@ namespace octet {
 struct ShardOptions {
   int64_t bucket_bytes = int64_t(8) << 20;  // of gradients; a bucket ends with the unit that reaches it
 };
+
+// What parameters consist of, each kind in memory of its own: the gradient, and the weight in one of three forms.
+enum ShardKind { kShardGrad, kShardFloat32, kShardBFloat16, kShardCodes, kShardScale };
+inline constexpr int kShardKinds = 5;
+inline constexpr DType kShardDTypes[kShardKinds] = {DType::kFloat32, DType::kFloat32, DType::kBFloat16,
+                                                    DType::kFloat8E4M3, DType::kFloat32};
+
+// How the parameters of a bucket lie, and which rank owns what: a function of shapes alone.
+struct BucketPlan {
+  std::vector<Parameter*> parameters;
+  size_t first_unit = 0;
+  std::vector<std::array<int64_t, kShardKinds>> begin;      // of each parameter, elements
+  std::array<int64_t, kShardKinds> elements{};              // of each kind
+  std::array<std::vector<int64_t>, kShardKinds> of_rank{};  // of them each rank's, in order
+  std::vector<RowRange> own;                                // of each parameter, those of rank `me`
+};
+
+// The buckets of the parameters that are cut (Parameter::cut), or of the others, over so many ranks that hold the same;
+// last units first.
+void plan_buckets(const std::vector<std::vector<Parameter*>>& units, bool cut, int64_t ranks, int64_t me,
+                  const ShardOptions& options, const std::function<void(BucketPlan&&)>& visit);
 
 class ParameterShards {
  public:
@@ -39,24 +61,19 @@ class ParameterShards {
   void gather_weights();
 
  private:
-  enum Kind { kGrad, kFloat32, kBFloat16, kCodes, kScale };
-  static constexpr int kKinds = 5;
-  struct Flat {
-    Tensor memory;
-    std::vector<int64_t> counts;  // of each rank, elements, in order
-  };
   struct Bucket {
     Communicator* ranks = nullptr;
-    std::vector<Parameter*> parameters;
-    size_t first_unit = 0;
-    std::array<Flat, kKinds> flat;
+    BucketPlan plan;
+    std::array<Tensor, kShardKinds> flat;
     Pending reduction;
     bool is_reducing = false;
+
+    Tensor mine(ShardKind kind) const;  // of flat[kind]
   };
 
   void add_buckets(const std::vector<std::vector<Parameter*>>& units, bool cut, Communicator& ranks,
                    const ShardOptions& options);
-  static void lay_out(Bucket& bucket);
+  static void place(Bucket& bucket);
   static void start_reduction(Bucket& bucket);
 
   std::vector<Bucket> buckets_;  // last units first

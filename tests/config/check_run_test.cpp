@@ -107,4 +107,25 @@ TEST_CASE("check_run refuses what this machine cannot hold", "[config][check]") 
   CHECK(large.block().find("this run needs") != std::string::npos);
 }
 
+TEST_CASE("check_run counts the ranks of a host, and leaves other hosts to themselves", "[config][check]") {
+  Disk disk;
+  const std::vector<std::string> layout = {"parallel.dp=4", "parallel.ep=2"};
+  const CheckedRun run = disk.check(layout);
+  CHECK(run.host_ranks == 4);
+  CHECK(run.wire.total().bytes > 0);
+  CHECK(run.wire.total().off_node == 0);
+  CHECK(disk.check({"parallel.dp=4", "parallel.ep=2", "parallel.ranks_per_node=2"}).host_ranks == 2);
+  CHECK(disk.check().wire.total().bytes == 0);
+
+  const std::vector<std::string> large = {"model.hidden=131072", "model.layers=64", "model.moe.expert_hidden=131072",
+                                          "data.path=/nowhere"};
+  const auto elsewhere = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), large.begin(), large.end());
+    return check_run(disk.files, "/run.yaml", overrides, "/runs/new", /*elsewhere=*/true);
+  };
+  CHECK(elsewhere({"model.vocab_size=300"}).memory.total() > int64_t(1) << 40);
+  const Error error = error_of([&] { elsewhere({}); });
+  CHECK(error.block().find("model.vocab_size is 0, the tokenizer's own size") != std::string::npos);
+}
+
 }  // namespace octet::test

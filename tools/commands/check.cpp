@@ -11,7 +11,7 @@ namespace {
 struct CheckOptions {
   std::string config, out;
   std::vector<std::string> overrides;
-  bool print_config = false;
+  bool print_config = false, elsewhere = false;
 };
 
 std::string with_unit(double value, double base, std::initializer_list<const char*> units, const char* suffix) {
@@ -27,6 +27,25 @@ std::string with_unit(double value, double base, std::initializer_list<const cha
 std::string flops(double value) { return with_unit(value, 1000, {"", "k", "M", "G", "T", "P", "E", "Z", "Y"}, "FLOP"); }
 std::string bytes(double value) { return with_unit(value, 1024, {"B", "KiB", "MiB", "GiB", "TiB", "PiB"}, ""); }
 
+void print_wire(const WireBytes& wire, auto&& row) {
+  fmt::print("sent by it in a step{}\n", wire.two_stage ? ", tokens in two stages" : "");
+  const auto line = [&](const char* name, const WireBytes::Line& sent, const char* what) {
+    if (sent.bytes == 0) return;
+    const double share = 100 * sent.off_node / sent.bytes;
+    row(name, bytes(sent.bytes),
+        sent.off_node == 0 ? what : fmt::format("{}{}{:.0f} % leave the node", what, *what == 0 ? "" : "; ", share));
+  };
+  line("gradients, reduced", wire.reduce, "float32");
+  line("weights, gathered", wire.gather, "as products read them");
+  line("norm, losses, loads", wire.sums, "float64");
+  line("counts of rows", wire.counts, "int64");
+  line("tokens to experts", wire.tokens_out, "under even routing, as the next three");
+  line("rows back", wire.rows_back, "forward");
+  line("gradients to experts", wire.gradients_out, "backward");
+  line("gradients back", wire.gradients_back, "backward");
+  line("all", wire.total(), "");
+}
+
 void print_costs(const std::string& path, const CheckedRun& run) {
   const Config& config = run.config;
   const ModelConfig& model = config.model;
@@ -38,7 +57,7 @@ void print_costs(const std::string& path, const CheckedRun& run) {
     fmt::print("  {:<24} {:>18}{}{}\n", name, value, more.empty() ? "" : "  ", more);
   };
 
-  fmt::print("{} can be run\n", path);
+  fmt::print("{} can be run{}\n", path, run.elsewhere ? " where its dataset is and its memory suffices" : "");
   fmt::print("model\n");
   row("parameters", format_thousands(counts.total()),
       fmt::format("{} without embedding and head", format_thousands(counts.total_without_embeddings())));
@@ -54,32 +73,55 @@ void print_costs(const std::string& path, const CheckedRun& run) {
   row("per step", flops(flops_per_token * double(step_tokens)),
       fmt::format("{} tokens", format_thousands(step_tokens)));
   row("whole run", flops(flops_per_token * double(tokens)),
-      fmt::format("{} tokens, {:.2f} times the training split", format_thousands(tokens),
-                  double(tokens) / double(run.dataset.train.num_tokens)));
-  fmt::print("memory of tensors\n");
+      run.elsewhere ? fmt::format("{} tokens", format_thousands(tokens))
+                    : fmt::format("{} tokens, {:.2f} times the training split", format_thousands(tokens),
+                                  double(tokens) / double(run.dataset.train.num_tokens)));
+  const ParallelConfig& parallel = config.parallel;
+  if (parallel.dp > 1) {
+    fmt::print("layout\n");
+    row("ranks", format_thousands(parallel.dp),
+        parallel.ranks_per_node == 0 ? std::string() : fmt::format("{} on a node", run.host_ranks));
+    if (moe_layers > 0) {
+      row("experts of a rank", format_thousands(model.moe.num_experts / parallel.ep),
+          fmt::format("ep {}; each on {} ranks", parallel.ep, parallel.dp / parallel.ep));
+    }
+  }
+  fmt::print("memory of {}\n", parallel.dp == 1 ? "tensors" : fmt::format("rank {}'s tensors, the fullest", run.rank));
   row("master weights", bytes(double(run.memory.masters)), "float32");
   row("weights for products", bytes(double(run.memory.weights)), std::string(name_of(config.precision.recipe)));
   row("gradients", bytes(double(run.memory.gradients)), "float32");
   row("moments", bytes(double(run.memory.moments)), std::string(name_of(config.precision.moments)));
   row("activations", bytes(double(run.memory.activations)),
-      fmt::format("micro-batch of {} x {} tokens", config.sequences_per_micro_batch(), config.data.seq_len));
+      fmt::format("{}micro-batch of {} x {} tokens",
+                  parallel.interleave == 1 ? "" : fmt::format("{} x ", parallel.interleave),
+                  config.sequences_per_micro_batch(), config.data.seq_len));
   row("workspace", bytes(double(run.memory.workspace)));
-  row("total", bytes(double(run.memory.total())),
-      run.memory_bytes == 0 ? std::string() : fmt::format("of {}", bytes(double(run.memory_bytes))));
+  if (parallel.dp > 1) row("sums of gradients", bytes(double(run.memory.reduction)), "on their way");
+  const std::string limit =
+      run.memory_bytes == 0 ? std::string() : fmt::format("of {}", bytes(double(run.memory_bytes)));
+  row("total", bytes(double(run.memory.total())), parallel.dp == 1 ? limit : std::string());
+  if (parallel.dp > 1) {
+    row("a host", bytes(double(run.memory.total()) * double(run.host_ranks)),
+        fmt::format("{} ranks{}{}", run.host_ranks, limit.empty() ? "" : ", ", limit));
+    print_wire(run.wire, row);
+  }
   fmt::print("disk\n");
-  row("one checkpoint", bytes(double(run.disk_bytes)), fmt::format("{} free", bytes(double(run.free_bytes))));
+  row("one checkpoint", bytes(double(run.disk_bytes)),
+      run.elsewhere ? std::string() : fmt::format("{} free", bytes(double(run.free_bytes))));
+  if (parallel.dp > 1) row("of it from a rank", bytes(double(run.disk_bytes) / double(parallel.dp)), "on average");
   if (config.checkpoint.keep_last > 0) {
     // The new one is whole before the oldest goes.
     const double needed = double(run.disk_bytes) * double(config.checkpoint.keep_last + 1);
     row("at most", bytes(needed), fmt::format("{} kept and one being saved", config.checkpoint.keep_last));
-    if (needed > double(run.free_bytes)) {
+    if (!run.elsewhere && needed > double(run.free_bytes)) {
       fmt::print("  note: that is more than is free; lower checkpoint.keep_last or make room\n");
     }
   }
 }
 
 void run_check(const CheckOptions& options) {
-  const CheckedRun run = check_run(real_file_system(), options.config, options.overrides, options.out);
+  const CheckedRun run =
+      check_run(real_file_system(), options.config, options.overrides, options.out, options.elsewhere);
   if (options.print_config) {
     std::fputs(print_config(run.config, &run.origins).c_str(), stdout);
   } else {
@@ -100,6 +142,8 @@ void add_check_command(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   command->add_option("--out", options->out, "Where the run would write; its free space is looked at; default runs")
       ->type_name("DIR");
+  command->add_flag("--elsewhere", options->elsewhere,
+                    "The run is for other hosts: what this one has of data, memory and disk does not matter");
   command->add_flag("--print-config", options->print_config,
                     "Print the run as resolved, with the origin of each value, in place of its costs");
   command->footer(

@@ -4,6 +4,8 @@
 
 #include <optional>
 
+#include "parallel/launch_environment.h"
+
 namespace octet {
 namespace {
 
@@ -33,8 +35,15 @@ class Checker {
     run_.vocab_size = config.model.vocab_size;
     // The sizes below mean nothing where the shape of the model is wrong.
     const bool is_sound = problems.empty();
-    if (!config.data.path.empty()) check_data(config, problems);
-    if (is_sound && run_.vocab_size > 0) check_machine(config, problems);
+    if (run_.elsewhere) {
+      problems.require(config.model.vocab_size > 0, "model.vocab_size",
+                       "is 0, the tokenizer's own size, and the dataset is on other hosts; wanted that number");
+    } else if (!config.data.path.empty()) {
+      check_data(config, problems);
+    }
+    if (!is_sound || run_.vocab_size <= 0) return;
+    count_costs(config);
+    if (!run_.elsewhere) check_machine(config, problems);
   }
 
   // The only fault, where it is not one of the configuration.
@@ -75,22 +84,34 @@ class Checker {
     }
   }
 
-  void check_machine(const Config& config, Problems& problems) {
-    run_.memory = estimate_memory(config, run_.vocab_size);
-    run_.memory_bytes = machine_memory();
-    problems.require(
-        run_.memory_bytes == 0 || run_.memory.total() < run_.memory_bytes, "train.micro_batch",
-        "is {}, with which this run needs {} of memory, {} of it for activations; wanted at most the {} of "
-        "this machine",
-        config.train.micro_batch, shown_bytes(double(run_.memory.total())),
-        shown_bytes(double(run_.memory.activations + run_.memory.workspace)), shown_bytes(double(run_.memory_bytes)));
+  void count_costs(const Config& config) {
+    const ParallelConfig& parallel = config.parallel;
+    run_.rank = fullest_rank(config, run_.vocab_size);
+    run_.memory = estimate_memory(config, run_.vocab_size, run_.rank);
+    run_.wire = wire_bytes(config, run_.vocab_size, run_.rank);
+    run_.host_ranks = parallel.ranks_per_node == 0 ? parallel.dp : std::min(parallel.dp, parallel.ranks_per_node);
+    if (local_ranks() > 1) run_.host_ranks = std::min<int64_t>(parallel.dp, local_ranks());
 
     // A tensor has entries in a header, the index and the manifest, about this long together for the names of a model,
     // and a digest of 8 bytes for each 64 KiB; a configuration has 2 KiB.
     constexpr int64_t kBytesPerTensor = 410, kBytesOfConfig = 2048;
     const CheckpointSize size = checkpoint_size(config, run_.vocab_size);
-    const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
     run_.disk_bytes = uint64_t(size.bytes + size.bytes / 8192 + size.tensors * kBytesPerTensor + kBytesOfConfig);
+  }
+
+  void check_machine(const Config& config, Problems& problems) {
+    run_.memory_bytes = machine_memory();
+    const int64_t activations = run_.memory.activations + run_.memory.workspace;
+    const double needed = double(run_.memory.total()) * double(run_.host_ranks);
+    const std::string ranks = run_.host_ranks == 1 ? "" : fmt::format(" for {} ranks", run_.host_ranks);
+    problems.require(run_.memory_bytes == 0 || needed < double(run_.memory_bytes), "train.micro_batch",
+                     "is {}, with which this run needs {} of memory{}, {} of it for activations; wanted at most the {} "
+                     "of this machine",
+                     config.train.micro_batch, shown_bytes(needed), ranks,
+                     shown_bytes(double(activations) * double(run_.host_ranks)),
+                     shown_bytes(double(run_.memory_bytes)));
+
+    const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
     if (files_.exists(tokenizer)) run_.disk_bytes += files_.info(tokenizer).size;
     try {
       const std::string place = nearest_existing(files_, run_dir_);
@@ -124,8 +145,9 @@ class Checker {
 }  // namespace
 
 CheckedRun check_run(FileSystem& files, const std::string& config_path, const std::vector<std::string>& overrides,
-                     const std::string& run_dir) {
+                     const std::string& run_dir, bool elsewhere) {
   CheckedRun run;
+  run.elsewhere = elsewhere;
   Checker checker(files, run_dir, run);
   try {
     run.config = load_config(files, config_path, overrides, &run.origins,

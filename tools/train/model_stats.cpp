@@ -1,9 +1,14 @@
 #include "tools/train/model_stats.h"
 
 #include <algorithm>
+#include <cmath>
+#include <memory>
 
+#include "core/nn/attention_layer.h"
 #include "core/ops/head_loss.h"
 #include "core/tensor/allocator.h"
+#include "parallel/communicator.h"
+#include "parallel/parameter_shards.h"
 
 namespace octet {
 namespace {
@@ -49,6 +54,74 @@ void visit_parameters(const ModelConfig& model, int64_t vocab_size, auto&& visit
 
 int64_t blocks(int64_t n) { return (n + 127) / 128; }
 
+// The parameters of a rank, with shapes and no memory.
+class Shapes {
+ public:
+  Shapes(const Config& config, int64_t vocab_size) {
+    const ModelConfig& model = config.model;
+    const MoeConfig& moe = model.moe;
+    const WeightForm linear = linear_form(config.precision.recipe), high = high_precision_form(config.precision.recipe);
+    const int64_t D = model.hidden, V = model.vocab_size == 0 ? vocab_size : model.vocab_size;
+    const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
+    const int64_t E = moe.num_experts, X = moe.expert_hidden, at_hand = E / config.parallel.ep;
+    const auto begin_unit = [this] { units_.emplace_back(); };
+    const auto add = [this](const Shape& shape, WeightForm form, AxisCut cut = {}) {
+      all_.push_back(std::make_unique<Parameter>("", shape, form, /*decays=*/true, std::vector<WeightPiece>(), cut));
+      units_.back().push_back(all_.back().get());
+    };
+    const auto swiglu = [&](int64_t width) { add({2 * width, D}, linear), add({D, width}, linear); };
+    begin_unit();
+    add({V, D}, high);
+    for (int64_t layer = 0; layer < model.layers; ++layer) {
+      begin_unit();
+      add({D}, WeightForm::kFloat32);
+      add({q + 2 * kv, D}, linear), add({D, q}, linear);
+      add({D}, WeightForm::kFloat32);
+      if (!model.is_moe_layer(layer)) {
+        swiglu(model.ffn_hidden);
+        continue;
+      }
+      add({E, D}, high);
+      add({at_hand, 2 * X, D}, linear, {0, E}), add({at_hand, D, X}, linear, {0, E});
+      if (moe.shared_experts > 0) swiglu(moe.shared_experts * X);
+    }
+    begin_unit();
+    add({D}, WeightForm::kFloat32);
+    if (!model.tied_head) add({V, D}, high);
+  }
+
+  const std::vector<std::vector<Parameter*>>& units() const { return units_; }
+  const std::vector<std::unique_ptr<Parameter>>& all() const { return all_; }
+
+ private:
+  std::vector<std::unique_ptr<Parameter>> all_;
+  std::vector<std::vector<Parameter*>> units_;  // as Transformer::units()
+};
+
+// Those who hold the same parameters, of a rank: all for the dense ones, dp / ep for experts.
+struct Holders {
+  bool cut;
+  int64_t ranks, me;
+};
+std::array<Holders, 2> holders(const ParallelConfig& parallel, int64_t rank) {
+  return {Holders{false, parallel.dp, rank}, Holders{true, parallel.dp / parallel.ep, rank / parallel.ep}};
+}
+
+// How the dispatch of a run is laid out.
+struct DispatchShape {
+  explicit DispatchShape(const Config& config)
+      : ranks(config.parallel.ep),
+        of_node(config.parallel.ranks_per_node == 0 ? ranks : std::min(ranks, config.parallel.ranks_per_node)),
+        nodes(ranks / of_node) {
+    const ParallelConfig& parallel = config.parallel;
+    const bool is_limited = config.model.moe.kept_groups < config.model.moe.num_groups;
+    const bool wanted = parallel.two_stage == TwoStage::kOn || (parallel.two_stage == TwoStage::kAuto && is_limited);
+    two_stage = wanted && nodes > 1 && of_node > 1;
+  }
+  int64_t ranks, of_node, nodes;  // P = N L
+  bool two_stage;
+};
+
 // The activations of T tokens, in bytes as they are allocated.
 class Activations {
  public:
@@ -58,7 +131,17 @@ class Activations {
         is_fp8_(config.precision.recipe == Recipe::kFp8Block),
         value_bytes_(config.precision.recipe == Recipe::kFp32 ? 4 : 2),
         T_(config.sequences_per_micro_batch() * config.data.seq_len),
-        V_(config.model.vocab_size == 0 ? vocab_size : config.model.vocab_size) {}
+        V_(config.model.vocab_size == 0 ? vocab_size : config.model.vocab_size),
+        interleave_(config.parallel.interleave),
+        ep_(config.parallel.ep),
+        dispatch_(config) {
+    if (!is_spread()) return;
+    const double tokens = double(T_), of_rank = chance_of_visit(model_.moe, model_.moe.num_experts / ep_);
+    copies_ = int64_t(std::ceil(tokens * double(ep_) * of_rank));
+    if (!dispatch_.two_stage) return;
+    const int64_t of_node = model_.moe.num_experts / dispatch_.nodes;
+    node_copies_ = int64_t(std::ceil(tokens * double(dispatch_.nodes) * chance_of_visit(model_.moe, of_node)));
+  }
 
   // Kept between the forward and the backward pass.
   int64_t kept() const {
@@ -70,7 +153,7 @@ class Activations {
       if (!train_.recomputes(Recompute::kAttention)) bytes += attention();
       bytes += feed_forward(layer);
     }
-    return bytes;
+    return interleave_ * bytes;
   }
 
   // Needed for a while besides: while the head is computed, or in the backward pass of the last block.
@@ -84,7 +167,7 @@ class Activations {
     const int64_t R = is_moe ? T_ * model_.moe.top_k : T_;
     const int64_t F = is_moe ? model_.moe.expert_hidden : model_.ffn_hidden;
     // Groups are padded to whole blocks for a weight gradient, half a block each on average.
-    const int64_t P = blocks(R + (is_moe ? 64 * model_.moe.num_experts : 0)) * 128;
+    const int64_t P = blocks(R + (is_moe ? 64 * model_.moe.num_experts / ep_ : 0)) * 128;
     // The gradient of the residual stream is also that of a dense layer's result; experts have rows of their own, in
     // place of the results that combining has let go.
     int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0);
@@ -101,8 +184,17 @@ class Activations {
     int64_t block = std::max(ffn, attend);
     if (train_.recomputes(Recompute::kNorm)) block += values(T_, D) + (is_fp8_ ? codes(T_, D) : 0);
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
+    if (is_moe && is_spread()) {
+      // While the gradients of the layer's output come, and later those of tokens go back, rows lie in the order of
+      // their ranks, as they are sent, and in that of the experts.
+      const int64_t others = R * (ep_ - 1) / ep_;
+      const int64_t let_go = values(R, D) + inner(R, F) + received();
+      block = std::max({block, 2 * values(T_, D) + values(copies_, D) + values(R, D),
+                        2 * values(T_, D) + 2 * values(R, D) + values(others, D) - let_go});
+    }
     block -= values(T_, D) + floats(T_);  // the last norm has let its input go
-    return std::max(head, block);
+    // Of the other micro-batches, the gradients of what the head read.
+    return std::max(head, block) + (interleave_ - 1) * values(T_, D);
   }
 
  private:
@@ -124,23 +216,33 @@ class Activations {
   }
   int64_t feed_forward(int64_t layer) const {
     const bool is_moe = model_.is_moe_layer(layer);
-    // The gate reads the norm's output in high precision.
-    int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(/*values_too=*/is_moe);
+    // The gate reads the norm's output in high precision; experts elsewhere read what is sent to them.
+    const bool reads_codes = !is_moe || !is_spread() || model_.moe.shared_experts > 0;
+    int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(/*values_too=*/is_moe, reads_codes);
     if (!is_moe) return bytes + inner(T_, model_.ffn_hidden);
     const MoeConfig& moe = model_.moe;
     const int64_t R = T_ * moe.top_k;
     const int64_t score_tables =
         1 + (moe.aux_loss != AuxLoss::kNone && moe.aux_loss_alpha > 0 ? 1 : 0) + (moe.z_loss_beta > 0 ? 1 : 0);
     bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(R);  // choices, weights, and the permutation
+    if (is_spread()) {
+      // What came, and where everything goes: a number or two for each row and for each copy.
+      bytes += received() + 2 * floats(R) + floats(copies_);
+      if (dispatch_.two_stage) bytes += 3 * floats(node_copies_);
+      bytes += 2 * allocated_bytes(8 * (moe.num_experts + 2 * ep_));
+    }
     if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden);
     return bytes + inner(R, moe.expert_hidden) + values(R, model_.hidden);  // and the experts' results
   }
   // A norm's output, as the linear layers that read it keep it.
-  int64_t linear_input(bool values_too) const {
+  int64_t linear_input(bool values_too, bool codes_too = true) const {
     if (train_.recomputes(Recompute::kNorm)) return 0;
     if (!is_fp8_) return values(T_, model_.hidden);
-    return codes(T_, model_.hidden) + (values_too ? values(T_, model_.hidden) : 0);
+    return (codes_too ? codes(T_, model_.hidden) : 0) + (values_too ? values(T_, model_.hidden) : 0);
   }
+  // Tokens as they came to the experts here; from as many tokens elsewhere as are here.
+  int64_t received() const { return is_fp8_ ? codes(copies_, model_.hidden) : values(copies_, model_.hidden); }
+  bool is_spread() const { return ep_ > 1 && model_.num_moe_layers() > 0; }
   // Inside a SwiGLU layer.
   int64_t inner(int64_t rows, int64_t width) const {
     if (is_fp8_) return codes(rows, 2 * width);
@@ -151,7 +253,9 @@ class Activations {
   const TrainConfig& train_;
   const bool is_fp8_;
   const int64_t value_bytes_;
-  const int64_t T_, V_;
+  const int64_t T_, V_, interleave_, ep_;
+  const DispatchShape dispatch_;
+  int64_t copies_ = 0, node_copies_ = 0;  // of this rank's tokens: to ranks, and to nodes
 };
 
 }  // namespace
@@ -181,23 +285,51 @@ double training_flops_per_token(const ModelConfig& model, int64_t vocab_size, in
   return matmul + 6.0 * double(model.layers) * double(model.heads) * double(model.head_width()) * double(seq_len);
 }
 
-MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
+MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t rank) {
   MemoryEstimate memory;
   const int64_t moment_bytes = config.precision.moments == MomentType::kBf16 ? 2 : 4;
-  visit_parameters(config.model, vocab_size, [&](const ParameterShape& shape) {
-    const int64_t n = shape.elements();
-    memory.masters += shape.copies * allocated_bytes(4 * n);
-    memory.gradients += shape.copies * allocated_bytes(4 * n);
-    memory.moments += shape.copies * 2 * allocated_bytes(moment_bytes * n);
-    if (shape.kind == ParameterShape::kNorm || config.precision.recipe == Recipe::kFp32) return;
-    if (shape.kind == ParameterShape::kLinear && config.precision.recipe == Recipe::kFp8Block) {
-      const int64_t scales = shape.groups * blocks(shape.rows) * blocks(shape.cols);
-      memory.weights += shape.copies * (allocated_bytes(n) + allocated_bytes(4 * scales));
-      memory.saving += shape.copies * allocated_bytes(2 * n);
-    } else {
-      memory.weights += shape.copies * allocated_bytes(2 * n);
+  const Shapes shapes(config, vocab_size);
+  const size_t last_unit = shapes.units().size() - 1;
+  // Of a parameter's own rows.
+  const auto add_own = [&](const Parameter& parameter, int64_t rows) {
+    const int64_t n = rows * parameter.shape().cols();
+    if (parameter.form() != WeightForm::kFloat32) memory.masters += allocated_bytes(4 * n);
+    memory.moments += 2 * allocated_bytes(moment_bytes * n);
+    if (parameter.form() == WeightForm::kFp8Block) memory.saving += allocated_bytes(2 * n);
+  };
+  // Of a kind of weight that lies in one piece.
+  const auto add_weight = [&](ShardKind kind, int64_t elements) {
+    if (elements == 0) return;
+    const int64_t bytes = allocated_bytes(elements * size_of(kShardDTypes[kind]));
+    (kind == kShardGrad ? memory.gradients : kind == kShardFloat32 ? memory.masters : memory.weights) += bytes;
+  };
+  for (const Holders& of : holders(config.parallel, rank)) {
+    if (of.ranks == 1) {
+      for (const auto& parameter : shapes.all()) {
+        if (parameter->is_cut() != of.cut) continue;
+        const int64_t n = parameter->shape().num_elements();
+        add_own(*parameter, parameter->num_rows());
+        add_weight(kShardGrad, n);
+        if (parameter->form() == WeightForm::kFloat32) add_weight(kShardFloat32, n);
+        if (parameter->form() == WeightForm::kBFloat16) add_weight(kShardBFloat16, n);
+        if (parameter->form() != WeightForm::kFp8Block) continue;
+        add_weight(kShardCodes, n);
+        add_weight(kShardScale, parameter->num_slabs() * blocks(parameter->shape().cols()));
+      }
+      continue;
     }
-  });
+    plan_buckets(shapes.units(), of.cut, of.ranks, of.me, {}, [&](const BucketPlan& plan) {
+      for (int kind = 0; kind < kShardKinds; ++kind) add_weight(ShardKind(kind), plan.elements[size_t(kind)]);
+      for (size_t i = 0; i < plan.parameters.size(); ++i) {
+        const Parameter& parameter = *plan.parameters[i];
+        // A vector is one row, and a rank without it has an empty tensor.
+        add_own(parameter, plan.own[i].rows);
+      }
+      const int64_t mine = plan.of_rank[kShardGrad][size_t(of.me)];
+      // At the widest point, the backward pass of the last block, only the last unit is complete.
+      if (plan.first_unit == last_unit) memory.reduction += allocated_bytes(4 * mine * (of.ranks - 1));
+    });
+  }
   // The rotary table reaches as far as the longest sequence, and a router holds its bias and its last load.
   const int64_t sample = int64_t(config.train.sample_prompt.size()) + 1 + config.train.sample_tokens;
   memory.weights += allocated_bytes(4 * std::max(config.data.seq_len, sample) * config.model.head_width());
@@ -206,6 +338,121 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size) {
   memory.activations = activations.kept();
   memory.workspace = activations.passing();
   return memory;
+}
+
+int64_t fullest_rank(const Config& config, int64_t vocab_size) {
+  const Shapes shapes(config, vocab_size);
+  std::vector<int64_t> elements(size_t(config.parallel.dp), 0);
+  for (const Holders& of : holders(config.parallel, 0)) {
+    const int64_t ranks_each = config.parallel.dp / of.ranks;
+    plan_buckets(shapes.units(), of.cut, of.ranks, 0, {}, [&](const BucketPlan& plan) {
+      for (int64_t r = 0; r < config.parallel.dp; ++r) {
+        elements[size_t(r)] += plan.of_rank[kShardGrad][size_t(r / ranks_each)];
+      }
+    });
+  }
+  return std::max_element(elements.begin(), elements.end()) - elements.begin();
+}
+
+double chance_of_visit(const MoeConfig& moe, int64_t here) {
+  // Of n things m are drawn; the chance that none is among k given ones.
+  const auto none_of = [](int64_t n, int64_t m, int64_t k) {
+    double chance = 1;
+    for (int64_t i = 0; i < m; ++i) chance *= std::max(0.0, double(n - k - i) / double(n - i));
+    return chance;
+  };
+  const int64_t of_group = moe.num_experts / moe.num_groups, G = moe.num_groups, kept = moe.kept_groups;
+  const int64_t groups_here = (here + of_group - 1) / of_group, each = here / groups_here;
+  // Over how many of the groups here are kept: chances of 0, 1, ..., a group at a time.
+  std::vector<double> chances(size_t(groups_here) + 1, 0.0);
+  chances[0] = 1;
+  for (int64_t g = 0; g < groups_here; ++g) {
+    for (int64_t j = g + 1; j >= 0; --j) {
+      // The next group is kept with the share of keeping that is left.
+      const auto keeps = [&](int64_t so_far) { return std::clamp(double(kept - so_far) / double(G - g), 0.0, 1.0); };
+      double& chance = chances[size_t(j)];
+      chance *= 1 - keeps(j);
+      if (j > 0) chance += chances[size_t(j - 1)] * keeps(j - 1);
+    }
+  }
+  double visit = 0;
+  for (int64_t j = 1; j <= groups_here; ++j) {
+    visit += chances[size_t(j)] * (1 - none_of(kept * of_group, moe.top_k, j * each));
+  }
+  return visit;
+}
+
+WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
+  WireBytes wire;
+  const ParallelConfig& parallel = config.parallel;
+  const ModelConfig& model = config.model;
+  const Shapes shapes(config, vocab_size);
+  const int64_t dp = parallel.dp, per_node = parallel.ranks_per_node == 0 ? dp : std::min(dp, parallel.ranks_per_node);
+  int64_t slabs = 0;
+  for (const auto& parameter : shapes.all()) {
+    slabs += parameter->is_cut() ? parameter->slabs_of_matrix() * parameter->cut().total : parameter->num_slabs();
+  }
+  for (const Holders& of : holders(parallel, rank)) {
+    if (of.ranks == 1) continue;
+    // The ranks that hold the same experts are ep apart.
+    const int64_t apart = dp / of.ranks, node = rank / per_node;
+    plan_buckets(shapes.units(), of.cut, of.ranks, of.me, {}, [&](const BucketPlan& plan) {
+      for (int kind = 0; kind < kShardKinds; ++kind) {
+        const auto size = double(size_of(kShardDTypes[kind]));
+        const std::vector<int64_t>& counts = plan.of_rank[size_t(kind)];
+        for (int64_t other = 0; other < of.ranks; ++other) {
+          if (other == of.me) continue;
+          const double off_node = (other * apart + rank % apart) / per_node == node ? 0 : 1;
+          if (kind == kShardGrad) {
+            wire.reduce.add(size * double(counts[size_t(other)]), off_node);
+          } else {
+            wire.gather.add(size * double(counts[size_t(of.me)]), off_node);
+          }
+        }
+      }
+    });
+  }
+  if (dp > 1) {
+    const double off_node = double(dp - per_node) / double(dp - 1);
+    for (const int64_t values : {slabs, config.num_micro_batches(), model.num_moe_layers() * model.moe.num_experts}) {
+      const int64_t mine = values * (rank + 1) / dp - values * rank / dp;
+      const int64_t sent = 8 * values <= kWholeReduceBytes ? values * (dp - 1) : values - mine + mine * (dp - 1);
+      wire.sums.add(8 * double(sent), off_node);
+    }
+  }
+  if (parallel.ep == 1 || model.num_moe_layers() == 0) return wire;
+
+  const DispatchShape shape(config);
+  wire.two_stage = shape.two_stage;
+  const auto P = double(shape.ranks), N = double(shape.nodes), L = double(shape.of_node);
+  const auto T = double(config.sequences_per_micro_batch() * config.data.seq_len), D = double(model.hidden);
+  const double value_row = D * (config.precision.recipe == Recipe::kFp32 ? 4 : 2);
+  const double code_row = D + 4 * double(blocks(model.hidden));
+  const bool is_fp8 = config.precision.recipe == Recipe::kFp8Block;
+  const double token = is_fp8 && parallel.wire == Wire::kFp8 ? code_row : value_row;
+  const double gradient = is_fp8 && config.precision.expert_gradients == GradientWire::kFp8 ? code_row : value_row;
+  const int64_t E = model.moe.num_experts;
+  const double rows = T * double(model.moe.top_k) * (P - 1) / P, off_rank = (P - L) / (P - 1);
+  const double visit = chance_of_visit(model.moe, E / shape.ranks);
+  const double node_visit = chance_of_visit(model.moe, E / shape.nodes);
+  const double passes = double(model.num_moe_layers() * config.num_micro_batches() / dp);
+  const double forward = passes * (config.train.recomputes(Recompute::kBlock) ? 2 : 1);  // what is sent again
+  const auto out = [&](WireBytes::Line& line, double times, double bytes) {
+    if (shape.two_stage) {
+      line.add(times * bytes * T * (N - 1) * node_visit, 1);
+      line.add(times * bytes * T * N * (L - 1) * visit, 0);
+    } else {
+      line.add(times * bytes * T * (P - 1) * visit, off_rank);
+    }
+    line.add(times * 4 * rows, off_rank);
+  };
+  wire.counts.add(forward * 8 * (double(E) / P + 2) * (P - 1), off_rank);
+  if (shape.two_stage) wire.counts.add(forward * 8 * T * (N - 1) * node_visit, 1);
+  out(wire.tokens_out, forward, token);
+  wire.rows_back.add(forward * rows * value_row, off_rank);
+  out(wire.gradients_out, passes, gradient);
+  wire.gradients_back.add(passes * rows * value_row, off_rank);
+  return wire;
 }
 
 CheckpointSize checkpoint_size(const Config& config, int64_t vocab_size) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "tools/train/config.h"
@@ -51,18 +52,63 @@ ParameterCounts count_parameters(const ModelConfig& model, int64_t vocab_size);
 // recomputation adds is not in it.
 double training_flops_per_token(const ModelConfig& model, int64_t vocab_size, int64_t seq_len);
 
-// Bytes of tensors at the widest point of a step, as core/tensor/allocator.h counts them.
+// Bytes of a rank's tensors at the widest point of a step, as core/tensor/allocator.h counts them. With parallel.ep P a
+// rank holds E / P experts; masters and moments are those of its own rows (parallel/parameter_shards.h), weights and
+// gradients those of all rows at hand. Which experts tokens visit is not known before: it is taken as even.
 struct MemoryEstimate {
-  int64_t masters = 0;      // float32
+  int64_t masters = 0;      // float32; where the weight is float32 itself, all rows of it
   int64_t weights = 0;      // the copies that products read: bfloat16, or E4M3 with its scales; small tables
   int64_t gradients = 0;    // float32, summed over micro-batches
   int64_t moments = 0;      // Adam's two
-  int64_t activations = 0;  // what the forward pass of one micro-batch keeps for its backward pass
+  int64_t activations = 0;  // what the forward pass of parallel.interleave micro-batches keeps for their backward pass
   int64_t workspace = 0;    // the largest of the head's logits and of what one layer's backward pass needs besides
+  int64_t reduction = 0;    // what other ranks send of the bucket whose gradients are summed first, at the widest point
   int64_t saving = 0;       // bfloat16 copies of FP8 weights while a checkpoint is saved, when no activations are held
-  int64_t total() const { return masters + weights + gradients + moments + std::max(activations + workspace, saving); }
+  int64_t total() const {
+    return masters + weights + gradients + moments + std::max(activations + workspace + reduction, saving);
+  }
 };
-MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size);
+// rank: of parallel.dp.
+MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t rank = 0);
+// The rank that owns the most rows, the first where several do.
+int64_t fullest_rank(const Config& config, int64_t vocab_size);
+
+// What one rank sends in a step to other ranks, as Traffic counts it (parallel/communicator.h); off_node is the part
+// that goes to other nodes (parallel.ranks_per_node; 0 there means one node). The first three depend on shapes alone.
+// What a dispatch moves depends on the routing, and is expected under even routing, each token's experts drawn
+// uniformly from those that its groups allow: of a layer and micro-batch with T tokens, over P ranks,
+//   T (P - 1) h     copies of tokens to other ranks, h the chance that a rank has one of a token's K experts
+//   T K (P - 1) / P rows of experts, each with 4 bytes on the way out
+// In two stages T (N - 1) h' copies go to other nodes, h' the same chance of a node, each with a mask of 8 bytes, and
+// N T (L - 1) h inside the node, of N nodes with L ranks. Rows of experts go straight to their ranks.
+struct WireBytes {
+  struct Line {
+    double bytes = 0, off_node = 0;
+    void add(double more, double share_off_node) { bytes += more, off_node += more * share_off_node; }
+  };
+  Line reduce;          // gradients: reduce-scatter
+  Line gather;          // updated weights: all-gather
+  Line sums;            // gradient norm, losses, loads of experts
+  Line counts;          // how many rows come; and masks
+  Line tokens_out;      // forward, to the experts
+  Line rows_back;       // forward, from the experts
+  Line gradients_out;   // backward, to the experts
+  Line gradients_back;  // backward, from the experts
+  bool two_stage = false;
+
+  std::array<const Line*, 8> lines() const {
+    return {&reduce, &gather, &sums, &counts, &tokens_out, &rows_back, &gradients_out, &gradients_back};
+  }
+  Line total() const {
+    Line sum;
+    for (const Line* line : lines()) sum.bytes += line->bytes, sum.off_node += line->off_node;
+    return sum;
+  }
+};
+WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank = 0);
+
+// The chance that a place with `here` of the experts (neighbouring ones) has one of the top_k that a token visits.
+double chance_of_visit(const MoeConfig& moe, int64_t here);
 
 // What one checkpoint holds (run_state.cpp): for each name on disk its weight (bfloat16; float32 for norms and with
 // recipe fp32), its float32 master unless that is the weight, and two moments; for each router its bias and its last
@@ -71,6 +117,7 @@ struct CheckpointSize {
   int64_t tensors = 0;
   int64_t bytes = 0;
 };
+// Of all ranks together.
 CheckpointSize checkpoint_size(const Config& config, int64_t vocab_size);
 
 }  // namespace octet
