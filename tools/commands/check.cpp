@@ -81,9 +81,9 @@ void print_costs(const std::string& path, const CheckedRun& run) {
     fmt::print("layout\n");
     row("ranks", format_thousands(parallel.dp),
         parallel.ranks_per_node == 0 ? std::string() : fmt::format("{} on a node", run.host_ranks));
-    if (moe_layers > 0) {
+    if (const int64_t copies = parallel.dp / parallel.ep; moe_layers > 0) {
       row("experts of a rank", format_thousands(model.moe.num_experts / parallel.ep),
-          fmt::format("ep {}; each on {} ranks", parallel.ep, parallel.dp / parallel.ep));
+          fmt::format("ep {}; each expert on {} rank{}", parallel.ep, copies, copies == 1 ? "" : "s"));
     }
   }
   fmt::print("memory of {}\n", parallel.dp == 1 ? "tensors" : fmt::format("rank {}'s tensors, the fullest", run.rank));
