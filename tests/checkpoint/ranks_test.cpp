@@ -265,7 +265,7 @@ TEST_CASE("a rank that is killed at any call of a save loses nothing", "[checkpo
     }
     CHECK(call > 30);
   }
-  CHECK(found_old > 90);
+  CHECK(found_old > (kIsSanitized ? 12 : 90));  // a seventh of the calls
   CHECK(found_new > kRanks);
 }
 
@@ -310,7 +310,7 @@ TEST_CASE("a disk that fails one rank fails all, and nothing of the save remains
         REQUIRE(find_newest_good_checkpoint(disk.fs, kDirectory)->step == kNew);
       }
     }
-    CHECK(refused > (is_lasting ? 30 : 10));
+    CHECK(refused > (is_lasting ? 30 : 10) / (kIsSanitized ? 7 : 1));
     CHECK(saved > 0);
   }
 }
