@@ -66,7 +66,9 @@ struct Config {
  private:
   void validate_layout(Problems& problems) const {
     const int64_t dp = parallel.dp, batch = train.batch_size;
-    if (dp < 1 || batch < 1 || train.micro_batch < 0) return;  // noted already
+    // Noted already; and numbers out of their range have divisors that nobody should wait for.
+    constexpr int64_t kMostRanks = int64_t(1) << 20, kLargestBatch = int64_t(1) << 24, kMostExperts = 65536;
+    if (dp < 1 || dp > kMostRanks || batch < 1 || batch > kLargestBatch || train.micro_batch < 0) return;
     if (!problems.require(batch % dp == 0, "train.batch_size",
                           "is {} over {} ranks (parallel.dp), which leaves {} over; wanted a multiple of {}", batch, dp,
                           batch % dp, dp)) {
@@ -83,7 +85,7 @@ struct Config {
                      "is {}; wanted a divisor of the {} micro-batches of a rank: {}", parallel.interleave, passes,
                      list_choices(divisors_of(passes)));
     const int64_t experts = model.moe.num_experts;
-    if (parallel.ep > 1 && dp % parallel.ep == 0) {
+    if (parallel.ep > 1 && dp % parallel.ep == 0 && experts <= kMostExperts) {
       problems.require(experts > 0, "parallel.ep", "is {}, and the model has no experts; wanted 1", parallel.ep);
       problems.require(experts <= 0 || experts % parallel.ep == 0, "parallel.ep",
                        "is {} over {} experts (model.moe.num_experts), which leaves {} over; wanted a divisor of both "
