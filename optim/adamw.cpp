@@ -25,10 +25,6 @@ double AdamW::gradient_norm() {
     if (parameter->own().rows == 0) continue;
     double* of_parameter = sums.data() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
     const Tensor& grad = parameter->grad();
-    if (parameter->owns_all()) {
-      kernels::square_sums({.x = grad, .sums = of_parameter}, grad.stream());
-      continue;
-    }
     const int64_t N = parameter->rows_of_matrix(), K = parameter->shape().cols();
     const Tensor rows = grad.reshape({parameter->num_rows(), K});
     for (const RowRange& range : parameter->split_at_matrices(parameter->own())) {

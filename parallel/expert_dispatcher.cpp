@@ -62,7 +62,7 @@ class Exchange {
         copy_of_row_.data<int32_t>()[row_of_.view().row<int32_t>(t)[k]] = int32_t(of_rank.size() - 1);
       }
     }
-    route_ = make_token_route(groups, std::move(tokens));
+    route_ = make_token_route(groups, tokens);
 
     const int64_t width = local_experts_ + TokenRoute::kCounts;
     counts_sent_ = workspace({P, width}, DType::kInt64);
@@ -149,7 +149,6 @@ class Exchange {
 
   const Tensor& row_of() const { return row_of_; }  // [T, K] int32
   int64_t num_rows() const { return num_rows_; }    // of the experts here
-  const Numerics& numerics() const { return numerics_; }
 
  private:
   // One number for each row, [T K, 1], from the rank of its token to that of its expert: [num_rows, 1].

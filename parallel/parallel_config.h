@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/base/problems.h"
+#include "core/nn/model_config.h"
 #include "parallel/expert_dispatcher.h"
 #include "parallel/mesh.h"
 
@@ -43,6 +44,11 @@ struct ParallelConfig {
     visit("ranks_per_node", ranks_per_node, "neighbouring ranks that share a fast network; 0 means those of one host");
     visit("timeout_s", timeout_s, "seconds without any sign of life after which a rank counts as hung");
   }
+  // Where an ep group spans nodes of several ranks.
+  bool wants_two_stages(const MoeConfig& moe) const {
+    return two_stage == TwoStage::kOn || (two_stage == TwoStage::kAuto && moe.kept_groups < moe.num_groups);
+  }
+
   void validate(Problems& problems) const {
     constexpr int64_t kMostRanks = int64_t(1) << 20;  // beyond it dp is no number of ranks, and its divisors no help
     if (problems.require(1 <= dp && dp <= kMostRanks, "dp", "is {}; wanted 1 to {}", dp, kMostRanks)) {

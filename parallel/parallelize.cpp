@@ -21,8 +21,7 @@ Ranks::Ranks(Communicator& world, const ParallelConfig& config, const ModelConfi
       ep_(world.group(mesh_.ep_group, "ep")),
       experts_(world.group(mesh_.expert_data_group, "experts")) {
   route_.ep = ep_.get();
-  const bool is_limited = model.moe.kept_groups < model.moe.num_groups;
-  if (config.two_stage == TwoStage::kOff || (config.two_stage == TwoStage::kAuto && !is_limited)) return;
+  if (!config.wants_two_stages(model.moe)) return;
   rail_ = world.group(mesh_.ep_rail_group, "rail");
   node_ = world.group(mesh_.ep_node_group, "node");
   route_.rail = rail_.get();

@@ -7,10 +7,9 @@ namespace {
 constexpr int64_t kAlignElements = 64;
 int64_t aligned(int64_t elements) { return (elements + kAlignElements - 1) / kAlignElements * kAlignElements; }
 
-// Of the rows before `row`, in a tensor of each kind.
-int64_t scale_elements(const Parameter& parameter, int64_t row) {
-  const int64_t N = parameter.rows_of_matrix(), k_blocks = (parameter.shape().cols() + 127) / 128;
-  return (row / N * parameter.slabs_of_matrix() + row % N / kSlabRows) * k_blocks;
+ShardCounts operator+(ShardCounts a, const ShardCounts& b) {
+  for (size_t kind = 0; kind < kShardKinds; ++kind) a[kind] += b[kind];
+  return a;
 }
 
 void lay_out(BucketPlan& plan, int64_t ranks, int64_t me) {
@@ -18,44 +17,28 @@ void lay_out(BucketPlan& plan, int64_t ranks, int64_t me) {
   for (const Parameter* parameter : plan.parameters) total += parameter->shape().num_elements();
 
   // Where each parameter begins, by kind, and where each rank does: at the slab nearest to its share of the elements.
-  std::array<int64_t, kShardKinds> end{};
-  std::vector<std::array<int64_t, kShardKinds>> begin_of_rank;
+  ShardCounts end{};
+  std::vector<ShardCounts> begin_of_rank;
   plan.own.resize(plan.parameters.size());
   int64_t elements = 0;
   for (size_t i = 0; i < plan.parameters.size(); ++i) {
     const Parameter& parameter = *plan.parameters[i];
-    const int64_t cols = parameter.shape().cols(), n = parameter.shape().num_elements();
     plan.begin.push_back(end);
-    const auto position = [&](int64_t row) {
-      std::array<int64_t, kShardKinds> at = plan.begin[i];
-      at[kShardGrad] += row * cols;
-      if (parameter.form() == WeightForm::kFloat32) at[kShardFloat32] += row * cols;
-      if (parameter.form() == WeightForm::kBFloat16) at[kShardBFloat16] += row * cols;
-      if (parameter.form() == WeightForm::kFp8Block) {
-        at[kShardCodes] += row * cols;
-        at[kShardScale] += scale_elements(parameter, row);
-      }
-      return at;
-    };
     for (int64_t s = 0; s < parameter.num_slabs(); ++s) {
       const RowRange slab = parameter.slab(s);
+      const int64_t of_slab = slab.rows * parameter.shape().cols();
       while (int64_t(begin_of_rank.size()) < ranks &&
-             2 * ranks * elements + ranks * slab.rows * cols > 2 * int64_t(begin_of_rank.size()) * total) {
-        begin_of_rank.push_back(position(slab.first));
+             2 * ranks * elements + ranks * of_slab > 2 * int64_t(begin_of_rank.size()) * total) {
+        begin_of_rank.push_back(plan.begin[i] + shard_elements(parameter, slab.first));
       }
       if (int64_t(begin_of_rank.size()) - 1 == me) {
         if (plan.own[i].rows == 0) plan.own[i].first = slab.first;
         plan.own[i].rows += slab.rows;
       }
-      elements += slab.rows * cols;
+      elements += of_slab;
     }
-    end[kShardGrad] = aligned(end[kShardGrad] + n);
-    if (parameter.form() == WeightForm::kFloat32) end[kShardFloat32] = aligned(end[kShardFloat32] + n);
-    if (parameter.form() == WeightForm::kBFloat16) end[kShardBFloat16] = aligned(end[kShardBFloat16] + n);
-    if (parameter.form() == WeightForm::kFp8Block) {
-      end[kShardCodes] = aligned(end[kShardCodes] + n);
-      end[kShardScale] = aligned(end[kShardScale] + scale_elements(parameter, parameter.num_rows()));
-    }
+    end = end + shard_elements(parameter, parameter.num_rows());
+    for (int64_t& of_kind : end) of_kind = aligned(of_kind);
   }
   begin_of_rank.resize(size_t(ranks) + 1, end);
   begin_of_rank.front() = {};
@@ -69,6 +52,24 @@ void lay_out(BucketPlan& plan, int64_t ranks, int64_t me) {
 }
 
 }  // namespace
+
+ShardCounts shard_elements(const Parameter& parameter, int64_t row) {
+  const int64_t N = parameter.rows_of_matrix(), cols = parameter.shape().cols();
+  ShardCounts counts{};
+  counts[kShardGrad] = row * cols;
+  switch (parameter.form()) {
+    case WeightForm::kFloat32:
+      counts[kShardFloat32] = row * cols;
+      break;
+    case WeightForm::kBFloat16:
+      counts[kShardBFloat16] = row * cols;
+      break;
+    case WeightForm::kFp8Block:
+      counts[kShardCodes] = row * cols;
+      counts[kShardScale] = (row / N * parameter.slabs_of_matrix() + row % N / kSlabRows) * ((cols + 127) / 128);
+  }
+  return counts;
+}
 
 void plan_buckets(const std::vector<std::vector<Parameter*>>& units, bool cut, int64_t ranks, int64_t me,
                   const ShardOptions& options, const std::function<void(BucketPlan&&)>& visit) {

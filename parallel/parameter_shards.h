@@ -30,12 +30,17 @@ inline constexpr int kShardKinds = 5;
 inline constexpr DType kShardDTypes[kShardKinds] = {DType::kFloat32, DType::kFloat32, DType::kBFloat16,
                                                     DType::kFloat8E4M3, DType::kFloat32};
 
+using ShardCounts = std::array<int64_t, kShardKinds>;  // elements of each kind
+
+// What the rows of a parameter before `row` have; row is where a slab begins, or num_rows().
+ShardCounts shard_elements(const Parameter& parameter, int64_t row);
+
 // How the parameters of a bucket lie, and which rank owns what: a function of shapes alone.
 struct BucketPlan {
   std::vector<Parameter*> parameters;
   size_t first_unit = 0;
-  std::vector<std::array<int64_t, kShardKinds>> begin;      // of each parameter, elements
-  std::array<int64_t, kShardKinds> elements{};              // of each kind
+  std::vector<ShardCounts> begin;                           // of each parameter
+  ShardCounts elements{};                                   // of all
   std::array<std::vector<int64_t>, kShardKinds> of_rank{};  // of them each rank's, in order
   std::vector<RowRange> own;                                // of each parameter, those of rank `me`
 };

@@ -17,7 +17,7 @@ class RowExchange {
   RowExchange(Communicator& ranks, const Tensor& x, const Tensor& index, const std::vector<int64_t>& counts_to,
               const std::vector<int64_t>& counts_from);
 
-  // [sum of counts_from, C], by rank; a category of its own where one is current. Lets go of what was sent.
+  // [sum of counts_from, C], by rank. Lets go of what was sent.
   Tensor wait();
 
  private:

@@ -149,7 +149,8 @@ class NodeRoute final : public TokenRoute {
 
 }  // namespace
 
-std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups, std::vector<std::vector<int32_t>> tokens) {
+std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups,
+                                             const std::vector<std::vector<int32_t>>& tokens) {
   if (groups.is_two_stage()) return std::make_unique<NodeRoute>(groups, tokens);
   return std::make_unique<DirectRoute>(*groups.ep, tokens);
 }

@@ -55,6 +55,7 @@ class TokenRoute {
 };
 
 // tokens: for each rank of the group those of this rank that it needs, rising.
-std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups, std::vector<std::vector<int32_t>> tokens);
+std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups,
+                                             const std::vector<std::vector<int32_t>>& tokens);
 
 }  // namespace octet

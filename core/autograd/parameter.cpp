@@ -126,7 +126,7 @@ void Parameter::make_weight() {
   } else if (!fp8_.codes.is_defined()) {
     const int64_t N = shape()[-2], K = shape()[-1], G = num_matrices();
     fp8_ = {.codes = empty({G, N, K}, DType::kFloat8E4M3),
-            .scale = empty({G, (N + 127) / 128, (K + 127) / 128}, DType::kFloat32)};
+            .scale = empty({G, slabs_of_matrix(), (K + 127) / 128}, DType::kFloat32)};
   }
 }
 

@@ -13,48 +13,9 @@
 namespace octet {
 namespace {
 
-// A parameter of the model as core/nn makes it.
-struct ParameterShape {
-  enum Kind {
-    kNorm,
-    kHighPrecision,
-    kLinear
-  } kind;  // the two latter: gate, embedding and head; and all other matrices
-  int64_t groups, rows, cols;
-  int64_t pieces = 1;  // names on disk
-  int64_t copies = 1;  // layers that have one
-  int64_t elements() const { return groups * rows * cols; }
-};
-
-void visit_parameters(const ModelConfig& model, int64_t vocab_size, auto&& visit) {
-  const int64_t D = model.hidden, V = model.vocab_size == 0 ? vocab_size : model.vocab_size;
-  const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
-  const int64_t moe_layers = model.num_moe_layers(), dense_layers = model.layers - moe_layers;
-  const int64_t E = model.moe.num_experts, X = model.moe.expert_hidden, shared = model.moe.shared_experts * X;
-  using Shape = ParameterShape;
-  visit(Shape{Shape::kHighPrecision, 1, V, D});
-  visit(Shape{Shape::kNorm, 1, 1, D, 1, 2 * model.layers + 1});
-  visit(Shape{Shape::kLinear, 1, q + 2 * kv, D, 3, model.layers});
-  visit(Shape{Shape::kLinear, 1, D, q, 1, model.layers});
-  if (dense_layers > 0) {
-    visit(Shape{Shape::kLinear, 1, 2 * model.ffn_hidden, D, 2, dense_layers});
-    visit(Shape{Shape::kLinear, 1, D, model.ffn_hidden, 1, dense_layers});
-  }
-  if (moe_layers > 0) {
-    visit(Shape{Shape::kHighPrecision, 1, E, D, 1, moe_layers});
-    visit(Shape{Shape::kLinear, E, 2 * X, D, 2 * E, moe_layers});
-    visit(Shape{Shape::kLinear, E, D, X, E, moe_layers});
-    if (shared > 0) {
-      visit(Shape{Shape::kLinear, 1, 2 * shared, D, 2, moe_layers});
-      visit(Shape{Shape::kLinear, 1, D, shared, 1, moe_layers});
-    }
-  }
-  if (!model.tied_head) visit(Shape{Shape::kHighPrecision, 1, V, D});
-}
-
 int64_t blocks(int64_t n) { return (n + 127) / 128; }
 
-// The parameters of a rank, with shapes and no memory.
+// The parameters of a rank as core/nn makes them, with shapes and no memory.
 class Shapes {
  public:
   Shapes(const Config& config, int64_t vocab_size) {
@@ -65,24 +26,25 @@ class Shapes {
     const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
     const int64_t E = moe.num_experts, X = moe.expert_hidden, at_hand = E / config.parallel.ep;
     const auto begin_unit = [this] { units_.emplace_back(); };
-    const auto add = [this](const Shape& shape, WeightForm form, AxisCut cut = {}) {
+    const auto add = [this](const Shape& shape, WeightForm form, int64_t names = 1, AxisCut cut = {}) {
       all_.push_back(std::make_unique<Parameter>("", shape, form, /*decays=*/true, std::vector<WeightPiece>(), cut));
       units_.back().push_back(all_.back().get());
+      names_.push_back(names);
     };
-    const auto swiglu = [&](int64_t width) { add({2 * width, D}, linear), add({D, width}, linear); };
+    const auto swiglu = [&](int64_t width) { add({2 * width, D}, linear, 2), add({D, width}, linear); };
     begin_unit();
     add({V, D}, high);
     for (int64_t layer = 0; layer < model.layers; ++layer) {
       begin_unit();
       add({D}, WeightForm::kFloat32);
-      add({q + 2 * kv, D}, linear), add({D, q}, linear);
+      add({q + 2 * kv, D}, linear, 3), add({D, q}, linear);
       add({D}, WeightForm::kFloat32);
       if (!model.is_moe_layer(layer)) {
         swiglu(model.ffn_hidden);
         continue;
       }
       add({E, D}, high);
-      add({at_hand, 2 * X, D}, linear, {0, E}), add({at_hand, D, X}, linear, {0, E});
+      add({at_hand, 2 * X, D}, linear, 2 * at_hand, {0, E}), add({at_hand, D, X}, linear, at_hand, {0, E});
       if (moe.shared_experts > 0) swiglu(moe.shared_experts * X);
     }
     begin_unit();
@@ -92,9 +54,11 @@ class Shapes {
 
   const std::vector<std::vector<Parameter*>>& units() const { return units_; }
   const std::vector<std::unique_ptr<Parameter>>& all() const { return all_; }
+  const std::vector<int64_t>& names() const { return names_; }  // of each of them, on disk
 
  private:
   std::vector<std::unique_ptr<Parameter>> all_;
+  std::vector<int64_t> names_;
   std::vector<std::vector<Parameter*>> units_;  // as Transformer::units()
 };
 
@@ -113,10 +77,7 @@ struct DispatchShape {
       : ranks(config.parallel.ep),
         of_node(config.parallel.ranks_per_node == 0 ? ranks : std::min(ranks, config.parallel.ranks_per_node)),
         nodes(ranks / of_node) {
-    const ParallelConfig& parallel = config.parallel;
-    const bool is_limited = config.model.moe.kept_groups < config.model.moe.num_groups;
-    const bool wanted = parallel.two_stage == TwoStage::kOn || (parallel.two_stage == TwoStage::kAuto && is_limited);
-    two_stage = wanted && nodes > 1 && of_node > 1;
+    two_stage = config.parallel.wants_two_stages(config.model.moe) && nodes > 1 && of_node > 1;
   }
   int64_t ranks, of_node, nodes;  // P = N L
   bool two_stage;
@@ -297,29 +258,25 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t
     memory.moments += 2 * allocated_bytes(moment_bytes * n);
     if (parameter.form() == WeightForm::kFp8Block) memory.saving += allocated_bytes(2 * n);
   };
-  // Of a kind of weight that lies in one piece.
-  const auto add_weight = [&](ShardKind kind, int64_t elements) {
-    if (elements == 0) return;
-    const int64_t bytes = allocated_bytes(elements * size_of(kShardDTypes[kind]));
-    (kind == kShardGrad ? memory.gradients : kind == kShardFloat32 ? memory.masters : memory.weights) += bytes;
+  // Of what lies in one piece by kind.
+  const auto add_weights = [&](const ShardCounts& elements) {
+    for (size_t kind = 0; kind < kShardKinds; ++kind) {
+      if (elements[kind] == 0) continue;
+      const int64_t bytes = allocated_bytes(elements[kind] * size_of(kShardDTypes[kind]));
+      (kind == kShardGrad ? memory.gradients : kind == kShardFloat32 ? memory.masters : memory.weights) += bytes;
+    }
   };
   for (const Holders& of : holders(config.parallel, rank)) {
     if (of.ranks == 1) {
       for (const auto& parameter : shapes.all()) {
         if (parameter->is_cut() != of.cut) continue;
-        const int64_t n = parameter->shape().num_elements();
         add_own(*parameter, parameter->num_rows());
-        add_weight(kShardGrad, n);
-        if (parameter->form() == WeightForm::kFloat32) add_weight(kShardFloat32, n);
-        if (parameter->form() == WeightForm::kBFloat16) add_weight(kShardBFloat16, n);
-        if (parameter->form() != WeightForm::kFp8Block) continue;
-        add_weight(kShardCodes, n);
-        add_weight(kShardScale, parameter->num_slabs() * blocks(parameter->shape().cols()));
+        add_weights(shard_elements(*parameter, parameter->num_rows()));
       }
       continue;
     }
     plan_buckets(shapes.units(), of.cut, of.ranks, of.me, {}, [&](const BucketPlan& plan) {
-      for (int kind = 0; kind < kShardKinds; ++kind) add_weight(ShardKind(kind), plan.elements[size_t(kind)]);
+      add_weights(plan.elements);
       for (size_t i = 0; i < plan.parameters.size(); ++i) {
         const Parameter& parameter = *plan.parameters[i];
         // A vector is one row, and a rank without it has an empty tensor.
@@ -457,12 +414,16 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
 
 CheckpointSize checkpoint_size(const Config& config, int64_t vocab_size) {
   const int64_t moment_bytes = config.precision.moments == MomentType::kBf16 ? 2 : 4;
+  Config one_rank = config;
+  one_rank.parallel.ep = 1;
+  const Shapes shapes(one_rank, vocab_size);
   CheckpointSize size;
-  visit_parameters(config.model, vocab_size, [&](const ParameterShape& shape) {
-    const bool is_master = shape.kind == ParameterShape::kNorm || config.precision.recipe == Recipe::kFp32;
-    size.tensors += shape.copies * shape.pieces * (is_master ? 3 : 4);
-    size.bytes += shape.copies * shape.elements() * ((is_master ? 4 : 2 + 4) + 2 * moment_bytes);
-  });
+  for (size_t i = 0; i < shapes.all().size(); ++i) {
+    const Parameter& parameter = *shapes.all()[i];
+    const bool is_master = parameter.form() == WeightForm::kFloat32;
+    size.tensors += shapes.names()[i] * (is_master ? 3 : 4);
+    size.bytes += parameter.shape().num_elements() * ((is_master ? 4 : 2 + 4) + 2 * moment_bytes);
+  }
   size.tensors += 2 * config.model.num_moe_layers();
   size.bytes += 2 * 4 * config.model.num_moe_layers() * config.model.moe.num_experts;
   return size;
