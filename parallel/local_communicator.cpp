@@ -190,4 +190,10 @@ std::vector<std::exception_ptr> run_local_ranks(int ranks, const LocalOptions& o
   return errors;
 }
 
+void rethrow_first(const std::vector<std::exception_ptr>& errors) {
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
 }  // namespace octet

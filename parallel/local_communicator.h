@@ -38,4 +38,7 @@ struct LocalRankStopped {};
 std::vector<std::exception_ptr> run_local_ranks(int ranks, const LocalOptions& options,
                                                 const std::function<void(Communicator&)>& body);
 
+// Throws what the lowest rank threw, if one did.
+void rethrow_first(const std::vector<std::exception_ptr>& errors);
+
 }  // namespace octet

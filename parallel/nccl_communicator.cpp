@@ -1,6 +1,5 @@
 #include "parallel/nccl_communicator.h"
 
-#include <cuda_runtime_api.h>
 #include <fmt/format.h>
 #include <nccl.h>
 
@@ -9,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "parallel/cuda_check.h"
 #include "parallel/nccl_sum.h"
 #include "parallel/ordered_sum.h"
 
@@ -18,10 +18,7 @@ namespace {
 using Element = CollectiveCall::Element;
 using Piece = CollectiveCall::Piece;
 
-void check(cudaError_t status, const char* call) {
-  require(ErrorKind::kDevice, status == cudaSuccess, "{}: {}", call, cudaGetErrorString(status));
-}
-
+using octet::check;  // of CUDA, beside that of NCCL
 void check(ncclResult_t status, const char* call, ncclComm_t comm) {
   if (status == ncclSuccess || status == ncclInProgress) return;
   require(ErrorKind::kCommunication, false, "{}: {}: {}", call, ncclGetErrorString(status), ncclGetLastError(comm));

@@ -1,9 +1,8 @@
 #include "parallel/staged_communicator.h"
 
-#include <cuda_runtime_api.h>
-
 #include <mutex>
 
+#include "parallel/cuda_check.h"
 #include "parallel/nccl_communicator.h"
 
 namespace octet {
@@ -11,10 +10,6 @@ namespace {
 
 using Element = CollectiveCall::Element;
 using Piece = CollectiveCall::Piece;
-
-void check(cudaError_t status, const char* call) {
-  require(ErrorKind::kDevice, status == cudaSuccess, "{}: {}", call, cudaGetErrorString(status));
-}
 
 int64_t end_of(const std::vector<Piece>& pieces) {
   int64_t end = 0;

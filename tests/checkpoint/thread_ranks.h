@@ -13,6 +13,7 @@
 #include "core/base/fault_file_system.h"
 #include "core/base/posix_io.h"
 #include "parallel/local_communicator.h"
+#include "tests/parallel/outcomes.h"
 
 namespace octet::test {
 
@@ -132,32 +133,7 @@ class RankFileSystem final : public FileSystem {
 
 // Catch's assertions are for one thread: bodies throw.
 inline void run_fine(int ranks, const std::function<void(Communicator&)>& body) {
-  for (const std::exception_ptr& error : run_local_ranks(ranks, {}, body)) {
-    if (error) std::rethrow_exception(error);
-  }
-}
-
-struct Outcome {
-  int code = 0;  // of the Error; -1 for a rank that died
-  std::string text{};
-};
-inline std::vector<Outcome> outcomes(int ranks, const LocalOptions& options,
-                                     const std::function<void(Communicator&)>& body) {
-  std::vector<Outcome> all;
-  for (const std::exception_ptr& error : run_local_ranks(ranks, options, body)) {
-    Outcome& outcome = all.emplace_back();
-    if (!error) continue;
-    try {
-      std::rethrow_exception(error);
-    } catch (const Error& e) {
-      outcome = {.code = e.code(), .text = e.block()};
-    } catch (const LocalRankStopped&) {
-      outcome = {.code = -1};
-    } catch (const FaultFileSystem::Stopped&) {
-      outcome = {.code = -1};
-    }
-  }
-  return all;
+  rethrow_first(run_local_ranks(ranks, {}, body));
 }
 
 }  // namespace octet::test

@@ -83,9 +83,7 @@ Measured train(const Config& config) {
     if (world.rank() == 0) measured.after = memory_use();
     world.barrier();
   });
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(errors);
   return measured;
 }
 

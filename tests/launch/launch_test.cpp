@@ -1,6 +1,4 @@
 // octet launch over the real mpirun, with launch_rank as the program of the ranks. Each launch is a process of its own.
-#include "tools/launch/launcher.h"
-
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -15,7 +13,7 @@
 #include <random>
 #include <utility>
 
-#include "tests/support/temporary_directory.h"
+#include "tests/launch/launched.h"
 #include "tools/launch/process.h"
 
 namespace octet::test {
@@ -29,55 +27,23 @@ bool is_skipped() {
   return true;
 }
 
-class Launched {
+// launch_rank on some ranks.
+class LaunchedRanks : public Launched {
  public:
-  Launched(int ranks, std::vector<std::string> words, const std::function<void(LaunchPlan&)>& change = {},
-           int stdout_fd = -1) {
+  LaunchedRanks(int ranks, std::vector<std::string> words, const std::function<void(LaunchPlan&)>& change = {},
+                int stdout_fd = -1)
+      : Launched(plan_of(ranks, std::move(words), change), stdout_fd) {}
+
+ private:
+  static LaunchPlan plan_of(int ranks, std::vector<std::string> words, const std::function<void(LaunchPlan&)>& change) {
     LaunchPlan plan{.program = OCTET_BINARY_DIR "/launch_rank",
                     .args = std::move(words),
                     .ranks = ranks,
                     .run_dir = "runs/x",
                     .version = "launch_rank 1"};
     if (change) change(plan);
-    start_ = std::chrono::steady_clock::now();
-    std::fflush(stdout);
-    pid_ = ::fork();
-    REQUIRE(pid_ >= 0);
-    if (pid_ == 0) {
-      ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // Open MPI keeps what it has until its process ends
-      const int out =
-          stdout_fd >= 0 ? stdout_fd : ::open((directory_ / "out").c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
-      const int err = ::open((directory_ / "err").c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
-      ::dup2(out, 1), ::dup2(err, 2);
-      int code = 0;
-      try {
-        code = launch(plan);
-      } catch (const Error& error) {
-        std::fputs(error.block().c_str(), stderr);
-        code = error.code();
-      }
-      ::_exit(code);
-    }
+    return plan;
   }
-  ~Launched() {
-    if (pid_ > 0) ::kill(pid_, SIGKILL), ::waitpid(pid_, nullptr, 0);
-  }
-  Launched(const Launched&) = delete;
-  Launched& operator=(const Launched&) = delete;
-  void signal(int number) const { ::kill(pid_, number); }
-  int wait() {  // 128 + signal where one ended it
-    int status = 0;
-    REQUIRE(::waitpid(std::exchange(pid_, -1), &status, 0) > 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-  std::string out() const { return real_file_system().read_text(directory_ / "out"); }
-  std::string err() const { return real_file_system().read_text(directory_ / "err"); }
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  TemporaryDirectory directory_;
-  pid_t pid_ = -1;
-  std::chrono::steady_clock::time_point start_;
 };
 
 // The process numbers of ranks that wait, when all of them do.
@@ -129,7 +95,7 @@ void make_script(const std::string& path, const std::string& text) {
 
 TEST_CASE("all ranks run, and nothing of mpirun's is seen", "[launch]") {
   if (is_skipped()) return;
-  Launched launched(3, {"report"});
+  LaunchedRanks launched(3, {"report"});
   CHECK(launched.wait() == 0);
   const std::string out = launched.out(), err = launched.err();
   CAPTURE(out, err);
@@ -142,7 +108,7 @@ TEST_CASE("all ranks run, and nothing of mpirun's is seen", "[launch]") {
 
 TEST_CASE("arguments reach the ranks as they were given", "[launch]") {
   if (is_skipped()) return;
-  Launched launched(1, {"arguments", "a b", "--set", "x=it's $HOME", "", "*"});
+  LaunchedRanks launched(1, {"arguments", "a b", "--set", "x=it's $HOME", "", "*"});
   CHECK(launched.wait() == 0);
   CHECK(launched.out() == "[arguments]\n[a b]\n[--set]\n[x=it's $HOME]\n[]\n[*]\n");
 }
@@ -157,7 +123,7 @@ TEST_CASE("the code of the ranks is the code of the launch", "[launch]") {
                                                                         {"abort", 1, 8},
                                                                         {"abort", 0, 7}}));
   CAPTURE(how, rank, code);
-  Launched launched(3, {how, std::to_string(rank), std::to_string(code)});
+  LaunchedRanks launched(3, {how, std::to_string(rank), std::to_string(code)});
   CHECK(launched.wait() == code);
   const std::string err = launched.err();
   CAPTURE(err);
@@ -173,7 +139,7 @@ TEST_CASE("the code of the ranks is the code of the launch", "[launch]") {
 TEST_CASE("a rank that a signal ended is named, with code 7", "[launch][faults]") {
   if (is_skipped()) return;
   const int signal = GENERATE(SIGKILL, SIGSEGV);
-  Launched launched(3, {"kill", "1", std::to_string(signal)});
+  LaunchedRanks launched(3, {"kill", "1", std::to_string(signal)});
   CHECK(launched.wait() == 7);
   const std::string err = launched.err();
   CAPTURE(err);
@@ -187,7 +153,7 @@ TEST_CASE("each way to ask for a stop lets all ranks save, and gives 75", "[laun
   const int signal = GENERATE(SIGTERM, SIGINT, SIGHUP, SIGUSR1);
   CAPTURE(signal);
   const TemporaryDirectory directory;
-  Launched launched(3, {"wait", directory.path(), "3"});  // longer than mpirun by itself leaves them
+  LaunchedRanks launched(3, {"wait", directory.path(), "3"});  // longer than mpirun by itself leaves them
   const auto pids = pids_in(directory, 3);
   launched.signal(signal);
   if (signal == SIGTERM) ::usleep(300'000), launched.signal(SIGTERM);  // the second changes nothing
@@ -205,7 +171,7 @@ TEST_CASE("a stop at any moment of the start gives 75 and leaves nothing running
     const int delay_ms = int(random() % 900), signal = i % 2 == 0 ? SIGTERM : SIGINT;
     CAPTURE(delay_ms, signal);
     const TemporaryDirectory directory;
-    Launched launched(2, {"wait", directory.path()});
+    LaunchedRanks launched(2, {"wait", directory.path()});
     ::usleep(20'000 + useconds_t(delay_ms) * 1000);  // the first moments are those of a process before launch()
     launched.signal(signal);
     CHECK(launched.wait() == 75);
@@ -223,7 +189,7 @@ TEST_CASE("a stop at any moment of the start gives 75 and leaves nothing running
 TEST_CASE("a second SIGINT does not wait for the save", "[launch][faults]") {
   if (is_skipped()) return;
   const TemporaryDirectory directory;
-  Launched launched(2, {"wait", directory.path(), "60"});
+  LaunchedRanks launched(2, {"wait", directory.path(), "60"});
   const auto pids = pids_in(directory, 2);
   launched.signal(SIGINT);
   ::usleep(300'000);
@@ -237,7 +203,7 @@ TEST_CASE("a second SIGINT does not wait for the save", "[launch][faults]") {
 TEST_CASE("a launcher that is killed leaves no rank, not even a stopped one", "[launch][faults]") {
   if (is_skipped()) return;
   const TemporaryDirectory directory;
-  Launched launched(3, {"wait", directory.path()});
+  LaunchedRanks launched(3, {"wait", directory.path()});
   const auto pids = pids_in(directory, 3);
   ::kill(pids[1], SIGSTOP);
   launched.signal(SIGKILL);
@@ -248,7 +214,7 @@ TEST_CASE("a launcher that is killed leaves no rank, not even a stopped one", "[
 TEST_CASE("an mpirun that is killed leaves no rank", "[launch][faults]") {
   if (is_skipped()) return;
   const TemporaryDirectory directory;
-  Launched launched(3, {"wait", directory.path()});
+  LaunchedRanks launched(3, {"wait", directory.path()});
   const auto pids = pids_in(directory, 3);
   ::kill(pids[2], SIGSTOP);
   const pid_t mpirun = std::stoi(state_and_parent(pids[0]).substr(2));
@@ -262,18 +228,18 @@ TEST_CASE("what is not there is said before anything starts", "[launch]") {
   if (is_skipped()) return;
   const TemporaryDirectory directory;
   {
-    Launched launched(2, {"report"}, [](LaunchPlan& plan) { plan.mpirun = "no-such-mpirun"; });
+    LaunchedRanks launched(2, {"report"}, [](LaunchPlan& plan) { plan.mpirun = "no-such-mpirun"; });
     CHECK(launched.wait() == 2);
     CHECK_THAT(launched.err(), Catch::Contains("no-such-mpirun was not found") && Catch::Contains("openmpi-bin"));
   }
   {
     make_script(directory / "mpirun", "echo HYDRA build details:");
-    Launched launched(2, {"report"}, [&](LaunchPlan& plan) { plan.mpirun = directory / "mpirun"; });
+    LaunchedRanks launched(2, {"report"}, [&](LaunchPlan& plan) { plan.mpirun = directory / "mpirun"; });
     CHECK(launched.wait() == 2);
     CHECK_THAT(launched.err(), Catch::Contains("is not Open MPI 4") && Catch::Contains("HYDRA"));
   }
   {
-    Launched launched(2, {"report"}, [](LaunchPlan& plan) { plan.program = "/nowhere/octet"; });
+    LaunchedRanks launched(2, {"report"}, [](LaunchPlan& plan) { plan.program = "/nowhere/octet"; });
     CHECK(launched.wait() == 7);
     CHECK_THAT(launched.err(), Catch::Contains("the ranks could not be started") && Catch::Contains("/nowhere/octet"));
   }
@@ -284,7 +250,7 @@ TEST_CASE("a host that cannot take part is named within a minute, with what the 
   const TemporaryDirectory directory;
   const auto try_agent = [&](const std::string& text, const std::string& what) {
     make_script(directory / "agent", text);
-    Launched launched(3, {"report"}, [&](LaunchPlan& plan) {
+    LaunchedRanks launched(3, {"report"}, [&](LaunchPlan& plan) {
       plan.hosts = {{"localhost", 1}, {"far-1.invalid", 1}, {"far-2.invalid", 1}};
       plan.agent = directory / "agent";
     });
@@ -307,7 +273,9 @@ TEST_CASE("a host that cannot take part is named within a minute, with what the 
              Catch::Contains("2 problems"));
   CHECK_THAT(try_agent("sleep 100", "host far-1.invalid does not answer"), Catch::Contains("nothing came back"));
   if (::access("/usr/bin/ssh", X_OK) == 0) {
-    Launched launched(2, {"report"}, [](LaunchPlan& plan) { plan.hosts = {{"localhost", 1}, {"far.invalid", 1}}; });
+    LaunchedRanks launched(2, {"report"}, [](LaunchPlan& plan) {
+      plan.hosts = {{"localhost", 1}, {"far.invalid", 1}};
+    });
     CHECK(launched.wait() == 7);
     CHECK(launched.seconds() < 60);
     CHECK_THAT(launched.err(), Catch::Contains("host far.invalid cannot be reached"));
@@ -319,7 +287,7 @@ TEST_CASE("ranks that do not start in time are given up", "[launch][faults]") {
   const TemporaryDirectory directory;
   // Answers the question for the version, and then never starts the daemon.
   make_script(directory / "agent", "case \"$*\" in *--version*) shift; exec sh -c \"$*\";; *) sleep 100;; esac");
-  Launched launched(2, {"report"}, [&](LaunchPlan& plan) {
+  LaunchedRanks launched(2, {"report"}, [&](LaunchPlan& plan) {
     plan.hosts = {{"localhost", 1}, {"far.invalid", 1}};
     plan.agent = directory / "agent";
     plan.start_limit_s = 1;
@@ -334,7 +302,7 @@ TEST_CASE("output that nobody reads ends no run", "[launch][faults]") {
   int pipe[2];
   REQUIRE(::pipe(pipe) == 0);
   ::close(pipe[0]);
-  Launched launched(2, {"wait", directory.path()}, {}, pipe[1]);
+  LaunchedRanks launched(2, {"wait", directory.path()}, {}, pipe[1]);
   ::close(pipe[1]);
   pids_in(directory, 2);
   launched.signal(SIGTERM);

@@ -4,6 +4,7 @@
 
 #include "parallel/local_communicator.h"
 #include "parallel/self_communicator.h"
+#include "tests/parallel/outcomes.h"
 
 namespace octet::test {
 namespace {
@@ -11,14 +12,7 @@ namespace {
 // The whole report of what each rank threw, "" where nothing.
 std::vector<std::string> thrown_by(int ranks, const std::function<void(Communicator&)>& body) {
   std::vector<std::string> texts;
-  for (const std::exception_ptr& error : run_local_ranks(ranks, {}, body)) {
-    texts.emplace_back();
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const Error& e) {
-      texts.back() = e.block();
-    }
-  }
+  for (const Outcome& outcome : outcomes(ranks, {}, body)) texts.push_back(outcome.text);
   return texts;
 }
 

@@ -13,6 +13,7 @@
 #include "parallel/process_identity.h"
 #include "parallel/self_communicator.h"
 #include "tests/parallel/communicator_cases.h"
+#include "tests/parallel/outcomes.h"
 #include "tests/support/temporary_directory.h"
 
 namespace octet::test {
@@ -21,30 +22,7 @@ namespace {
 using Element = CollectiveCall::Element;
 
 void run_fine(int ranks, const LocalOptions& options, const std::function<void(Communicator&)>& body) {
-  for (const std::exception_ptr& error : run_local_ranks(ranks, options, body)) {
-    if (error) std::rethrow_exception(error);
-  }
-}
-
-// What each rank threw; "" where nothing, "stopped" for a rank that a fault ended.
-struct Outcome {
-  int code = 0;
-  std::string text;  // all of the report
-};
-std::vector<Outcome> outcomes(int ranks, const LocalOptions& options, const std::function<void(Communicator&)>& body) {
-  std::vector<Outcome> all;
-  for (const std::exception_ptr& error : run_local_ranks(ranks, options, body)) {
-    Outcome& outcome = all.emplace_back();
-    if (!error) continue;
-    try {
-      std::rethrow_exception(error);
-    } catch (const Error& e) {
-      outcome = {.code = e.code(), .text = e.block()};
-    } catch (const LocalRankStopped&) {
-      outcome = {.code = -1, .text = "stopped"};
-    }
-  }
-  return all;
+  rethrow_first(run_local_ranks(ranks, options, body));
 }
 
 double seconds_of(const std::function<void()>& body) {

@@ -130,9 +130,7 @@ TEST_CASE("experts on several ranks are experts on one, bit for bit", "[parallel
         pass = run_layer(dispatcher, numerics, begin[size_t(c.rank())], begin[size_t(c.rank()) + 1]);
         pass.ep = ep->traffic(), pass.rail = rail->traffic(), pass.node = node->traffic();
       });
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(errors);
 
   Pass all;
   for (const Pass& pass : got) {

@@ -250,10 +250,8 @@ TEST_CASE("a rank that says it gets on is waited for, also through others", "[pa
   constexpr double kTimeout = 0.8;
   LocalOptions options;
   options.communicator.timeout_s = kTimeout;
-  for (const std::exception_ptr& error : run_local_ranks(
-           3, options, [&](Communicator& world) { wait_in_a_row(world, [&] { work_for(world, 3 * kTimeout); }); })) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(run_local_ranks(
+      3, options, [&](Communicator& world) { wait_in_a_row(world, [&] { work_for(world, 3 * kTimeout); }); }));
 }
 
 TEST_CASE("rank: 0 works for long", "[.rank]") {
@@ -265,8 +263,7 @@ TEST_CASE("rank: 0 works for long", "[.rank]") {
       work_for(*world, 4);  // and the others wait for the end
     }
   } catch (const Error& error) {
-    std::fputs(error.block().c_str(), stderr);
-    mpi_abort(error.code());
+    end_with(error);
   }
 }
 
@@ -358,10 +355,7 @@ void overlap(Communicator& world, double delay_s) {
 TEST_CASE("messages travel while a rank computes", "[parallel]") {
   LocalOptions options;
   options.communicator.link_delay_us = 30'000;
-  for (const std::exception_ptr& error :
-       run_local_ranks(2, options, [](Communicator& world) { overlap(world, 0.03); })) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(run_local_ranks(2, options, [](Communicator& world) { overlap(world, 0.03); }));
 }
 
 TEST_CASE("rank: computes while messages travel", "[.rank]") {
@@ -370,8 +364,7 @@ TEST_CASE("rank: computes while messages travel", "[.rank]") {
     overlap(*world, 0.05);
     if (world->rank() == 0) std::puts("nothing was left to wait for");
   } catch (const Error& error) {
-    std::fputs(error.block().c_str(), stderr);
-    mpi_abort(error.code());
+    end_with(error);
   }
 }
 
@@ -387,14 +380,12 @@ TEST_CASE("a link with a delay gives the same results, later", "[parallel]") {
   LocalOptions options;
   options.communicator.link_delay_us = 20'000;
   std::vector<double> seconds(3);
-  for (const std::exception_ptr& error : run_local_ranks(3, options, [&](Communicator& world) {
-         world.barrier();
-         const double began = real_clock().seconds();
-         for (int i = 0; i < 3; ++i) world.barrier();
-         seconds[size_t(world.rank())] = real_clock().seconds() - began;
-       })) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(run_local_ranks(3, options, [&](Communicator& world) {
+    world.barrier();
+    const double began = real_clock().seconds();
+    for (int i = 0; i < 3; ++i) world.barrier();
+    seconds[size_t(world.rank())] = real_clock().seconds() - began;
+  }));
   for (const double each : seconds) CHECK(each >= 0.059);
   options.communicator.link_delay_us = -1;
   const auto errors = run_local_ranks(1, options, [](Communicator&) {});
@@ -428,8 +419,7 @@ TEST_CASE("rank: many steps", "[.rank]") {
       std::fill(gradient.begin(), gradient.end(), 1.0f);
     }
   } catch (const Error& error) {
-    std::fputs(error.block().c_str(), stderr);
-    mpi_abort(error.code());
+    end_with(error);
   }
   if (world->rank() == 0) std::printf("%d steps in %.1f s\n", wish.rank, real_clock().seconds() - began);
 }

@@ -18,11 +18,6 @@ namespace octet::test {
 namespace {
 
 // Prints an error as the program would, and ends all ranks with its code.
-[[noreturn]] void end_with(const Error& error) {
-  std::fputs(error.block().c_str(), stderr);
-  mpi_abort(error.code());
-}
-
 }  // namespace
 
 TEST_CASE("a process by itself does not touch MPI", "[parallel][mpi]") {

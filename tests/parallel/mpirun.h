@@ -48,6 +48,12 @@ inline MpiRun run_mpi(int ranks, const std::string& name) {
   return run;
 }
 
+// In a rank: says what happened, and ends all.
+[[noreturn]] inline void end_with(const Error& error) {
+  std::fputs(error.block().c_str(), stderr);
+  mpi_abort(error.code());
+}
+
 inline bool is_skipped() {
   if (is_mpi_built() && std::string(OCTET_MPIEXEC).starts_with("/")) return false;
   WARN("skipped: this build has no MPI, or there is no mpirun");

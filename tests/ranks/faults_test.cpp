@@ -23,7 +23,7 @@ const std::string& whole(int ranks) {
   static std::map<int, std::string> runs;
   if (!runs.contains(ranks)) {
     const std::string run = directory / std::to_string(ranks);
-    Launched launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps)));
+    LaunchedTraining launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps)));
     const int code = launched.wait();
     INFO(launched.err());
     REQUIRE(code == 0);
@@ -46,7 +46,7 @@ void check_named(const std::string& run, int ranks, const Fault& fault) {
 
 void break_and_check(const std::string& run, int ranks, const Fault& fault) {
   const std::string fault_text = fault.text();
-  Launched launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps), fault.words()));
+  LaunchedTraining launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps), fault.words()));
   const int code = launched.wait();
   const std::string err = launched.err();
   CAPTURE(fault_text, err);
@@ -57,7 +57,7 @@ void break_and_check(const std::string& run, int ranks, const Fault& fault) {
 }
 
 void go_on(const std::string& run, int ranks) {
-  Launched launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps)));
+  LaunchedTraining launched(ranks, run, kTrainRank, train_rank(run, short_run(ranks, kSteps)));
   const int code = launched.wait();
   const std::string err = launched.err();
   CAPTURE(err);
@@ -139,7 +139,7 @@ TEST_CASE("a rank that is stopped and goes on in time is waited for", "[ranks][f
   const TemporaryDirectory directory;
   const std::string run = directory / "run";
   const Fault fault{1, "stop", "step 3, gradients", "all_to_all", 1};
-  Launched launched(2, run, kTrainRank, train_rank(run, short_run(2, kSteps), fault.words()));
+  LaunchedTraining launched(2, run, kTrainRank, train_rank(run, short_run(2, kSteps), fault.words()));
   pid_t stopped = 0;
   while (stopped == 0 && !launched.has_ended()) {
     for (const pid_t mpirun : children_of(launched.pid())) {
@@ -164,8 +164,8 @@ TEST_CASE("a rank that stops before all have met holds nobody up for ever", "[ra
   const TemporaryDirectory directory;
   const std::string run = directory / "run";
   const int rank = GENERATE(0, 1);
-  Launched launched(2, run, kTrainRank,
-                    train_rank(run, short_run(2, kSteps), Fault{rank, "stop", "launch", "-", 1}.words()));
+  LaunchedTraining launched(2, run, kTrainRank,
+                            train_rank(run, short_run(2, kSteps), Fault{rank, "stop", "launch", "-", 1}.words()));
   CHECK(launched.wait() == 8);
   CHECK_THAT(launched.err(), Catch::Contains("the ranks have not all met within 5 s") &&
                                  Catch::Contains(fmt::format("rank {} on host ", 1 - rank)));
@@ -175,8 +175,9 @@ TEST_CASE("a rank without memory ends all with code 9, and is named", "[ranks][f
   if (is_skipped()) return;
   const TemporaryDirectory directory;
   const std::string run = directory / "run";
-  Launched launched(2, run, kTrainRank,
-                    train_rank(run, short_run(2, kSteps), Fault{1, "memory", "step 2, update", "phase", 1}.words()));
+  LaunchedTraining launched(
+      2, run, kTrainRank,
+      train_rank(run, short_run(2, kSteps), Fault{1, "memory", "step 2, update", "phase", 1}.words()));
   CHECK(launched.wait() == 9);
   CHECK_THAT(launched.err(), Catch::Contains("rank 1 gave up: out of memory"));
   go_on(run, 2);

@@ -14,8 +14,7 @@
 #include <map>
 #include <utility>
 
-#include "tests/support/temporary_directory.h"
-#include "tools/launch/launcher.h"
+#include "tests/launch/launched.h"
 #include "tools/launch/process.h"
 #include "tools/train/metrics.h"
 #include "tools/train/rank_output.h"
@@ -73,61 +72,10 @@ inline std::vector<std::string> train_rank(const std::string& run, const Sets& s
   return words;
 }
 
-// octet launch in a process of its own.
-class Launched {
+class LaunchedTraining : public Launched {
  public:
-  Launched(int ranks, const std::string& run, const std::string& program, std::vector<std::string> words) {
-    const LaunchPlan plan{.program = program, .args = std::move(words), .ranks = ranks, .run_dir = run};
-    start_ = std::chrono::steady_clock::now();
-    std::fflush(stdout);
-    pid_ = ::fork();
-    REQUIRE(pid_ >= 0);
-    if (pid_ == 0) {
-      ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // Open MPI keeps what it has until its process ends
-      const int out = ::open((directory_ / "out").c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
-      const int err = ::open((directory_ / "err").c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
-      ::dup2(out, 1), ::dup2(err, 2);
-      int code = 0;
-      try {
-        code = launch(plan);
-      } catch (const Error& error) {
-        std::fputs(error.block().c_str(), stderr);
-        code = error.code();
-      }
-      std::fflush(stderr);
-      ::_exit(code);
-    }
-  }
-  ~Launched() {
-    if (pid_ > 0) ::kill(pid_, SIGKILL), ::waitpid(pid_, nullptr, 0);
-  }
-  Launched(const Launched&) = delete;
-  Launched& operator=(const Launched&) = delete;
-
-  pid_t pid() const { return pid_; }
-  void signal(int number) const { ::kill(pid_, number); }
-  // Its exit code, 128 + signal where one ended it. A launch that does not end fails the test.
-  int wait(double limit_s = 120) {
-    int status = 0;
-    while (::waitpid(pid_, &status, WNOHANG) == 0) {
-      if (seconds() > limit_s) FAIL("the launch has not ended after " << limit_s << " s: " << err());
-      ::usleep(5'000);
-    }
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-  bool has_ended() const {
-    siginfo_t info{};
-    return ::waitid(P_PID, id_t(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid_;
-  }
-  std::string out() const { return real_file_system().read_text(directory_ / "out"); }
-  std::string err() const { return real_file_system().read_text(directory_ / "err"); }
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  TemporaryDirectory directory_;
-  pid_t pid_ = -1;
-  std::chrono::steady_clock::time_point start_;
+  LaunchedTraining(int ranks, const std::string& run, const std::string& program, std::vector<std::string> words)
+      : Launched({.program = program, .args = std::move(words), .ranks = ranks, .run_dir = run}) {}
 };
 
 inline std::vector<pid_t> children_of(pid_t pid) {

@@ -40,7 +40,8 @@ TEST_CASE("ranks that do not run the same are refused before the first step", "[
   const auto start = [&](const std::string& commands, const Sets& more = {}, const std::string& otherwise = "") {
     Sets sets = short_run(kRanks, kSteps);
     sets.insert(sets.end(), more.begin(), more.end());
-    return std::make_unique<Launched>(kRanks, run, rank_1(directory, commands, otherwise), octet_train(run, sets));
+    return std::make_unique<LaunchedTraining>(kRanks, run, rank_1(directory, commands, otherwise),
+                                              octet_train(run, sets));
   };
   {
     const auto launched = start("set -- \"$@\" --set optim.lr=2e-3");
@@ -83,7 +84,8 @@ TEST_CASE("a rank that sees another run directory, or cannot write to it, ends a
   const auto start = [&](const std::string& mount) {
     const std::string commands =
         fmt::format("mkdir -p {}; exec {} sh -c '{} && exec \"$@\"' sh \"$program\" \"$@\"", run, unshare, mount);
-    return std::make_unique<Launched>(2, run, rank_1(directory, commands), octet_train(run, short_run(2, kSteps)));
+    return std::make_unique<LaunchedTraining>(2, run, rank_1(directory, commands),
+                                              octet_train(run, short_run(2, kSteps)));
   };
   {
     const auto launched = start(fmt::format("mount -t tmpfs none {}", run));
@@ -93,7 +95,7 @@ TEST_CASE("a rank that sees another run directory, or cannot write to it, ends a
     const auto launched = start(fmt::format("mount --bind {0} {0} && mount -o remount,ro,bind {0}", run));
     check_refused(*launched, 5, "ead-only file system");
   }
-  Launched launched(2, run, kOctet, octet_train(run, short_run(2, kSteps)));
+  LaunchedTraining launched(2, run, kOctet, octet_train(run, short_run(2, kSteps)));
   CHECK(launched.wait() == 0);
   CHECK(losses(run).size() == size_t(kSteps));
 }
@@ -106,21 +108,21 @@ TEST_CASE("a disk that is full for one rank costs warnings, then ends all with t
   Sets sets = short_run(2, kLonger);
   sets.emplace_back("checkpoint.max_failed_saves=1");
   {
-    Launched launched(2, whole, kOctet, octet_train(whole, sets));
+    LaunchedTraining launched(2, whole, kOctet, octet_train(whole, sets));
     REQUIRE(launched.wait() == 0);
   }
   {
     Sets first = sets;
     first.emplace_back("train.steps=2");
-    Launched launched(2, run, kOctet, octet_train(run, first));
+    LaunchedTraining launched(2, run, kOctet, octet_train(run, first));
     REQUIRE(launched.wait() == 0);
   }
   // No file of this rank may grow beyond 16 KiB: a write fails, as on a disk that is full.
-  Launched launched(2, run, rank_1(directory, "ulimit -f 32"), octet_train(run, sets));
+  LaunchedTraining launched(2, run, rank_1(directory, "ulimit -f 32"), octet_train(run, sets));
   check_refused(launched, 5, "the checkpoint of step 6 is not saved");
   CHECK_THAT(launched.err(), Catch::Contains("saving step 4 failed") && Catch::Contains("1 of at most 1"));
   CHECK(run_all({{.argv = {kOctet, "ckpt", "verify", join_path(run, "checkpoints")}}}, 60).front().code == 0);
-  Launched again(2, run, kOctet, octet_train(run, sets));
+  LaunchedTraining again(2, run, kOctet, octet_train(run, sets));
   CHECK(again.wait() == 0);
   check_same(run, whole, kLonger);
 }

@@ -28,7 +28,7 @@ void stop_often(int times, const std::function<void(Launched&, std::mt19937&)>& 
   const std::string run = directory / "run", whole = directory / "whole";
   std::mt19937 random(1);
   for (int i = 0; i < times; ++i) {
-    Launched launched(2, run, kOctet, octet_train(run, long_run()));
+    LaunchedTraining launched(2, run, kOctet, octet_train(run, long_run()));
     ::usleep(10'000);  // the first moments are those of a process before launch()
     ::usleep(useconds_t(random() % 1'500'000));
     stop(launched, random);
@@ -51,7 +51,7 @@ void stop_often(int times, const std::function<void(Launched&, std::mt19937&)>& 
   const auto finish = [&](const std::string& out) {
     Sets sets = long_run();
     sets.push_back(fmt::format("train.steps={}", steps + 2));
-    Launched launched(2, out, kOctet, octet_train(out, sets));
+    LaunchedTraining launched(2, out, kOctet, octet_train(out, sets));
     CHECK(launched.wait(600) == 0);
   };
   finish(run);

@@ -37,9 +37,7 @@ LayoutResult verify(const Config& config, int64_t steps) {
                         LayoutResult mine = verify_layout(config, steps, world);
                         if (world.rank() == 0) result = mine;
                       });
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+  rethrow_first(errors);
   return result;
 }
 

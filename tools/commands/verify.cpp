@@ -166,9 +166,7 @@ int verify_here(const VerifyOptions& options, const Config& config, const std::v
       LayoutResult mine = verify_layout(of_layout, options.steps, world);
       if (world.rank() == 0) result = std::move(mine);
     });
-    for (const std::exception_ptr& error : errors) {
-      if (error) std::rethrow_exception(error);
-    }
+    rethrow_first(errors);
     print_row(layout.name, result);
     if (!result.is_equal()) different += (different.empty() ? "" : ", ") + layout.name;
   }

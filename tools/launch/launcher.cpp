@@ -21,6 +21,7 @@
 #include "tools/launch/mpirun_output.h"
 #include "tools/launch/process.h"
 #include "tools/launch/shell.h"
+#include "tools/train/rank_output.h"
 
 namespace octet {
 namespace {
@@ -285,7 +286,7 @@ const char* meaning(int code) {
 }
 
 std::string log_of(const LaunchPlan& plan, int64_t rank) {
-  return plan.run_dir.empty() ? std::string() : join_path(plan.run_dir, fmt::format("logs/rank-{:03}.log", rank));
+  return plan.run_dir.empty() ? std::string() : RankOutput::path_of(int(rank), plan.run_dir);
 }
 
 // The launcher's code for mpirun's. Throws or logs what no rank has told the user.
