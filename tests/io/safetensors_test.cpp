@@ -339,7 +339,7 @@ TEST_CASE("an index names files of its own directory that hold what it says", "[
   refused(R"({"weight_map": {"b": "y.safetensors", "a": "both.safetensors"}})",
           "names 1 tensors of both.safetensors, which holds 2");
   std::string many = R"({"weight_map": {"t": "x.safetensors")";
-  for (int i = 0; i < 1'000'000; ++i) fmt::format_to(std::back_inserter(many), ",\"t{}\":\"f{}\"", i, i);
+  for (int i = 0; i < 300'000; ++i) fmt::format_to(std::back_inserter(many), ",\"t{}\":\"f{}\"", i, i);
   refused(many + "}}", "more than 4096 files");
 }
 

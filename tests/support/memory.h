@@ -14,8 +14,9 @@ inline constexpr bool kIsSanitized = true;  // sanitizers keep freed memory and 
 inline constexpr bool kIsSanitized = false;
 #endif
 
-// The peak of this process's memory above what it held at the start of the object, and the processor time since then,
-// which other work on the machine does not change.
+// The peak of this process's memory above what it held at the start of the object, and the processor time since then.
+// The time is no measurement of speed: it is there to find work that grows with the square of the input, and such work
+// takes a hundred times what it should. A busy machine takes two or three times as long as an idle one.
 class Cost {
  public:
   Cost() {
@@ -23,10 +24,11 @@ class Cost {
     start_bytes_ = peak_bytes();
     start_ = std::clock();
   }
+  // `seconds` are those of an idle machine.
   bool is_within(uint64_t bytes, double seconds) const {
     const double took = double(std::clock() - start_) / CLOCKS_PER_SEC;
-    if (kIsSanitized) return took <= 20 * seconds;
-    return peak_bytes() - start_bytes_ <= bytes && took <= seconds;
+    if (kIsSanitized) return took <= 50 * seconds;
+    return peak_bytes() - start_bytes_ <= bytes && took <= 10 * seconds;
   }
 
  private:
