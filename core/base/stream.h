@@ -1,18 +1,23 @@
 // An ordered queue of kernels on one device. On the CPU a kernel has finished when its call returns, and a stream is
-// the thread pool that its loops run on.
+// the thread pool that its loops run on. On a GPU a kernel has only been asked for when its call returns.
 #pragma once
 
 #include "core/base/device.h"
 #include "core/base/thread_pool.h"
+
+struct CUstream_st;  // what cudaStream_t points to
 
 namespace octet {
 
 class Stream {
  public:
   explicit Stream(ThreadPool& pool) : pool_(&pool) {}
+  // On a GPU; the stream outlives this object. The pool is the host's, for an emulated GPU.
+  Stream(ThreadPool& pool, Device device, CUstream_st* cuda) : pool_(&pool), device_(device), cuda_(cuda) {}
 
-  Device device() const { return {}; }
+  Device device() const { return device_; }
   ThreadPool& pool() const { return *pool_; }
+  CUstream_st* cuda() const { return cuda_; }  // null on the CPU
 
   // body(i) for each i of [0, n). The grain is the number of consecutive i that one thread takes at a time; it is
   // part of the call, so that where work is cut never depends on the number of threads.
@@ -34,12 +39,14 @@ class Stream {
 
  private:
   ThreadPool* pool_;
+  Device device_;
+  CUstream_st* cuda_ = nullptr;
 };
 
-// The stream of the device for this thread.
-inline Stream& default_stream(Device = {}) {
-  static Stream stream(default_thread_pool());
-  return stream;
-}
+// The stream that the tensors of a device are computed on. That of a GPU is there once it was opened
+// (kernels/device_runtime.h); before that an Error(kDevice).
+Stream& default_stream(Device device = {});
+// What opening a GPU leaves for default_stream; null takes it away. The stream outlives its place here.
+void set_default_stream(Device device, Stream* stream);
 
 }  // namespace octet
