@@ -8,7 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
-#include "parallel/cuda_check.h"
+#include "kernels/cuda/cuda_check.h"
 #include "parallel/nccl_sum.h"
 #include "parallel/ordered_sum.h"
 

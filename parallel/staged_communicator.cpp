@@ -2,7 +2,7 @@
 
 #include <mutex>
 
-#include "parallel/cuda_check.h"
+#include "kernels/cuda/cuda_check.h"
 #include "parallel/nccl_communicator.h"
 
 namespace octet {

@@ -1,0 +1,446 @@
+#include "kernels/device_runtime.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/log.h"
+
+namespace octet::gpu {
+namespace {
+
+constexpr int64_t kAlignment = 256;  // of cudaMalloc (CUDA C++ Programming Guide, "Device Memory Accesses")
+constexpr int64_t kRedZone = 256;    // behind each allocation
+constexpr int kUnwritten = 0xff, kRed = 0xa5;
+constexpr int64_t kDefaultMiB = 4096;
+
+int64_t setting(const char* variable, int64_t otherwise) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr) return otherwise;
+  int64_t value = 0;
+  const char* end = text + std::strlen(text);
+  const auto [rest, error] = std::from_chars(text, end, value);
+  require(ErrorKind::kConfig, error == std::errc() && rest == end && value >= 0, "{} is \"{}\"; wanted a number",
+          variable, text);
+  return value;
+}
+
+std::atomic<const char*> last_kernel{"none"};
+std::atomic<int> kernels_running{0};
+
+// The GPU's memory: addresses that are reserved at the start and closed but for the time of a launch or a copy.
+class Memory {
+ public:
+  Memory()
+      : total_(setting("OCTET_EMULATED_GPU_MIB", kDefaultMiB) << 20),
+        is_guarded_(setting("OCTET_EMULATED_GPU_GUARD", 1) != 0) {
+    void* reserved = ::mmap(nullptr, size_t(total_), is_guarded_ ? PROT_NONE : PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    require(ErrorKind::kMemory, reserved != MAP_FAILED, "the emulated GPU: no address space for {} MiB", total_ >> 20);
+    base_ = static_cast<char*>(reserved);
+    ::madvise(base_, size_t(total_), MADV_HUGEPAGE);  // fewer pages to open and close
+    free_[0] = total_;
+  }
+
+  int64_t total() const { return total_; }
+  bool contains(const void* address) const {
+    const char* at = static_cast<const char*>(address);
+    return base_ <= at && at < base_ + total_;
+  }
+
+  void* allocate(int64_t bytes, const char* what) {
+    const int64_t rounded = (bytes + kRedZone + kAlignment - 1) / kAlignment * kAlignment;
+    int64_t at = -1;
+    {
+      const std::lock_guard lock(mutex_);
+      for (auto& [offset, size] : free_) {
+        if (size < rounded) continue;
+        at = offset;
+        const int64_t left = size - rounded;
+        free_.erase(offset);
+        if (left > 0) free_[at + rounded] = left;
+        break;
+      }
+      if (at < 0) return nullptr;
+      live_[at] = {.bytes = bytes, .rounded = rounded, .what = what};
+      used_ += rounded;
+      reach_ = std::max(reach_.load(), at + rounded);
+    }
+    const Access access(*this);
+    std::memset(base_ + at, kUnwritten, size_t(bytes));
+    std::memset(base_ + at + bytes, kRed, size_t(rounded - bytes));
+    return base_ + at;
+  }
+
+  void release(void* memory) {
+    const int64_t at = static_cast<char*>(memory) - base_;
+    const Access access(*this);
+    const std::lock_guard lock(mutex_);
+    const auto found = live_.find(at);
+    if (found == live_.end()) {
+      log_error("the emulated GPU: {} is freed and was not allocated", fmt::ptr(memory));
+      std::abort();
+    }
+    const Block block = found->second;
+    for (int64_t i = block.bytes; i < block.rounded; ++i) {
+      if (uint8_t(base_[at + i]) == kRed) continue;
+      log_error("the emulated GPU: a kernel wrote {} bytes behind the end of {} bytes of {}; the last to run was {}",
+                i - block.bytes + 1, block.bytes, block.what, last_kernel.load());
+      std::abort();
+    }
+    std::memset(memory, kUnwritten, size_t(block.bytes));  // whoever still reads it finds no numbers
+    live_.erase(found);
+    used_ -= block.rounded;
+    auto next = free_.emplace(at, block.rounded).first;
+    if (const auto after = std::next(next); after != free_.end() && at + next->second == after->first) {
+      next->second += after->second;
+      free_.erase(after);
+    }
+    if (next != free_.begin()) {
+      const auto before = std::prev(next);
+      if (before->first + before->second == at) {
+        before->second += next->second;
+        free_.erase(next);
+      }
+    }
+  }
+
+  int64_t free_bytes() {
+    const std::lock_guard lock(mutex_);
+    return total_ - used_;
+  }
+
+  // Open for as long as one of these lives.
+  class Access {
+   public:
+    explicit Access(Memory& memory) : memory_(memory) { memory_.enter(); }
+    ~Access() { memory_.leave(); }
+    Access(const Access&) = delete;
+    Access& operator=(const Access&) = delete;
+
+   private:
+    Memory& memory_;
+  };
+  void enter() {
+    if (!is_guarded_) return;
+    const std::lock_guard lock(door_);
+    if (inside_++ == 0 || opened_ < reach_) protect(PROT_READ | PROT_WRITE);
+  }
+  void leave() {
+    if (!is_guarded_) return;
+    const std::lock_guard lock(door_);
+    if (--inside_ == 0) protect(PROT_NONE);
+  }
+
+  // For the signal handler: the allocation that holds this offset, or null. Takes no lock that may be held for ever.
+  struct Block {
+    int64_t bytes = 0, rounded = 0;
+    const char* what = "";
+  };
+  int64_t offset_of(const void* address) const { return static_cast<const char*>(address) - base_; }
+  const Block* holder(int64_t offset, int64_t& begin) {
+    if (!mutex_.try_lock()) return nullptr;
+    const auto after = live_.upper_bound(offset);
+    const Block* found = nullptr;
+    if (after != live_.begin()) {
+      const auto before = std::prev(after);
+      if (offset < before->first + before->second.rounded) begin = before->first, found = &before->second;
+    }
+    mutex_.unlock();
+    return found;
+  }
+
+ private:
+  void protect(int access) {
+    if (access != PROT_NONE) opened_ = reach_;  // all that was ever handed out
+    const int64_t page = ::sysconf(_SC_PAGESIZE);
+    ::mprotect(base_, size_t((opened_ + page - 1) / page * page), access);
+  }
+
+  const int64_t total_;
+  const bool is_guarded_;
+  char* base_ = nullptr;
+  std::mutex mutex_;
+  std::map<int64_t, int64_t> free_;  // offset to size
+  std::map<int64_t, Block> live_;
+  int64_t used_ = 0;
+  std::atomic<int64_t> reach_{0};
+  std::mutex door_;
+  int inside_ = 0;
+  int64_t opened_ = 0;
+};
+
+Memory* memory_now = nullptr;  // for the signal handler
+struct sigaction before_us;
+
+// Text without memory of its own: a signal handler may not allocate.
+class Line {
+ public:
+  Line& operator<<(const char* text) {
+    while (*text != 0 && size_ < int(sizeof text_)) text_[size_++] = *text++;
+    return *this;
+  }
+  Line& operator<<(int64_t number) {
+    const auto [end, error] = std::to_chars(text_ + size_, text_ + sizeof text_, number);
+    if (error == std::errc()) size_ = int(end - text_);
+    return *this;
+  }
+  void write() const { [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text_, size_t(size_)); }
+
+ private:
+  char text_[512];
+  int size_ = 0;
+};
+
+void on_fault(int signal, siginfo_t* info, void*) {
+  if (memory_now != nullptr && memory_now->contains(info->si_addr)) {
+    const int64_t offset = memory_now->offset_of(info->si_addr);
+    int64_t begin = 0;
+    const Memory::Block* block = memory_now->holder(offset, begin);
+    Line line;
+    if (kernels_running > 0) {
+      line << "octet: error: " << last_kernel << " left the memory of the emulated GPU\n  where: ";
+    } else {
+      line << "octet: error: host code touched the memory of the emulated GPU\n  where: ";
+    }
+    if (block == nullptr) {
+      line << "offset " << offset << ", which no tensor has\n";
+    } else {
+      line << "byte " << offset - begin << " of " << block->bytes << " of " << block->what << "\n";
+    }
+    if (kernels_running == 0) {
+      line << "  why:   on a GPU this address means nothing to the host\n"
+           << "  fix:   copy it first (core/tensor/transfer.h), or make it a kernel\n";
+    }
+    line.write();
+  }
+  ::sigaction(signal, &before_us, nullptr);  // the access is made again, and ends the process as it would have
+}
+
+Memory& memory() {
+  static Memory* const instance = [] {
+    auto* made = new Memory;  // outlives every tensor
+    memory_now = made;
+    struct sigaction action {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    ::sigemptyset(&action.sa_mask);
+    ::sigaction(SIGSEGV, &action, &before_us);
+    return made;
+  }();
+  return *instance;
+}
+
+// Copies to the host arrive when the host waits for them: until then it finds kUnwritten.
+class Arrivals {
+ public:
+  int64_t place_of(CUstream_st* stream) {
+    const std::lock_guard lock(mutex_);
+    return places_[stream];
+  }
+  void add(CUstream_st* stream, void* to, std::vector<char> bytes) {
+    const std::lock_guard lock(mutex_);
+    std::memset(to, kUnwritten, bytes.size());
+    waiting_.push_back({stream, ++places_[stream], static_cast<char*>(to), std::move(bytes)});
+  }
+  void deliver(CUstream_st* stream, int64_t up_to) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(waiting_, [&](const Waiting& one) {
+      if (one.stream != stream || one.place > up_to) return false;
+      std::memcpy(one.to, one.bytes.data(), one.bytes.size());
+      return true;
+    });
+  }
+  // Before a stream reads host memory, what it wrote there is there.
+  void deliver_all(CUstream_st* stream) { deliver(stream, INT64_MAX); }
+
+ private:
+  struct Waiting {
+    CUstream_st* stream;
+    int64_t place;
+    char* to;
+    std::vector<char> bytes;
+  };
+  std::mutex mutex_;
+  std::map<CUstream_st*, int64_t> places_;
+  std::vector<Waiting> waiting_;
+};
+Arrivals& arrivals() {
+  static auto* const instance = new Arrivals;
+  return *instance;
+}
+
+class PinnedBlocks {
+ public:
+  void add(std::byte* block, int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    blocks_[block] = bytes;
+  }
+  void remove(std::byte* block) {
+    const std::lock_guard lock(mutex_);
+    blocks_.erase(block);
+  }
+  bool holds(const void* from, int64_t bytes) {
+    const auto* at = static_cast<const std::byte*>(from);
+    const std::lock_guard lock(mutex_);
+    auto after = blocks_.upper_bound(const_cast<std::byte*>(at));
+    if (after == blocks_.begin()) return false;
+    --after;
+    return at + bytes <= after->first + after->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::byte*, int64_t> blocks_;
+};
+PinnedBlocks& pinned() {
+  static auto* const instance = new PinnedBlocks;
+  return *instance;
+}
+
+std::mutex opening;
+std::atomic<bool> opened{false};
+std::atomic<int64_t> waits{0};
+std::atomic<int64_t> streams{0};
+
+// A handle that names a stream and is no address of anything.
+CUstream_st* new_handle() { return reinterpret_cast<CUstream_st*>(++streams); }  // NOLINT
+
+}  // namespace
+
+Runtime runtime() { return {.name = "an emulated GPU", .driver = 0, .count = 1, .trouble = {}, .is_emulated = true}; }
+
+Properties properties(int index) {
+  require(ErrorKind::kDevice, index == 0, "properties: GPU {}; there is one, emulated", index);
+  return {.name = "emulated GPU",
+          .major = kComputeMajor,
+          .minor = kComputeMinor,
+          .memory_bytes = memory().total(),
+          .multiprocessors = 1};
+}
+
+void open(Device device) {
+  if (device.is_cpu() || device.index != 0) {
+    fail(ErrorKind::kDevice, {.what = fmt::format("{} is not there; this octet emulates one GPU", device),
+                              .where = {},
+                              .why = {},
+                              .fix = "use cuda:0"});
+  }
+  const std::lock_guard lock(opening);
+  if (opened) return;
+  memory();
+  set_default_stream(device, new Stream(default_thread_pool(), device, new_handle()));
+  opened = true;
+}
+
+bool is_open(Device device) { return device == Device{DeviceType::kCuda, 0} && opened; }
+
+MemoryLevel memory_level(Device) { return {.free_bytes = memory().free_bytes(), .total_bytes = memory().total()}; }
+
+void* allocate(int64_t bytes, const char* what, Stream&) { return memory().allocate(bytes, what); }
+void release(void* block, Stream&) noexcept { memory().release(block); }
+
+std::byte* allocate_pinned(int64_t bytes) {
+  auto* block = static_cast<std::byte*>(std::malloc(size_t(std::max<int64_t>(bytes, 1))));
+  require(ErrorKind::kMemory, block != nullptr, "allocate_pinned: no memory for {} bytes", bytes);
+  pinned().add(block, bytes);
+  return block;
+}
+void release_pinned(std::byte* block) noexcept {
+  pinned().remove(block);
+  std::free(block);
+}
+
+void copy(void* to, const void* from, int64_t bytes, Stream& stream) {
+  copy_rows(to, bytes, from, bytes, bytes, 1, stream);
+}
+
+void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t row_bytes, int64_t rows,
+               Stream& stream) {
+  if (row_bytes == 0 || rows == 0) return;
+  const auto extent = [&](int64_t pitch) { return (rows - 1) * pitch + row_bytes; };
+  const bool to_device = memory().contains(to), from_device = memory().contains(from);
+  require(ErrorKind::kDevice, to_device || pinned().holds(to, extent(to_pitch)),
+          "copy: to host memory that is not pinned");
+  require(ErrorKind::kDevice, from_device || pinned().holds(from, extent(from_pitch)),
+          "copy: from host memory that is not pinned");
+  if (!from_device) arrivals().deliver_all(stream.cuda());
+  const Memory::Access access(memory());
+  for (int64_t row = 0; row < rows; ++row) {
+    const char* source = static_cast<const char*>(from) + row * from_pitch;
+    char* target = static_cast<char*>(to) + row * to_pitch;
+    if (to_device) {
+      std::memmove(target, source, size_t(row_bytes));
+    } else {
+      arrivals().add(stream.cuda(), target, std::vector<char>(source, source + row_bytes));
+    }
+  }
+}
+
+void fill(void* to, int byte, int64_t bytes, Stream&) {
+  if (bytes == 0) return;
+  require(ErrorKind::kDevice, memory().contains(to), "fill: of host memory");
+  const Memory::Access access(memory());
+  std::memset(to, byte, size_t(bytes));
+}
+
+void synchronize(Stream& stream) {
+  ++waits;
+  arrivals().deliver_all(stream.cuda());
+}
+int64_t host_waits() { return waits; }
+
+Event::~Event() = default;
+Event::Event(Event&& other) noexcept
+    : event_(std::exchange(other.event_, nullptr)), device_(other.device_), place_(other.place_) {}
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(event_, other.event_);
+  std::swap(device_, other.device_);
+  std::swap(place_, other.place_);
+  return *this;
+}
+void Event::record(Stream& stream) {
+  device_ = stream.device();
+  event_ = reinterpret_cast<CUevent_st*>(stream.cuda());  // an event knows its stream
+  place_ = arrivals().place_of(stream.cuda());
+}
+bool Event::is_done() const {
+  if (event_ != nullptr) arrivals().deliver(reinterpret_cast<CUstream_st*>(event_), place_);
+  return true;
+}
+void Event::wait() const {
+  if (event_ == nullptr) return;
+  ++waits;
+  arrivals().deliver(reinterpret_cast<CUstream_st*>(event_), place_);
+}
+void Event::hold(Stream&) const { is_done(); }
+
+std::shared_ptr<Stream> make_stream(Device device) {
+  open(device);
+  return std::make_shared<Stream>(default_thread_pool(), device, new_handle());
+}
+
+void check_launch(const char*) {}
+LaunchWindow::LaunchWindow(const char* kernel) {
+  last_kernel = kernel;
+  ++kernels_running;
+  memory().enter();
+}
+LaunchWindow::~LaunchWindow() {
+  memory().leave();
+  --kernels_running;
+}
+bool is_device_memory(const void* address) { return memory().contains(address); }
+
+}  // namespace octet::gpu
