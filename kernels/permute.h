@@ -25,44 +25,53 @@ struct GatherRows {
   KernelCost cost() const { return {.name = "gather_rows", .bytes = bytes_of(y, source, y)}; }
 };
 struct CombineForward {
-  // y[t,:] = base[t,:] + sum_k weights[t,k] * rows[row_of[t,k],:], k in order, in float32, rounded once
-  ConstView rows;     // [R, D] float32 or bfloat16
-  ConstView row_of;   // [T, K] int32
-  ConstView weights;  // [T, K] float32; not defined: all 1
-  ConstView base;     // [T, D] as rows; not defined: 0. May be y.
-  View y;             // [T, D] as rows
+  // y[t,:] = base[t,:] + sum_k weights[t,k] * row(row_of[t,k]), k in order, in float32, rounded once; row(r) is
+  // rows[r,:], and from r = R on more_rows[r - R,:]
+  ConstView rows;            // [R, D] float32 or bfloat16
+  ConstView more_rows = {};  // [R2, D] as rows; not defined: none
+  ConstView row_of;          // [T, K] int32
+  ConstView weights;         // [T, K] float32; not defined: all 1
+  ConstView base;            // [T, D] as rows; not defined: 0. May be y.
+  View y;                    // [T, D] as rows
 
-  KernelCost cost() const { return {.name = "combine_forward", .bytes = bytes_of(rows, row_of, weights, base, y)}; }
+  KernelCost cost() const {
+    const int64_t row_bytes = y.cols() * size_of(y.dtype());
+    return {.name = "combine_forward", .bytes = row_of.num_elements() * row_bytes + bytes_of(row_of, weights, base, y)};
+  }
 };
 struct CombineBackward {
   // drows[row_of[t,k],:] = weights[t,k] * dy[t,:];   dweights[t,k] = dy[t,:] . rows[row_of[t,k],:]
-  ConstView dy;               // [T, D] float32 or bfloat16
-  ConstView dy_of_rows = {};  // [T, D] as dy: what drows is made of in place of dy; not defined: dy
-  ConstView rows;             // [R, D] as dy
-  ConstView row_of;           // [T, K] int32
-  ConstView weights;          // [T, K] float32
-  View drows = {};            // [R, D] as dy; not defined: not made
-  View dweights;              // [T, K] float32
+  ConstView dy;       // [T, D] float32 or bfloat16
+  ConstView rows;     // [R, D] as dy
+  ConstView row_of;   // [T, K] int32
+  ConstView weights;  // [T, K] float32
+  View drows;         // [R, D] as dy
+  View dweights;      // [T, K] float32
 
   KernelCost cost() const {
-    return {.name = "combine_backward", .bytes = bytes_of(dy, dy_of_rows, rows, row_of, weights, drows, dweights)};
+    return {.name = "combine_backward", .bytes = bytes_of(dy, rows, row_of, weights, drows, dweights)};
   }
 };
-struct WeightedGather {
-  // y[r,:] = weights[r] * x[source[r],:] in float32, rounded once
-  ConstView x;        // [S, D] float32 or bfloat16
+struct CombineBackwardAtRows {
+  // The same from where the rows lie, with the same bits:
+  // drows[r,:] = weights[r] * dy[source[r],:];   dweights[r] = dy[source[r],:] . rows[r,:]
+  ConstView dy;       // [S, D] float32 or bfloat16
   ConstView source;   // [R] int32
+  ConstView rows;     // [R, D] as dy
   ConstView weights;  // [R] float32
-  View y;             // [R, D] as x
+  View drows;         // [R, D] as dy
+  View dweights;      // [R] float32
 
-  KernelCost cost() const { return {.name = "weighted_gather", .bytes = bytes_of(y, source, weights, y)}; }
+  KernelCost cost() const {
+    return {.name = "combine_backward", .bytes = bytes_of(source, rows, weights, drows, drows, dweights)};
+  }
 };
 namespace cpu {
 void build_permutation(const BuildPermutation& args, Stream& stream);
 void gather_rows(const GatherRows& args, Stream& stream);
 void combine_forward(const CombineForward& args, Stream& stream);
 void combine_backward(const CombineBackward& args, Stream& stream);
-void weighted_gather(const WeightedGather& args, Stream& stream);
+void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream);
 }  // namespace cpu
 inline void build_permutation(const BuildPermutation& args, Stream& stream) {
   dispatch<cpu::build_permutation>(args, stream);
@@ -74,8 +83,8 @@ inline void combine_forward(const CombineForward& args, Stream& stream) {
 inline void combine_backward(const CombineBackward& args, Stream& stream) {
   dispatch<cpu::combine_backward>(args, stream);
 }
-inline void weighted_gather(const WeightedGather& args, Stream& stream) {
-  dispatch<cpu::weighted_gather>(args, stream);
+inline void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
+  dispatch<cpu::combine_backward_at_rows>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -101,12 +101,14 @@ CollectiveCall Communicator::make_call(Operation operation, ConstView from, View
 }
 
 std::vector<Piece> Communicator::cut(const char* operation, const char* what, ConstView view, const Pieces& pieces,
-                                     bool may_overlap) const {
+                                     bool may_overlap, int64_t parts) const {
+  const auto wanted = size_t(size_ * parts);
+  const char* each = parts == 1 ? "one per rank" : "one per part of each rank";
   const int64_t steps = first_axis(view), step_bytes = slice_elements(view) * size_of(view.dtype());
-  require(pieces.counts.size() == size_t(size_), "{}: {} counts for `{}`; wanted {}, one per rank", operation,
-          pieces.counts.size(), what, size_);
-  require(pieces.offsets.empty() || pieces.offsets.size() == size_t(size_),
-          "{}: {} offsets for `{}`; wanted {}, one per rank, or none", operation, pieces.offsets.size(), what, size_);
+  require(pieces.counts.size() == wanted, "{}: {} counts for `{}`; wanted {}, {}", operation, pieces.counts.size(),
+          what, wanted, each);
+  require(pieces.offsets.empty() || pieces.offsets.size() == wanted, "{}: {} offsets for `{}`; wanted {}, {}, or none",
+          operation, pieces.offsets.size(), what, wanted, each);
   std::vector<Piece> cuts;
   int64_t end = 0;
   for (size_t r = 0; r < pieces.counts.size(); ++r) {
@@ -138,8 +140,36 @@ Pending Communicator::start_all_to_all_v(const AllToAll& args, Stream& stream) {
           "{}: `send` is {} {} and `receive` {} {}; wanted one element type and equal axes after the first", kName,
           args.send.dtype(), args.send.shape(), args.receive.dtype(), args.receive.shape());
   CollectiveCall call = make_call(Operation::kAllToAll, args.send, args.receive);
-  call.from_pieces = cut(kName, "send", args.send, args.send_pieces, /*may_overlap=*/true);
-  call.to_pieces = cut(kName, "receive", args.receive, args.receive_pieces, /*may_overlap=*/false);
+  if (args.parts == 1) {
+    call.from_pieces = cut(kName, "send", args.send, args.send_pieces, /*may_overlap=*/true);
+    call.to_pieces = cut(kName, "receive", args.receive, args.receive_pieces, /*may_overlap=*/false);
+  } else {
+    require(args.parts > 1, "{}: pieces in {} parts; wanted 1 or more", kName, args.parts);
+    call.parts = args.parts;
+    call.from_parts = cut(kName, "send", args.send, args.send_pieces, /*may_overlap=*/true, args.parts);
+    const auto n = size_t(size_), parts = size_t(args.parts);
+    const std::span<const int64_t> counts = args.receive_pieces.counts;
+    require(counts.size() == n * parts, "{}: {} counts for `receive`; wanted {}, one per part of each rank", kName,
+            counts.size(), n * parts);
+    std::vector<int64_t> whole(n, 0);
+    for (size_t i = 0; i < counts.size(); ++i) {
+      require(counts[i] >= 0, "{}: part {} of `receive` is {} long; wanted 0 or more", kName, i, counts[i]);
+      whole[i / parts] += counts[i];
+    }
+    call.to_pieces = cut(kName, "receive", args.receive, {.counts = whole, .offsets = args.receive_pieces.offsets},
+                         /*may_overlap=*/false);
+    const int64_t step_bytes = slice_elements(args.receive) * size_of(args.receive.dtype());
+    for (size_t r = 0; r < n; ++r) {
+      int64_t at = call.to_pieces[r].offset;
+      for (size_t part = 0; part < parts; ++part) {
+        const int64_t bytes = counts[r * parts + part] * step_bytes;
+        call.to_parts.push_back({.offset = at, .bytes = bytes});
+        at += bytes;
+        call.from_pieces[r].bytes += call.from_parts[r * parts + part].bytes;
+      }
+    }
+    call.agree_on(uint64_t(args.parts));
+  }
   const int64_t own_from = call.from_pieces[size_t(rank_)].bytes, own_to = call.to_pieces[size_t(rank_)].bytes;
   require(own_from == own_to, "{}: rank {} sends itself {} bytes and receives {} from itself; wanted the same", kName,
           rank_, own_from, own_to);

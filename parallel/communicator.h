@@ -96,6 +96,9 @@ struct Traffic {
 };
 // An all_reduce of at most this many bytes sends its values whole: one exchange instead of two.
 inline constexpr int64_t kWholeReduceBytes = 8192;
+// Where the parts of a piece (AllToAll) have fewer bytes than this on average, they are put together before they leave:
+// a copy costs less than a message.
+inline constexpr int64_t kPartBytes = int64_t(32) << 10;
 
 // One piece per rank, along the first axis. Without offsets the pieces lie one after the other, from 0.
 struct Pieces {
@@ -108,6 +111,9 @@ struct AllToAll {
   Pieces send_pieces;     // piece r goes to rank r
   View receive;           // its element type and its slices as `send`
   Pieces receive_pieces;  // piece r comes from rank r; they do not overlap
+  // A piece may be sent in parts from several places. Then both sides have a count for each part, `parts` of them for
+  // rank 0, then for rank 1, and `send` an offset for each. It arrives as one piece, part after part.
+  int64_t parts = 1;
 };
 
 struct CommunicatorOptions {
@@ -159,12 +165,26 @@ struct CollectiveCall {
   // Of `from`, for each rank; and of `to`, from each rank where bytes move. A sum writes the sum of everybody's pieces
   // for this rank to the start of `to`; an all_reduce has one piece, all of its values, and `from` is `to`.
   std::vector<Piece> from_pieces, to_pieces;
+  // Of an all_to_all whose pieces are sent in parts: those of rank r are r * parts and on. `from_pieces` has their
+  // sums.
+  int64_t parts = 1;
+  std::vector<Piece> from_parts, to_parts;
   int peer = -1;           // the root of a broadcast, the other end of a send or receive
   int64_t elements = 0;    // for messages: that all ranks see, or of this send
   std::string_view dtype;  // for messages
   uint64_t agreed = 0;     // a hash of all that must be the same on every rank
 
   void agree_on(uint64_t value);  // adds to `agreed`
+  // Where the piece for a rank lies in `from`, and where what comes from it goes in `to`: in its parts, or whole.
+  std::span<const Piece> parts_to(int rank) const { return parts_of(from_pieces, from_parts, rank); }
+  std::span<const Piece> parts_from(int rank) const { return parts_of(to_pieces, to_parts, rank); }
+
+ private:
+  std::span<const Piece> parts_of(const std::vector<Piece>& pieces, const std::vector<Piece>& in_parts,
+                                  int rank) const {
+    if (in_parts.empty()) return {&pieces[size_t(rank)], 1};
+    return {&in_parts[size_t(rank * parts)], size_t(parts)};
+  }
 };
 
 // What each of these ranks sums in an all_reduce: all of the values, or a slice of them (Traffic).
@@ -244,7 +264,7 @@ class Communicator {
  private:
   CollectiveCall make_call(Operation operation, ConstView from, View to) const;
   std::vector<CollectiveCall::Piece> cut(const char* operation, const char* what, ConstView view, const Pieces& pieces,
-                                         bool may_overlap) const;
+                                         bool may_overlap, int64_t parts = 1) const;
   int rank_, size_;
   std::string name_;
 };

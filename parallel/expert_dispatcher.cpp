@@ -1,6 +1,8 @@
 #include "parallel/expert_dispatcher.h"
 
-#include "core/ops/combine.h"
+#include <numeric>
+
+#include "core/autograd/tape.h"
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
 #include "parallel/mesh.h"
@@ -54,12 +56,15 @@ class Exchange {
     // Each token once for each rank that it goes to; and of each row, which of that rank's tokens it is.
     std::vector<std::vector<int32_t>> tokens{size_t(P)};
     copy_of_row_ = workspace({T * K, 1}, DType::kInt32);
-    for (int64_t t = 0; t < T; ++t) {
-      const int32_t* experts = indices.view().row<int32_t>(t);
-      for (int64_t k = 0; k < K; ++k) {
-        auto& of_rank = tokens[size_t(experts[k] / local_experts_)];
+    std::vector<int32_t> rank_of(static_cast<size_t>(num_experts));
+    for (int64_t e = 0; e < num_experts; ++e) rank_of[size_t(e)] = int32_t(e / local_experts_);
+    const int32_t *experts = indices.data<int32_t>(), *row_of = row_of_.data<int32_t>();
+    auto* copy_of_row = copy_of_row_.data<int32_t>();
+    for (int64_t t = 0, pair = 0; t < T; ++t) {
+      for (int64_t k = 0; k < K; ++k, ++pair) {
+        auto& of_rank = tokens[size_t(rank_of[size_t(experts[pair])])];
         if (of_rank.empty() || of_rank.back() != int32_t(t)) of_rank.push_back(int32_t(t));
-        copy_of_row_.data<int32_t>()[row_of_.view().row<int32_t>(t)[k]] = int32_t(of_rank.size() - 1);
+        copy_of_row[row_of[pair]] = int32_t(of_rank.size() - 1);
       }
     }
     route_ = make_token_route(groups, tokens);
@@ -117,16 +122,27 @@ class Exchange {
   }
 
   // Rows of experts, [num_rows, D] in the order of the groups, to the ranks of their tokens.
-  void start_back(const Tensor& rows) { back_ = RowExchange(ep_, rows, row_at_, rows_from_, rows_to_); }
-  // [T K, D], by row_of().
-  Tensor wait_back() { return back_.wait(); }
+  void start_back(const Tensor& rows) {
+    own_rows_ = rows;
+    back_ = RowExchange(ep_, rows, runs_back_, counts_back_);
+  }
+  // y[t] = base[t] + sum_k weights[t,k] * row of pair (t, k), read where it came or, of this rank's experts, where they
+  // made it. weights and base may be undefined, as in kernels/permute.h.
+  Tensor wait_back(const Tensor& weights, const Tensor& base) {
+    const Tensor came = back_.wait(), own = std::exchange(own_rows_, Tensor());
+    Tensor y = empty({place_.rows(), own.cols()}, own.dtype());  // [T, D]
+    kernels::combine_forward(
+        {.rows = came, .more_rows = own, .row_of = place_, .weights = weights, .base = base, .y = y}, y.stream());
+    return y;
+  }
 
   // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
   void start_gradient(const Tensor& dy, const Tensor& weights) {
     const Tensor of_row = workspace({weights.num_elements(), 1}, DType::kFloat32);
     const int32_t* row_of = row_of_.data<int32_t>();
     const float* from = weights.data<float>();
-    for (int64_t pair = 0; pair < weights.num_elements(); ++pair) of_row.data<float>()[row_of[pair]] = from[pair];
+    auto* to = of_row.data<float>();
+    for (int64_t pair = 0; pair < weights.num_elements(); ++pair) to[row_of[pair]] = from[pair];
     weights_ = start_out(of_row);
     if (numerics_.expert_gradients == GradientWire::kFp8) {
       tokens_ = TokensOnWire(*route_, quantize_rows(dy, nullptr));
@@ -134,48 +150,87 @@ class Exchange {
       tokens_ = TokensOnWire(*route_, dy);
     }
   }
-  // Of each row of an expert, [num_rows, D].
-  Tensor wait_gradient() {
+  // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
+  Tensor wait_gradient(const Tensor& rows) {
     const Tensor dy = tokens_.wait_values(numerics_.activation_dtype());
     const Tensor came = weights_.wait();
     const Tensor weights = workspace({num_rows_}, DType::kFloat32);
     const int32_t* row_at = row_at_.data<int32_t>();
-    for (int64_t i = 0; i < num_rows_; ++i) weights.data<float>()[row_at[i]] = came.data<float>()[i];
+    const float* from = came.data<float>();
+    auto* to = weights.data<float>();
+    for (int64_t i = 0; i < num_rows_; ++i) to[row_at[i]] = from[i];
     Tensor drows = empty({num_rows_, dy.cols()}, dy.dtype());
-    kernels::weighted_gather({.x = dy, .source = source_, .weights = weights, .y = drows}, dy.stream());
+    const Tensor dweights = workspace({num_rows_, 1}, DType::kFloat32);
+    kernels::combine_backward_at_rows(
+        {.dy = dy, .source = source_, .rows = rows, .weights = weights, .drows = drows, .dweights = dweights},
+        dy.stream());
     tokens_ = {};
+    weights_ = RowExchange(ep_, dweights, row_at_, rows_from_, rows_to_);
     return drows;
   }
+  // [T, K]
+  Tensor wait_weight_gradients() {
+    const Tensor came = weights_.wait();  // [T K, 1]
+    Tensor dweights = empty(row_of_.shape(), DType::kFloat32);
+    const int32_t* row_of = row_of_.data<int32_t>();
+    const float* from = came.data<float>();
+    auto* to = dweights.data<float>();
+    for (int64_t pair = 0; pair < dweights.num_elements(); ++pair) to[pair] = from[row_of[pair]];
+    return dweights;
+  }
 
-  const Tensor& row_of() const { return row_of_; }  // [T, K] int32
-  int64_t num_rows() const { return num_rows_; }    // of the experts here
+  int64_t num_rows() const { return num_rows_; }  // of the experts here
 
  private:
   // One number for each row, [T K, 1], from the rank of its token to that of its expert: [num_rows, 1].
   RowExchange start_out(const Tensor& of_row) { return RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_); }
 
-  // Rows come by rank, expert, token, and are read by expert, rank, token.
+  // Rows come by rank, expert, token, and are read by expert, rank, token. Back, they lie on the rank of their tokens
+  // by expert and token, but for those of its own experts, which stay where they are and count from the last on.
   RowGroups order_rows(const Tensor& copy_of_row) {
-    const int64_t P = ep_.size();
+    const int64_t P = ep_.size(), me = ep_.rank();
     const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64);
     source_ = empty({num_rows_}, DType::kInt32);
     row_at_ = empty({num_rows_}, DType::kInt32);
     std::vector<int64_t> next(size_t(P), 0);  // row of each rank, as they come
     for (int64_t p = 1; p < P; ++p) next[size_t(p)] = next[size_t(p - 1)] + rows_from_[size_t(p - 1)];
     const int32_t* copy = copy_of_row.data<int32_t>();
+    int32_t *row_at = row_at_.data<int32_t>(), *source = source_.data<int32_t>();
+    runs_back_.assign(size_t(P * local_experts_), {});
+    std::vector<int32_t> place_of_own;
+    const int64_t num_come_back = row_of_.num_elements() - rows_to_[size_t(me)];
     int64_t row = 0;
     for (int64_t e = 0; e < local_experts_; ++e) {
       offsets.data<int64_t>()[e] = row;
       for (int64_t p = 0; p < P; ++p) {
         const int64_t count = counts_received_.view().row<int64_t>(p)[e];
-        for (int64_t i = 0; i < count; ++i, ++row) {
-          const int64_t at = next[size_t(p)]++;
-          row_at_.data<int32_t>()[at] = int32_t(row);
-          source_.data<int32_t>()[row] = int32_t(route_->first_copy(int(p)) + copy[at]);
+        if (p == me) {
+          for (int64_t i = 0; i < count; ++i) place_of_own.push_back(int32_t(num_come_back + row + i));
+        } else {
+          runs_back_[size_t(p * local_experts_ + e)] = {.first = row, .count = count};
         }
+        const int64_t begin = next[size_t(p)], first_copy = route_->first_copy(int(p));
+        for (int64_t at = begin; at < begin + count; ++at, ++row) {
+          row_at[at] = int32_t(row);
+          source[row] = int32_t(first_copy + copy[at]);
+        }
+        next[size_t(p)] = begin + count;
       }
     }
     offsets.data<int64_t>()[local_experts_] = row;
+    for (int64_t p = 0; p < P; ++p) {
+      const int64_t* counts = counts_sent_.view().row<int64_t>(p);
+      for (int64_t e = 0; e < local_experts_; ++e) counts_back_.push_back(p == me ? 0 : counts[e]);
+    }
+    place_ = empty(row_of_.shape(), DType::kInt32);
+    const auto own_begin = int32_t(std::accumulate(rows_to_.begin(), rows_to_.begin() + me, int64_t(0))),
+               own = int32_t(rows_to_[size_t(me)]);
+    const int32_t* row_of = row_of_.data<int32_t>();
+    auto* place = place_.data<int32_t>();
+    for (int64_t pair = 0; pair < row_of_.num_elements(); ++pair) {
+      const int32_t r = row_of[pair], after = r - own_begin;
+      place[pair] = after < 0 ? r : after >= own ? r - own : place_of_own[size_t(after)];
+    }
     return RowGroups::of_offsets(offsets, source_, num_rows_);
   }
 
@@ -186,6 +241,10 @@ class Exchange {
   Tensor row_of_;       // [T, K] of this rank's rows
   Tensor copy_of_row_;  // of each, which token of those that go to its rank
   std::vector<int64_t> rows_to_, rows_from_;
+  std::vector<RowExchange::Run> runs_back_;  // of the rows of experts here, [P, experts here]: those for each rank
+  std::vector<int64_t> counts_back_;         // [P, experts of each]: rows that come back
+  Tensor place_;                             // [T, K] of each row, among those that come back and then those made here
+  Tensor own_rows_;
   Tensor counts_sent_, counts_received_;  // [P, experts here, then those of the route]
   Tensor source_;                         // of each row of an expert, its token among those that came
   Tensor row_at_;                         // of each row as they come, its place among those of the experts
@@ -197,15 +256,16 @@ class Exchange {
 class ExpertDispatch final : public Dispatch {
  public:
   ExpertDispatch(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices,
-                 int64_t num_experts)
+                 const Tensor& weights, int64_t num_experts)
       : wire_(wire),
         input_(input),
+        weights_(weights),
         exchange_(std::make_shared<Exchange>(groups, input.numerics(), indices, num_experts)) {
     // The placeholders between the two ends of a way have no numbers. Backwards each end does what its other end does
     // forwards: it starts where the other waits.
-    started_ = record("dispatch", Tensor::without_data(input.x().shape(), input.x().dtype()), {input.x()},
+    started_ = record("dispatch", Tensor::without_data(input.x().shape(), input.x().dtype()), {input.x(), weights},
                       [exchange = exchange_](const Tensor&) -> Gradients {
-                        return {sum_rows_of_tokens(exchange->wait_back(), exchange->row_of())};
+                        return {exchange->wait_back(/*weights=*/{}, /*base=*/{}), exchange->wait_weight_gradients()};
                       });
   }
 
@@ -224,29 +284,23 @@ class ExpertDispatch final : public Dispatch {
   void send_back(const Tensor& rows) override {
     exchange_->start_back(rows.detach());
     sent_ = record("send_back", Tensor::without_data(rows.shape(), rows.dtype()), {rows},
-                   [exchange = exchange_](const Tensor&) -> Gradients { return {exchange->wait_gradient()}; });
+                   [exchange = exchange_, rows = rows.detach()](const Tensor&) -> Gradients {
+                     return {exchange->wait_gradient(rows)};
+                   });
   }
 
-  Tensor combine(const Tensor& weights, const Tensor& base) override {
-    const Tensor rows = exchange_->wait_back();  // [T K, D]
-    const Tensor& row_of = exchange_->row_of();
-    Tensor y = empty({row_of.rows(), rows.cols()}, rows.dtype());  // [T, D]
-    kernels::combine_forward({.rows = rows, .row_of = row_of, .weights = weights, .base = base, .y = y}, y.stream());
-    return record(
-        "combine", y, {sent_, weights, base},
-        [exchange = exchange_, rows, weights = weights.detach()](const Tensor& dy) -> Gradients {
-          exchange->start_gradient(dy, weights);
-          Tensor dweights = empty(weights.shape(), DType::kFloat32);  // [T, K]
-          kernels::combine_backward(
-              {.dy = dy, .rows = rows, .row_of = exchange->row_of(), .weights = weights, .dweights = dweights},
-              dy.stream());
-          return {Tensor::without_data(dy.shape(), dy.dtype()), dweights, dy};
-        });
+  Tensor combine(const Tensor& base) override {
+    return record("combine", exchange_->wait_back(weights_, base), {sent_, base},
+                  [exchange = exchange_, weights = weights_.detach()](const Tensor& dy) -> Gradients {
+                    exchange->start_gradient(dy, weights);
+                    return {Tensor::without_data(dy.shape(), dy.dtype()), dy};
+                  });
   }
 
  private:
   Wire wire_;
   LinearInput input_;
+  Tensor weights_;
   std::shared_ptr<Exchange> exchange_;
   Tensor started_, sent_;
 };
@@ -267,8 +321,8 @@ ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
 }
 
 std::unique_ptr<Dispatch> ExpertDispatcher::start(const LinearInput& input, const Tensor& indices,
-                                                  int64_t num_experts) {
-  return std::make_unique<ExpertDispatch>(groups_, wire_, input, indices, num_experts);
+                                                  const Tensor& weights, int64_t num_experts) {
+  return std::make_unique<ExpertDispatch>(groups_, wire_, input, indices, weights, num_experts);
 }
 
 }  // namespace octet

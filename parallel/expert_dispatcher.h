@@ -6,7 +6,8 @@
 //   forward   tokens out   E4M3 codes and their scales, or values (Wire); 4 bytes more for each row of an expert
 //             rows back    in the activation dtype
 //   backward  gradients of the layer's output out, as expert_gradients says (core/ops/numerics.h); 4 bytes a row
-//             gradients of the tokens back, a row for each expert, in the activation dtype
+//             gradients of the tokens back, a row for each expert, in the activation dtype, and 4 bytes a row, of the
+//             weights
 //
 // Rows of an expert lie in the order of their rank, then of their token: as if the tokens of the group were those of
 // one rank. Each step may start before the last is done (core/nn/dispatcher.h).
@@ -33,7 +34,8 @@ class ExpertDispatcher final : public Dispatcher {
   // The communicators outlive this, and the passes of a model that it serves.
   ExpertDispatcher(const RouteGroups& groups, Wire wire);
   ExpertRange experts_at_hand(int64_t num_experts) const override;
-  std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, int64_t num_experts) override;
+  std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, const Tensor& weights,
+                                  int64_t num_experts) override;
 
  private:
   RouteGroups groups_;

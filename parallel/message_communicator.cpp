@@ -35,7 +35,7 @@ struct Header {
   uint8_t is_inline = 0;
   uint8_t unused[2] = {};
   int32_t root = -1;
-  int32_t unused_too = 0;
+  uint32_t parts = 0;  // a hash of the sizes of the parts in which the piece comes; 0: it comes whole
   int64_t number = 0;
   uint64_t agreed = 0;
   int64_t elements = 0;
@@ -139,8 +139,9 @@ struct Op {
 
   std::vector<Peer> peers;
   std::vector<Piece> slices;  // of an all_reduce: what each rank sums
-  Scratch scratch;            // of a reduction: the pieces of the other ranks, in their order
-  int open = 0;               // messages of this exchange that are not done
+  // Of a reduction: the pieces of the other ranks, in their order. Of an all_to_all: small parts that go together.
+  Scratch scratch;
+  int open = 0;  // messages of this exchange that are not done
   bool is_second = false;
   bool is_done = false;
   int64_t moved = 0;         // messages done; rises while anything happens
@@ -196,6 +197,20 @@ void pause_after(double waited_s) {
     return;
   }
   std::this_thread::sleep_for(std::chrono::duration<double>(std::min(waited_s / 16, kLongest)));
+}
+
+// Whether the parts of a piece are messages of their own; both ends come to the same answer.
+bool go_by_themselves(std::span<const Piece> parts) {
+  int64_t bytes = 0, count = 0;
+  for (const Piece& part : parts) bytes += part.bytes, count += part.bytes > 0;
+  return parts.size() > 1 && bytes >= kPartBytes * count;
+}
+
+uint32_t hash_of(std::span<const Piece> parts) {
+  if (parts.size() <= 1) return 0;
+  CollectiveCall hash;
+  for (const Piece& part : parts) hash.agree_on(uint64_t(part.bytes));
+  return uint32_t(hash.agreed >> 32 ^ hash.agreed) | 1;
 }
 
 // All that the communicators of one run share on one rank.
@@ -517,10 +532,17 @@ class World {
     const int n = op.size(), me = op.me();
     CollectiveCall& call = op.call;
     if (op.is_sum() && call.operation == Operation::kAllReduce) op.slices = all_reduce_pieces(call, n);
+    std::byte* together = nullptr;
     if (op.is_sum()) {
       if (n > 1) op.scratch = Scratch(op.outgoing(me).bytes * (n - 1));
     } else if (!op.is_pair()) {
       copy_own(op);
+    }
+    if (call.parts > 1) {
+      int64_t bytes = 0;
+      for (int r = 0; r < n; ++r) bytes += r == me || go_by_themselves(call.parts_to(r)) ? 0 : op.outgoing(r).bytes;
+      op.scratch = Scratch(bytes);
+      together = op.scratch.data();
     }
 
     Header header;
@@ -547,18 +569,26 @@ class World {
       if (call.operation == Operation::kReceive || (op.is_pair() && to != call.peer)) continue;
       Op::Peer& peer = op.peers[size_t(to)];
       const Piece piece = op.outgoing(to);
+      const std::span<const Piece> parts = op.is_sum() ? std::span(&piece, 1) : call.parts_to(to);
       Header& out = peer.out.header;
       out = header;
       out.piece_bytes = piece.bytes;
+      out.parts = hash_of(parts);
       out.is_inline = piece.bytes <= kInlineBytes;
       if (traffic != nullptr) (*traffic)[call.operation].bytes += piece.bytes;
       const int64_t inline_bytes = out.is_inline ? piece.bytes : 0;
-      if (inline_bytes > 0) std::memcpy(peer.out.piece, call.from + piece.offset, size_t(inline_bytes));
+      if (out.is_inline) copy_parts(call.from, parts, peer.out.piece);
       post_send(op, to, lane, reinterpret_cast<const std::byte*>(&peer.out), int64_t(sizeof(Header)) + inline_bytes,
                 Part::kHeaderOut);
-      if (!out.is_inline) {
-        post_send(op, to, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, call.from + piece.offset, piece.bytes,
-                  Part::kPieceOut);
+      if (out.is_inline) continue;
+      const Lane of_piece = op.is_pair() ? Lane::kPairPiece : Lane::kPiece;
+      if (parts.size() == 1 || go_by_themselves(parts)) {
+        for (const Piece& part : parts)
+          post_send(op, to, of_piece, call.from + part.offset, part.bytes, Part::kPieceOut);
+      } else {
+        copy_parts(call.from, parts, together);
+        post_send(op, to, of_piece, together, piece.bytes, Part::kPieceOut);
+        together += piece.bytes;
       }
     }
     if (traffic != nullptr && has_second(op)) {
@@ -572,14 +602,25 @@ class World {
   }
 
   void copy_own(Op& op) {
-    const Piece from = op.call.from_pieces[size_t(op.me())], to = op.call.to_pieces[size_t(op.me())];
-    const std::byte* source = op.call.from + from.offset;
-    std::byte* target = op.call.to + to.offset;
-    if (from.bytes == 0 || source == target || op.call.operation == Operation::kBroadcast) return;
+    if (op.call.operation == Operation::kBroadcast) return;
     constexpr int64_t kGrain = int64_t(1) << 20;
-    op.stream->parallel_chunks(from.bytes, kGrain, [&](int64_t begin, int64_t end) {
-      std::memcpy(target + begin, source + begin, size_t(end - begin));
-    });
+    std::byte* target = op.call.to + op.call.to_pieces[size_t(op.me())].offset;
+    for (const Piece& part : op.call.parts_to(op.me())) {
+      const std::byte* source = op.call.from + part.offset;
+      if (part.bytes > 0 && source != target) {
+        op.stream->parallel_chunks(part.bytes, kGrain, [&](int64_t begin, int64_t end) {
+          std::memcpy(target + begin, source + begin, size_t(end - begin));
+        });
+      }
+      target += part.bytes;
+    }
+  }
+
+  static void copy_parts(const std::byte* from, std::span<const Piece> parts, std::byte* to) {
+    for (const Piece& part : parts) {
+      if (part.bytes > 0) std::memcpy(to, from + part.offset, size_t(part.bytes));
+      to += part.bytes;
+    }
   }
 
   void post_send(Op& op, int to, Lane lane, const std::byte* from, int64_t bytes, Part part) {
@@ -661,8 +702,15 @@ class World {
     if (in.piece_bytes == 0) return;
     if (in.is_inline) {
       std::memcpy(op.incoming(from), peer.in.piece, size_t(in.piece_bytes));
+      return;
+    }
+    const Lane lane = op.is_pair() ? Lane::kPairPiece : Lane::kPiece;
+    if (op.call.parts > 1 && go_by_themselves(op.call.parts_from(from))) {
+      for (const Piece& part : op.call.parts_from(from)) {
+        post_receive(op, from, lane, op.call.to + part.offset, part.bytes);
+      }
     } else {
-      post_receive(op, from, op.is_pair() ? Lane::kPairPiece : Lane::kPiece, op.incoming(from), in.piece_bytes);
+      post_receive(op, from, lane, op.incoming(from), in.piece_bytes);
     }
   }
 
@@ -705,6 +753,16 @@ class World {
            .where = where(),
            .why = difference,
            .fix = "this is a fault of the program or of differing configurations: compare what the two ranks run"}));
+    }
+    if (op.call.parts > 1 && in.piece_bytes == op.incoming_bytes(from) &&
+        in.parts != hash_of(op.call.parts_from(from))) {
+      break_down(
+          Error(ErrorKind::kCommunication,
+                {.what = fmt::format("rank {} sends rank {} its {} bytes in {} in other parts than it expects", theirs,
+                                     rank(), in.piece_bytes, shown_operation(own_header(op), op.group->name)),
+                 .where = where(),
+                 .why = "the counts of the two ranks differ",
+                 .fix = "this is a fault of the program: exchange the counts first"}));
     }
     const int64_t expected = op.incoming_bytes(from);
     if (in.piece_bytes != expected || (in.is_inline != 0) != (expected <= kInlineBytes)) {

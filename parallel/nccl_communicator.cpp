@@ -68,20 +68,23 @@ class Channel {
   double timeout_s() const { return timeout_s_; }
   cudaStream_t stream() const { return stream_; }
 
-  // Sends out_pieces[r] of `from` to rank r, and puts what comes from it at in_pieces[r] of `to`.
+  // Sends out_pieces[r] of `from` to rank r, and puts what comes from it at in_pieces[r] of `to`; or, for each part p,
+  // those at r * parts + p.
   void exchange(const std::byte* from, const std::vector<Piece>& out_pieces, std::byte* to,
-                const std::vector<Piece>& in_pieces) {
+                const std::vector<Piece>& in_pieces, int64_t parts = 1) {
     require_whole();
     check(ncclGroupStart(), "ncclGroupStart", comm_);
     const int n = host_->size(), me = host_->rank();
     for (int step = 1; step < n; ++step) {
       const int right = (me + step) % n, left = (me + n - step) % n;
-      const Piece out = out_pieces[size_t(right)], in = in_pieces[size_t(left)];
-      if (out.bytes > 0) {
-        check(ncclSend(from + out.offset, size_t(out.bytes), ncclUint8, right, comm_, stream_), "ncclSend", comm_);
-      }
-      if (in.bytes > 0) {
-        check(ncclRecv(to + in.offset, size_t(in.bytes), ncclUint8, left, comm_, stream_), "ncclRecv", comm_);
+      for (int64_t part = 0; part < parts; ++part) {
+        const Piece out = out_pieces[size_t(right * parts + part)], in = in_pieces[size_t(left * parts + part)];
+        if (out.bytes > 0) {
+          check(ncclSend(from + out.offset, size_t(out.bytes), ncclUint8, right, comm_, stream_), "ncclSend", comm_);
+        }
+        if (in.bytes > 0) {
+          check(ncclRecv(to + in.offset, size_t(in.bytes), ncclUint8, left, comm_, stream_), "ncclRecv", comm_);
+        }
       }
     }
     check(ncclGroupEnd(), "ncclGroupEnd", comm_);
@@ -320,7 +323,11 @@ class NcclCommunicator final : public Communicator {
         }
       } else {
         copy_own(call);
-        channel_->exchange(call.from, call.from_pieces, call.to, call.to_pieces);
+        if (call.parts == 1) {
+          channel_->exchange(call.from, call.from_pieces, call.to, call.to_pieces);
+        } else {
+          channel_->exchange(call.from, call.from_parts, call.to, call.to_parts, call.parts);
+        }
       }
       work->all_is_given();
     } catch (const Error& error) {
@@ -349,11 +356,15 @@ class NcclCommunicator final : public Communicator {
   void copy_own(const CollectiveCall& call) {
     const bool is_pair = call.operation == Operation::kSend || call.operation == Operation::kReceive;
     if (is_pair || call.operation == Operation::kBroadcast) return;
-    const Piece from = call.from_pieces[size_t(rank())], to = call.to_pieces[size_t(rank())];
-    if (from.bytes == 0 || call.from + from.offset == call.to + to.offset) return;
-    check(cudaMemcpyAsync(call.to + to.offset, call.from + from.offset, size_t(from.bytes), cudaMemcpyDeviceToDevice,
-                          channel_->stream()),
-          "cudaMemcpyAsync");
+    std::byte* to = call.to + call.to_pieces[size_t(rank())].offset;
+    for (const Piece& from : call.parts_to(rank())) {
+      if (from.bytes > 0 && call.from + from.offset != to) {
+        check(cudaMemcpyAsync(to, call.from + from.offset, size_t(from.bytes), cudaMemcpyDeviceToDevice,
+                              channel_->stream()),
+              "cudaMemcpyAsync");
+      }
+      to += from.bytes;
+    }
   }
 
   CommunicatorOptions options_;

@@ -44,6 +44,19 @@ RowExchange::RowExchange(Communicator& ranks, const Tensor& x, const Tensor& ind
   copy(before, own, received_.slice_rows(offsets[me], own));
 }
 
+RowExchange::RowExchange(Communicator& ranks, const Tensor& x, const std::vector<Run>& runs_to,
+                         const std::vector<int64_t>& counts_from)
+    : sent_(x), received_(empty({sum_of(counts_from, counts_from.size()), x.cols()}, x.dtype())) {
+  std::vector<int64_t> counts, offsets;
+  for (const Run& run : runs_to) counts.push_back(run.count), offsets.push_back(run.first);
+  pending_ = ranks.start_all_to_all_v({.send = sent_,
+                                       .send_pieces = {.counts = counts, .offsets = offsets},
+                                       .receive = received_,
+                                       .receive_pieces = {.counts = counts_from},
+                                       .parts = int64_t(runs_to.size()) / ranks.size()},
+                                      x.stream());
+}
+
 Tensor RowExchange::wait() {
   pending_.wait();
   sent_ = Tensor();

@@ -1,5 +1,4 @@
-// Rows of a matrix, chosen by an index, to the ranks of a group: the all_to_all_v of a dispatch. A rank's rows for
-// itself go straight to their place.
+// Rows of a matrix to the ranks of a group: the all_to_all_v of a dispatch.
 #pragma once
 
 #include <vector>
@@ -11,10 +10,20 @@ namespace octet {
 
 class RowExchange {
  public:
+  // Consecutive rows.
+  struct Run {
+    int64_t first = 0, count = 0;
+  };
+
   RowExchange() = default;
   // x: [R, C] of any dtype. index: [sum of counts_to] int32, the rows for each rank, one rank after the other; not
-  // defined: all rows in order. counts_from: rows that come from each rank.
+  // defined: all rows in order. counts_from: rows that come from each rank. A rank's rows for itself go straight to
+  // their place.
   RowExchange(Communicator& ranks, const Tensor& x, const Tensor& index, const std::vector<int64_t>& counts_to,
+              const std::vector<int64_t>& counts_from);
+  // Without an index, and without a copy where runs are long: runs of x, the same number for each rank, one rank after
+  // the other; and how long those are that come. Keeps x until wait.
+  RowExchange(Communicator& ranks, const Tensor& x, const std::vector<Run>& runs_to,
               const std::vector<int64_t>& counts_from);
 
   // [sum of counts_from, C], by rank. Lets go of what was sent.

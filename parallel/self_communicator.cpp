@@ -25,10 +25,10 @@ class SelfCommunicator final : public Communicator {
     require(call.device.is_cpu(), "{}: on {}; this communicator moves host memory", name_of(call.operation),
             call.device);
     ++traffic_[call.operation].calls;
-    const CollectiveCall::Piece from = call.from_pieces[0];
-    const int64_t offset = call.to_pieces.empty() ? 0 : call.to_pieces[0].offset;
-    if (from.bytes > 0 && call.from + from.offset != call.to + offset) {
-      std::memcpy(call.to + offset, call.from + from.offset, size_t(from.bytes));
+    std::byte* to = call.to + (call.to_pieces.empty() ? 0 : call.to_pieces[0].offset);
+    for (const CollectiveCall::Piece& from : call.parts_to(0)) {
+      if (from.bytes > 0 && call.from + from.offset != to) std::memcpy(to, call.from + from.offset, size_t(from.bytes));
+      to += from.bytes;
     }
     return {};
   }

@@ -75,8 +75,9 @@ class StagedWork final : public Pending::Work {
     } else {
       come_ = call.to_pieces;
     }
-    from_ = pool_->take(end_of(call.from_pieces));
-    for (const Piece& piece : call.from_pieces) {
+    const std::vector<Piece>& pieces = call.from_parts.empty() ? call.from_pieces : call.from_parts;
+    from_ = pool_->take(end_of(pieces));
+    for (const Piece& piece : pieces) {
       if (piece.bytes == 0) continue;
       check(cudaMemcpyAsync(from_.data + piece.offset, call.from + piece.offset, size_t(piece.bytes),
                             cudaMemcpyDeviceToHost, nullptr),

@@ -8,8 +8,9 @@ namespace {
 
 class LocalDispatch final : public Dispatch {
  public:
-  LocalDispatch(const LinearInput& input, const Tensor& indices, int64_t num_experts)
+  LocalDispatch(const LinearInput& input, const Tensor& indices, const Tensor& weights, int64_t num_experts)
       : input_(input),
+        weights_(weights),
         offsets_(empty({num_experts + 1}, DType::kInt64)),
         row_of_(empty(indices.shape(), DType::kInt32)),
         source_(empty({indices.num_elements()}, DType::kInt32)) {
@@ -28,19 +29,20 @@ class LocalDispatch final : public Dispatch {
 
   void send_back(const Tensor& rows) override { rows_ = rows; }
 
-  Tensor combine(const Tensor& weights, const Tensor& base) override {
-    return octet::combine(rows_, row_of_, weights, base, input_.numerics().expert_gradients);
+  Tensor combine(const Tensor& base) override {
+    return octet::combine(rows_, row_of_, weights_, base, input_.numerics().expert_gradients);
   }
 
  private:
   LinearInput input_;
-  Tensor offsets_, row_of_, source_, place_, rows_;
+  Tensor weights_, offsets_, row_of_, source_, place_, rows_;
 };
 
 }  // namespace
 
-std::unique_ptr<Dispatch> LocalDispatcher::start(const LinearInput& input, const Tensor& indices, int64_t num_experts) {
-  return std::make_unique<LocalDispatch>(input, indices, num_experts);
+std::unique_ptr<Dispatch> LocalDispatcher::start(const LinearInput& input, const Tensor& indices, const Tensor& weights,
+                                                 int64_t num_experts) {
+  return std::make_unique<LocalDispatch>(input, indices, weights, num_experts);
 }
 
 }  // namespace octet

@@ -29,22 +29,24 @@ class Dispatch {
   // rows: [R, D], as the experts made them of what arrived. They leave.
   virtual void send_back(const Tensor& rows) = 0;
   // y[t] = base[t] + sum_k weights[t,k] * row of expert indices[t,k] for token t.
-  virtual Tensor combine(const Tensor& weights, const Tensor& base) = 0;
+  virtual Tensor combine(const Tensor& base) = 0;
 };
 
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
   virtual ExpertRange experts_at_hand(int64_t num_experts) const = 0;
-  // input: [T, D]; indices: [T, K] int32 in [0, num_experts).
-  virtual std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, int64_t num_experts) = 0;
+  // input: [T, D]; indices: [T, K] int32 in [0, num_experts); weights: [T, K] float32.
+  virtual std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, const Tensor& weights,
+                                          int64_t num_experts) = 0;
 };
 
 // All experts are on this rank: tokens are read where they lie, through an index.
 class LocalDispatcher final : public Dispatcher {
  public:
   ExpertRange experts_at_hand(int64_t num_experts) const override { return {.first = 0, .count = num_experts}; }
-  std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, int64_t num_experts) override;
+  std::unique_ptr<Dispatch> start(const LinearInput& input, const Tensor& indices, const Tensor& weights,
+                                  int64_t num_experts) override;
 };
 
 }  // namespace octet

@@ -46,8 +46,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const ModelConfig& config, const M
 
 void MoeLayer::begin(Flow& flow) {
   const Routing routing = router_.forward(flow.input, flow.replayed);
-  flow.weights = routing.weights;
-  flow.dispatch = dispatcher_.start(flow.input, routing.indices, num_experts_);
+  flow.dispatch = dispatcher_.start(flow.input, routing.indices, routing.weights, num_experts_);
 }
 
 void MoeLayer::send(Flow& flow) { flow.dispatch->send(); }
@@ -62,7 +61,7 @@ void MoeLayer::compute(Flow& flow) {
   flow.dispatch->send_back(swiglu_ffn(arrived.input, arrived.groups, w13_, w2_, context_.recompute.swiglu));
 }
 
-Tensor MoeLayer::finish(Flow& flow) { return flow.dispatch->combine(flow.weights, flow.base); }
+Tensor MoeLayer::finish(Flow& flow) { return flow.dispatch->combine(flow.base); }
 
 Tensor MoeLayer::forward(const LinearInput& input, const Tensor& replayed) {
   Flow flow{.input = input, .replayed = replayed};

@@ -22,7 +22,7 @@ class MoeLayer {
   // computes.
   struct Flow {
     LinearInput input;
-    Tensor replayed = {}, weights = {}, base = {};
+    Tensor replayed = {}, base = {};
     std::unique_ptr<Dispatch> dispatch = {};
   };
   void begin(Flow& flow);     // routes

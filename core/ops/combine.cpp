@@ -14,8 +14,7 @@ Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, 
       [rows = rows.detach(), row_of, weights = weights.detach(), expert_gradients](const Tensor& dy) -> Gradients {
         Tensor drows = empty_like(rows);                            // [R, D]
         Tensor dweights = empty(weights.shape(), DType::kFloat32);  // [T, K]
-        kernels::combine_backward({.dy = dy,
-                                   .dy_of_rows = round_gradient(dy, expert_gradients),
+        kernels::combine_backward({.dy = round_gradient(dy, expert_gradients),
                                    .rows = rows,
                                    .row_of = row_of,
                                    .weights = weights,

@@ -8,7 +8,8 @@ namespace octet {
 
 // y[t] = base[t] + sum_k weights[t,k] * rows[row_of[t,k]].  rows: [R, D]; row_of: [T, K] int32; weights: [T, K]
 // float32, base: [T, D] as rows, or not defined. All three may be on the tape.
-// Backwards, drows[row_of[t,k]] = weights[t,k] * g(dy[t]), with g as expert_gradients says; dweights reads dy itself.
+// Backwards, drows[row_of[t,k]] = weights[t,k] * g(dy[t]) and dweights[t,k] = g(dy[t]) . rows[row_of[t,k]], with g as
+// expert_gradients says.
 Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, const Tensor& base,
                GradientWire expert_gradients = GradientWire::kActivation);
 

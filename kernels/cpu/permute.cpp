@@ -45,7 +45,7 @@ void gather_rows(const GatherRows& args, Stream& stream) {
 
 void combine_forward(const CombineForward& args, Stream& stream) {
   visit_float(args.y.dtype(), [&]<class Scalar>() {
-    const int64_t D = args.y.cols(), K = args.row_of.cols();
+    const int64_t D = args.y.cols(), K = args.row_of.cols(), R = args.rows.rows();
     stream.parallel_for(args.y.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
       const int32_t* row_of = args.row_of.row<int32_t>(t);
       const float* weights = args.weights.is_defined() ? args.weights.row<float>(t) : nullptr;
@@ -54,8 +54,9 @@ void combine_forward(const CombineForward& args, Stream& stream) {
       for_lanes(D, [&](int64_t d, auto lanes) {
         f32x16 sum = base == nullptr ? splat(0.0f) : lanes.load(base + d);
         for (int64_t k = 0; k < K; ++k) {
-          const f32x16 row = lanes.load(args.rows.row<Scalar>(row_of[k]) + d);
-          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), row, sum);
+          const int64_t r = row_of[k];
+          const Scalar* row = r < R ? args.rows.row<Scalar>(r) : args.more_rows.row<Scalar>(r - R);
+          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), lanes.load(row + d), sum);
         }
         lanes.store(y + d, sum);
       });
@@ -63,35 +64,39 @@ void combine_forward(const CombineForward& args, Stream& stream) {
   });
 }
 
+// drow = weight * dy; returns dy . row.
+template <class Scalar>
+OCTET_INLINE float backward_of_row(const Scalar* dy, const Scalar* row, float weight, Scalar* drow, int64_t D) {
+  const f32x16 factor = splat(weight);
+  f32x16 dot = splat(0.0f);
+  for_lanes(D, [&](int64_t d, auto lanes) {
+    const f32x16 gradient = lanes.load(dy + d);
+    dot = fma(gradient, lanes.load(row + d), dot);
+    lanes.store(drow + d, factor * gradient);
+  });
+  return reduce_add(dot);
+}
+
 void combine_backward(const CombineBackward& args, Stream& stream) {
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     const int64_t D = args.dy.cols(), K = args.row_of.cols();
     stream.parallel_for(args.dy.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
-      const Scalar* dy = args.dy.row<Scalar>(t);
-      const Scalar* of_rows = args.dy_of_rows.is_defined() ? args.dy_of_rows.row<Scalar>(t) : dy;
       for (int64_t k = 0; k < K; ++k) {
         const int64_t r = args.row_of.row<int32_t>(t)[k];
-        const Scalar* row = args.rows.row<Scalar>(r);
-        Scalar* drow = args.drows.is_defined() ? args.drows.row<Scalar>(r) : nullptr;
-        const f32x16 weight = splat(args.weights.row<float>(t)[k]);
-        f32x16 dot = splat(0.0f);
-        for_lanes(D, [&](int64_t d, auto lanes) {
-          dot = fma(lanes.load(dy + d), lanes.load(row + d), dot);
-          if (drow != nullptr) lanes.store(drow + d, weight * lanes.load(of_rows + d));
-        });
-        args.dweights.row<float>(t)[k] = reduce_add(dot);
+        args.dweights.row<float>(t)[k] = backward_of_row(args.dy.row<Scalar>(t), args.rows.row<Scalar>(r),
+                                                         args.weights.row<float>(t)[k], args.drows.row<Scalar>(r), D);
       }
     });
   });
 }
 
-void weighted_gather(const WeightedGather& args, Stream& stream) {
-  visit_float(args.y.dtype(), [&]<class Scalar>() {
-    stream.parallel_for(args.y.rows(), permute_grain(args.y.cols()), [&](int64_t r) {
-      const Scalar* x = args.x.row<Scalar>(args.source.data<int32_t>()[r]);
-      Scalar* y = args.y.row<Scalar>(r);
-      const f32x16 weight = splat(args.weights.data<float>()[r]);
-      for_lanes(args.y.cols(), [&](int64_t d, auto lanes) { lanes.store(y + d, weight * lanes.load(x + d)); });
+void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
+  visit_float(args.dy.dtype(), [&]<class Scalar>() {
+    const int64_t D = args.dy.cols();
+    stream.parallel_for(args.rows.rows(), permute_grain(D), [&](int64_t r) {
+      args.dweights.data<float>()[r] =
+          backward_of_row(args.dy.row<Scalar>(args.source.data<int32_t>()[r]), args.rows.row<Scalar>(r),
+                          args.weights.data<float>()[r], args.drows.row<Scalar>(r), D);
     });
   });
 }
@@ -101,4 +106,4 @@ OCTET_CPU_KERNEL(build_permutation, BuildPermutation)
 OCTET_CPU_KERNEL(gather_rows, GatherRows)
 OCTET_CPU_KERNEL(combine_forward, CombineForward)
 OCTET_CPU_KERNEL(combine_backward, CombineBackward)
-OCTET_CPU_KERNEL(weighted_gather, WeightedGather)
+OCTET_CPU_KERNEL(combine_backward_at_rows, CombineBackwardAtRows)

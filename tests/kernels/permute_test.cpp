@@ -76,6 +76,19 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                            default_stream());
   CHECK_THAT(doubles(y), NearAll(formula(doubles(rows), doubles(weights), doubles(base)), tolerance));
 
+  // Rows in two parts.
+  const int64_t first = R / 3;
+  std::vector<Scalar> same_y(y.size()), head(rows.begin(), rows.begin() + first * D),
+      tail(rows.begin() + first * D, rows.end());
+  kernels::combine_forward({.rows = view(head, {first, D}),
+                            .more_rows = view(tail, {R - first, D}),
+                            .row_of = view(p.row_of, {T, K}),
+                            .weights = view(weights, {T, K}),
+                            .base = view(base, {T, D}),
+                            .y = view(same_y, {T, D})},
+                           default_stream());
+  CHECK(doubles(same_y) == doubles(y));
+
   std::vector<Scalar> drows(rows.size());
   std::vector<float> dweights(weights.size());
   kernels::combine_backward({.dy = view(dy, {T, D}),
@@ -85,30 +98,21 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                              .drows = view(drows, {R, D}),
                              .dweights = view(dweights, {T, K})},
                             default_stream());
-  // The same rows of a gradient, from where the tokens lie; and of another gradient for the rows alone.
-  std::vector<float> row_weights(size_t(R), 0.0f);
+  // The same from where the rows lie.
+  std::vector<float> row_weights(size_t(R), 0.0f), dweights_of_rows(size_t(R), 7.0f);
   for (size_t pair = 0; pair < p.row_of.size(); ++pair) row_weights[size_t(p.row_of[pair])] = weights[pair];
-  std::vector<Scalar> gathered(rows.size(), Scalar(7.0f)), of_base(rows.size());
-  kernels::weighted_gather({.x = view(base, {T, D}),
-                            .source = view(p.source, {R}),
-                            .weights = view(row_weights, {R}),
-                            .y = view(gathered, {R, D})},
-                           default_stream());
-  std::vector<float> same_dweights(weights.size()), only_dweights(weights.size());
-  kernels::CombineBackward args{.dy = view(dy, {T, D}),
-                                .dy_of_rows = view(base, {T, D}),
-                                .rows = view(rows, {R, D}),
-                                .row_of = view(p.row_of, {T, K}),
-                                .weights = view(weights, {T, K}),
-                                .drows = view(of_base, {R, D}),
-                                .dweights = view(same_dweights, {T, K})};
-  kernels::combine_backward(args, default_stream());
-  args.drows = {};
-  args.dweights = view(only_dweights, {T, K});
-  kernels::combine_backward(args, default_stream());
-  CHECK(doubles(gathered) == doubles(of_base));
+  std::vector<Scalar> same_drows(rows.size(), Scalar(7.0f));
+  kernels::combine_backward_at_rows({.dy = view(dy, {T, D}),
+                                     .source = view(p.source, {R}),
+                                     .rows = view(rows, {R, D}),
+                                     .weights = view(row_weights, {R}),
+                                     .drows = view(same_drows, {R, D}),
+                                     .dweights = view(dweights_of_rows, {R})},
+                                    default_stream());
+  CHECK(doubles(same_drows) == doubles(drows));
+  std::vector<float> same_dweights;
+  for (const int32_t r : p.row_of) same_dweights.push_back(dweights_of_rows[size_t(r)]);
   CHECK(same_dweights == dweights);
-  CHECK(only_dweights == dweights);
   const Doubles x = doubles(rows), w = doubles(weights), b = doubles(base);
   const auto of_rows = [&](const Doubles& v) { return formula(v, w, b); };
   const auto of_weights = [&](const Doubles& v) { return formula(x, v, b); };
@@ -198,14 +202,6 @@ TEST_CASE("combine gives the same bits everywhere", "[kernels][permute]") {
                               .base = {},
                               .y = view(y, {T, D})},
                              stream);
-    std::vector<bfloat16> gathered(rows.size());
-    auto row_weights = uniform(R, 5);
-    kernels::weighted_gather({.x = view(dy, {T, D}),
-                              .source = view(p.source, {R}),
-                              .weights = view(row_weights, {R}),
-                              .y = view(gathered, {R, D})},
-                             stream);
-    append_bytes(bytes, gathered);
     kernels::combine_backward({.dy = view(dy, {T, D}),
                                .rows = view(rows, {R, D}),
                                .row_of = view(p.row_of, {T, K}),

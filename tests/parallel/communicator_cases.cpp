@@ -240,6 +240,57 @@ void all_to_all(Communicator& c) {
   }
 }
 
+// Each piece in three parts, the middle one empty for every other rank; parts of all ranks lie between each other.
+void all_to_all_in_parts(Communicator& c) {
+  const int n = c.size(), me = c.rank();
+  constexpr int64_t kParts = 3, kWidth = 33;
+  const auto rows_of_part = [](int s, int r, int64_t scale, int64_t part) {
+    const int64_t rows = rows_between(s, r, scale), middle = (s + r) % 2 == 0 ? 0 : rows / 4;
+    return part == 0 ? rows / 2 : part == 1 ? middle : rows - rows / 2 - middle;
+  };
+  for (const int64_t scale : {0, 1, 40, 3000}) {  // together with the header, gathered, and each by itself
+    std::vector<int64_t> send_counts, receive_counts, send_offsets(size_t(n * kParts)), receive_offsets;
+    int64_t sent = 0, received = 0, payload = 0;
+    for (int r = 0; r < n; ++r) {
+      for (int64_t part = 0; part < kParts; ++part) {
+        send_counts.push_back(rows_of_part(me, r, scale, part));
+        receive_counts.push_back(rows_of_part(r, me, scale, part));
+      }
+      receive_offsets.push_back(received);
+      received += rows_between(r, me, scale);
+      if (r != me) payload += rows_between(me, r, scale) * kWidth * 2;
+    }
+    for (int64_t part = kParts - 1; part >= 0; --part) {
+      for (int r = 0; r < n; ++r) {
+        send_offsets[size_t(r * kParts + part)] = sent;
+        sent += send_counts[size_t(r * kParts + part)];
+      }
+    }
+    std::vector<uint8_t> send(size_t(sent * kWidth * 2)), receive(size_t(received * kWidth * 2), 0xee), want;
+    for (int r = 0; r < n; ++r) {
+      const std::vector<uint8_t> out = bytes(me, rows_between(me, r, scale) * kWidth * 2, 10 + r),
+                                 in = bytes(r, rows_between(r, me, scale) * kWidth * 2, 10 + me);
+      want.insert(want.end(), in.begin(), in.end());
+      for (int64_t part = 0, at = 0; part < kParts; ++part) {
+        const auto i = size_t(r * kParts + part);
+        const int64_t size = send_counts[i] * kWidth * 2;
+        std::copy_n(out.begin() + at, size, send.begin() + send_offsets[i] * kWidth * 2);
+        at += size;
+      }
+    }
+    c.reset_traffic();
+    c.all_to_all_v({.send = ConstView(send.data(), {sent, kWidth}, DType::kBFloat16),
+                    .send_pieces = {.counts = send_counts, .offsets = send_offsets},
+                    .receive = View(receive.data(), {received, kWidth}, DType::kBFloat16),
+                    .receive_pieces = {.counts = receive_counts, .offsets = receive_offsets},
+                    .parts = kParts},
+                   stream());
+    require(receive == want, "all_to_all_v in parts, scale {}", scale);
+    require(c.traffic()[Operation::kAllToAll].bytes == payload, "all_to_all_v in parts sent {} bytes; wanted {}",
+            c.traffic().bytes(), payload);
+  }
+}
+
 // A piece of more than one message of the largest size, and a last one that is odd.
 void long_piece(Communicator& c) {
   if (c.size() != 2) return;
@@ -396,6 +447,7 @@ const std::vector<CommunicatorCase>& communicator_cases() {
       {"reduce_scatter", reduce_scatter},
       {"all_gather", all_gather},
       {"all_to_all", all_to_all},
+      {"all_to_all_in_parts", all_to_all_in_parts},
       {"long_piece", long_piece},
       {"broadcast", broadcast},
       {"send_and_receive", send_and_receive},

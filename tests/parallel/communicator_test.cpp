@@ -238,6 +238,19 @@ TEST_CASE("ranks in different collectives are told apart at once", "[parallel][f
          c.barrier();
        },
        {"rank 1 sends rank 0 8 bytes", "it expects 4"}},
+      {"parts of a piece",
+       [&](Communicator& c) {
+         std::vector<float> in(9), out(9);
+         const std::vector<int64_t> counts = {1, 2, 1, 2, 1, 2}, others = {2, 1, 1, 2, 2, 1};
+         c.all_to_all_v({.send = View(out.data(), {9}, DType::kFloat32),
+                         .send_pieces = {c.rank() == 1 ? others : counts},
+                         .receive = View(in.data(), {9}, DType::kFloat32),
+                         .receive_pieces = {counts},
+                         .parts = 2},
+                        stream());
+         c.barrier();
+       },
+       {"rank 1 sends rank", "in other parts than it expects"}},
   };
   for (const Mismatch& each : all) {
     INFO(each.name);

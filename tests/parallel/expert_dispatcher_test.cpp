@@ -175,8 +175,9 @@ TEST_CASE("experts on several ranks are experts on one, bit for bit", "[parallel
       }
     }
     const int64_t counts = (ranks - 1) * (kExperts / ranks + TokenRoute::kCounts) * 8;
-    // Which token and which weight, 4 bytes each, for a row out; and a row back in either pass.
-    int64_t ep_bytes = counts + rows_out * (4 + 4) + rows_in * 2 * value_bytes;
+    // Which token and which weight, 4 bytes each, for a row out; and a row back in either pass, with the gradient of
+    // its weight.
+    int64_t ep_bytes = counts + rows_out * (4 + 4) + rows_in * (2 * value_bytes + 4);
     if (!two_stage) ep_bytes += to_ranks * (forward_bytes + backward_bytes);
     CHECK(got[size_t(r)].ep.bytes() == ep_bytes);
     CHECK(got[size_t(r)].rail.bytes() == (two_stage ? to_nodes * (8 + forward_bytes + backward_bytes) : 0));

@@ -102,7 +102,7 @@ int bench_on(const DispatchOptions& options, Communicator& world) {
     const LinearInput input(x, numerics);
     input.quantized();
     lap();  // 0: quantised
-    auto dispatch = dispatcher.start(input, indices, options.experts);
+    auto dispatch = dispatcher.start(input, indices, weights, options.experts);
     dispatch->send();
     const Dispatched arrived = dispatch->arrive();
     lap();  // 1: dispatched
@@ -114,7 +114,7 @@ int bench_on(const DispatchOptions& options, Communicator& world) {
     world.barrier();
     last = real_clock().seconds();
     dispatch->send_back(rows);
-    const Tensor y = dispatch->combine(weights, Tensor());
+    const Tensor y = dispatch->combine(Tensor());
     ++stage;
     lap();  // 3: combined
     return y;

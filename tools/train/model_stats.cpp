@@ -146,12 +146,13 @@ class Activations {
     if (train_.recomputes(Recompute::kNorm)) block += values(T_, D) + (is_fp8_ ? codes(T_, D) : 0);
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
     if (is_moe && is_spread()) {
-      // While the gradients of the layer's output come, and later those of tokens go back, rows lie in the order of
-      // their ranks, as they are sent, and in that of the experts.
+      // While the gradients of the layer's output come, and later those of tokens go back: rows as the experts made
+      // them, those that come from elsewhere, and those that leave, where they leave together.
       const int64_t others = R * (ep_ - 1) / ep_;
+      const bool is_gathered = R / model_.moe.num_experts * D * value_bytes_ < kPartBytes;
       const int64_t let_go = values(R, D) + inner(R, F) + received();
       block = std::max({block, 2 * values(T_, D) + values(copies_, D) + values(R, D),
-                        2 * values(T_, D) + 2 * values(R, D) + values(others, D) - let_go});
+                        2 * values(T_, D) + values(R, D) + (is_gathered ? 2 : 1) * values(others, D) - let_go});
     }
     block -= values(T_, D) + floats(T_);  // the last norm has let its input go
     // Of the other micro-batches, the gradients of what the head read.
@@ -408,7 +409,7 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   out(wire.tokens_out, forward, token);
   wire.rows_back.add(forward * rows * value_row, off_rank);
   out(wire.gradients_out, passes, gradient);
-  wire.gradients_back.add(passes * rows * value_row, off_rank);
+  wire.gradients_back.add(passes * rows * (value_row + 4), off_rank);  // and those of the weights
   return wire;
 }
 
