@@ -4,7 +4,23 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <charconv>
+
 namespace octet {
+
+std::string hex(const Checksum128& digest) { return fmt::format("{:016x}{:016x}", digest[0], digest[1]); }
+
+std::optional<Checksum128> digest_from_hex(std::string_view text) {
+  constexpr size_t kDigits = 16;  // of 64 bits
+  if (text.size() != 2 * kDigits || text.find_first_not_of("0123456789abcdef") != std::string_view::npos) {
+    return std::nullopt;
+  }
+  Checksum128 digest{};
+  for (size_t i = 0; i < digest.size(); ++i) {
+    std::from_chars(text.data() + i * kDigits, text.data() + (i + 1) * kDigits, digest[i], 16);
+  }
+  return digest;
+}
 
 struct Checksum::State {
   XXH3_state_t xxh3;
@@ -20,10 +36,12 @@ void Checksum::add(const void* from, uint64_t bytes) {
   if (bytes > 0) XXH3_128bits_update(&state_->xxh3, from, bytes);
 }
 
-std::string Checksum::hex() const {
+Checksum128 Checksum::digest() const {
   const XXH128_hash_t hash = XXH3_128bits_digest(&state_->xxh3);
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return {hash.high64, hash.low64};
 }
+
+std::string Checksum::hex() const { return octet::hex(digest()); }
 
 std::string checksum_hex(std::string_view bytes) { return Checksum(bytes).hex(); }
 

@@ -1,12 +1,19 @@
 // XXH3 (xxhash 0.8, the published XXH3-128 and XXH3-64): finds accidents, not attackers.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 namespace octet {
+
+using Checksum128 = std::array<uint64_t, 2>;  // the upper 64 bits first
+// 32 lower-case hexadecimal digits; and what they say, where a text is that.
+std::string hex(const Checksum128& digest);
+std::optional<Checksum128> digest_from_hex(std::string_view text);
 
 // XXH3-128 of bytes that come in pieces.
 class Checksum {
@@ -18,7 +25,8 @@ class Checksum {
   Checksum(Checksum&&) noexcept;
   Checksum& operator=(Checksum&&) noexcept;
   void add(const void* from, uint64_t bytes);
-  // 32 lower-case hexadecimal digits of what was added so far.
+  // Of what was added so far.
+  Checksum128 digest() const;
   std::string hex() const;
 
  private:

@@ -22,8 +22,51 @@ namespace {
                      .fix = "the file is damaged or was not written as JSON; write or fetch it again"});
 }
 
-// An iterator that tells where it is: the parser's own position is known only for syntax errors.
-class CountingIterator {
+// The bytes of a text, in memory or in a file, and where the parser is in them: its own position is known only for
+// syntax errors.
+class Bytes {
+ public:
+  Bytes(std::string_view text, const JsonSource& source) : source_(source), size_(text.size()), ends_at_(text.size()) {
+    take(text);
+  }
+  Bytes(const ReadableFile& file, const JsonSource& source) : source_(source), file_(&file), size_(file.size()) {}
+
+  uint64_t size() const { return size_; }
+  uint64_t position() const { return ends_at_ - uint64_t(end_ - at_); }
+  bool is_at_end() { return at_ == end_ && !read_more(); }
+  const char& current() const { return *at_; }
+  void advance() { ++at_; }
+
+ private:
+  bool read_more() {
+    if (ends_at_ == size_) return false;
+    constexpr uint64_t kBytesAtOnce = uint64_t(64) << 10;
+    buffer_.resize(std::min(kBytesAtOnce, size_ - ends_at_));
+    file_->read_at(ends_at_, buffer_.data(), buffer_.size());
+    ends_at_ += buffer_.size();
+    take(buffer_);
+    return true;
+  }
+  // The library skips a byte order mark, and takes a zero byte for the end of the text.
+  void take(std::string_view text) {
+    at_ = text.data(), end_ = text.data() + text.size();
+    if (position() == 0 && text.substr(0, 3) == "\xef\xbb\xbf") {
+      refuse_text(source_, 0, "starts with a byte order mark; wanted plain JSON");
+    }
+    const size_t zero = text.find('\0');
+    if (zero != std::string_view::npos) refuse_text(source_, position() + zero, "holds a zero byte");
+  }
+
+  const JsonSource& source_;
+  const ReadableFile* file_ = nullptr;
+  uint64_t size_, ends_at_ = 0;  // of what was read so far
+  std::string buffer_;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+};
+
+// All of its copies stand at the same byte, that of the text. Without a text it is the end.
+class ByteIterator {
  public:
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
@@ -31,23 +74,19 @@ class CountingIterator {
   using pointer = const char*;
   using reference = const char&;
 
-  CountingIterator(const char* at, const char** reached) : at_(at), reached_(reached) {}
-  reference operator*() const { return *at_; }
-  CountingIterator& operator++() {
-    *reached_ = ++at_;
+  explicit ByteIterator(Bytes* bytes) : bytes_(bytes) {}
+  reference operator*() const { return bytes_->current(); }
+  ByteIterator& operator++() {
+    bytes_->advance();
     return *this;
   }
-  CountingIterator operator++(int) {
-    const CountingIterator before = *this;
-    ++*this;
-    return before;
-  }
-  bool operator==(const CountingIterator& other) const { return at_ == other.at_; }
-  bool operator!=(const CountingIterator& other) const { return at_ != other.at_; }
+  bool operator==(const ByteIterator& other) const { return is_end() == other.is_end(); }
+  bool operator!=(const ByteIterator& other) const { return is_end() != other.is_end(); }
 
  private:
-  const char* at_;
-  const char** reached_;
+  bool is_end() const { return bytes_ == nullptr || bytes_->is_at_end(); }
+
+  Bytes* bytes_;
 };
 
 // The parser's words for a syntax error, without its prefix, cut to a length that a terminal can take.
@@ -66,11 +105,10 @@ std::string reason_of(std::string_view what) {
 // Passes the library's events on, with limits.
 class Relay {
  public:
-  Relay(std::string_view text, const JsonSource& source, const JsonLimits& limits, JsonEvents& events)
-      : text_(text), source_(source), limits_(limits), events_(events), reached_(text.data()) {
+  Relay(const Bytes& bytes, const JsonSource& source, const JsonLimits& limits, JsonEvents& events)
+      : bytes_(bytes), source_(source), limits_(limits), events_(events) {
     JsonEventsState::place(events_, &source_);
   }
-  const char** reached() { return &reached_; }
 
   bool null() {
     return value([&] { events_.null(); });
@@ -131,7 +169,7 @@ class Relay {
   }
 
  private:
-  uint64_t position() const { return uint64_t(reached_ - text_.data()); }
+  uint64_t position() const { return bytes_.position(); }
   void move() { JsonEventsState::move_to(events_, position()); }
   void deepen() {
     if (++depth_ > limits_.depth) {
@@ -148,34 +186,44 @@ class Relay {
     return true;
   }
 
-  std::string_view text_;
+  const Bytes& bytes_;
   const JsonSource& source_;
   const JsonLimits& limits_;
   JsonEvents& events_;
-  const char* reached_;
   int depth_ = 0;
   uint64_t values_ = 0;
 };
+
+void require_limit(uint64_t bytes, const JsonSource& source, const JsonLimits& limits) {
+  if (bytes > limits.bytes) {
+    refuse_text(source, 0, fmt::format("has {} bytes; at most {} are read", bytes, limits.bytes));
+  }
+}
+
+void parse(Bytes& bytes, const JsonSource& source, JsonEvents& events, const JsonLimits& limits) {
+  Relay relay(bytes, source, limits, events);
+  nlohmann::json::sax_parse(ByteIterator(&bytes), ByteIterator(nullptr), &relay);
+}
 
 }  // namespace
 
 void JsonEvents::refuse(std::string what) const { refuse_text(*source_, position_, std::move(what)); }
 
 void parse_json_events(std::string_view text, const JsonSource& source, JsonEvents& events, const JsonLimits& limits) {
-  if (text.size() > limits.bytes) {
-    refuse_text(source, 0, fmt::format("has {} bytes; at most {} are read", text.size(), limits.bytes));
-  }
-  // The library skips a byte order mark, and takes a zero byte for the end of the text.
-  if (text.substr(0, 3) == "\xef\xbb\xbf") refuse_text(source, 0, "starts with a byte order mark; wanted plain JSON");
-  const size_t zero = text.find('\0');
-  if (zero != std::string_view::npos) refuse_text(source, zero, "holds a zero byte");
-  Relay relay(text, source, limits, events);
-  const CountingIterator first(text.data(), relay.reached()), last(text.data() + text.size(), relay.reached());
-  nlohmann::json::sax_parse(first, last, &relay);
+  require_limit(text.size(), source, limits);
+  Bytes bytes(text, source);
+  parse(bytes, source, events, limits);
+}
+
+void parse_json_events(const ReadableFile& file, const JsonSource& source, JsonEvents& events,
+                       const JsonLimits& limits) {
+  require_limit(file.size(), source, limits);
+  Bytes bytes(file, source);
+  parse(bytes, source, events, limits);
 }
 
 // Builds a value. The open objects and arrays lie on a stack; depth is limited by the reader.
-class JsonBuilder final : public JsonEvents {
+class JsonBuilder : public JsonEvents {
  public:
   void null() override { add(Json()); }
   void boolean(bool value) override { add(Json(value)); }
@@ -200,12 +248,13 @@ class JsonBuilder final : public JsonEvents {
   }
   Json take() { return std::move(root_); }
 
- private:
+ protected:
   struct Open {
     Json value;
     std::string key;
   };
-  void add(Json value) {
+  // A value is complete, inside of what is open.
+  virtual void add(Json value) {
     if (open_.empty()) {
       root_ = std::move(value);
     } else if (auto* array = std::get_if<Json::Array>(&open_.back().value.value_)) {
@@ -214,15 +263,61 @@ class JsonBuilder final : public JsonEvents {
       std::get<Json::Object>(open_.back().value.value_).emplace_back(std::move(open_.back().key), std::move(value));
     }
   }
+
+  std::vector<Open> open_;
+
+ private:
   void close() {
     Json done = std::move(open_.back().value);
     open_.pop_back();
     add(std::move(done));
   }
 
-  std::vector<Open> open_;
   Json root_;
 };
+
+namespace {
+
+class PartsBuilder final : public JsonBuilder {
+ public:
+  PartsBuilder(const JsonSource& source, const std::vector<std::string_view>& large,
+               const std::function<void(const JsonPart&)>& take)
+      : source_(source), large_(large), take_(take) {}
+
+ private:
+  void add(Json value) override {
+    if (!is_in_large_member()) {
+      if (open_.size() <= 1) count_ = 0;
+      return JsonBuilder::add(std::move(value));
+    }
+    const std::string& member = open_[0].key;
+    const bool is_in_array = open_[1].value.if_array() != nullptr;
+    std::string way = is_in_array ? fmt::format("{}[{}]", member, count_) : fmt::format("{}.{}", member, open_[1].key);
+    ++count_;
+    take_({.member = member,
+           .key = is_in_array ? std::nullopt : std::optional<std::string_view>(open_[1].key),
+           .before = open_[0].value,
+           .value = JsonCursor(value, source_, std::move(way))});
+  }
+  bool is_in_large_member() const {
+    return open_.size() == 2 && open_[0].value.if_object() != nullptr &&
+           std::find(large_.begin(), large_.end(), open_[0].key) != large_.end();
+  }
+
+  const JsonSource& source_;
+  const std::vector<std::string_view>& large_;
+  const std::function<void(const JsonPart&)>& take_;
+  size_t count_ = 0;  // of the parts of the member so far
+};
+
+}  // namespace
+
+Json parse_json_in_parts(const ReadableFile& file, const JsonSource& source, const std::vector<std::string_view>& large,
+                         const std::function<void(const JsonPart&)>& take, const JsonLimits& limits) {
+  PartsBuilder builder(source, large, take);
+  parse_json_events(file, source, builder, limits);
+  return builder.take();
+}
 
 Json parse_json(std::string_view text, const JsonSource& source, const JsonLimits& limits) {
   JsonBuilder builder;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -112,8 +113,11 @@ class JsonEvents {
   uint64_t position_ = 0;
 };
 
-// Reads without building values: memory does not grow with the text. Does not look for duplicate keys.
+// Reads without building values: memory does not grow with the text, nor with the file, of which 64 KiB are there at a
+// time. Does not look for duplicate keys.
 void parse_json_events(std::string_view text, const JsonSource& source, JsonEvents& events,
+                       const JsonLimits& limits = {});
+void parse_json_events(const ReadableFile& file, const JsonSource& source, JsonEvents& events,
                        const JsonLimits& limits = {});
 Json parse_json(std::string_view text, const JsonSource& source, const JsonLimits& limits = {});
 // Reads a whole file; a file that cannot be read is an error of the file system's kind.
@@ -123,7 +127,8 @@ Json read_json(FileSystem& fs, const std::string& path, ErrorKind kind, const Js
 // "manifest.json: tensors[3].step is a string; wanted an integer". Refers to both of its arguments.
 class JsonCursor {
  public:
-  JsonCursor(const Json& value, const JsonSource& source) : value_(&value), source_(&source) {}
+  JsonCursor(const Json& value, const JsonSource& source, std::string way = {})
+      : value_(&value), source_(&source), way_(std::move(way)) {}
 
   const Json& value() const { return *value_; }
   JsonCursor operator[](std::string_view key) const;  // must be there
@@ -143,14 +148,25 @@ class JsonCursor {
   [[noreturn]] void refuse(std::string_view what) const;
 
  private:
-  JsonCursor(const Json& value, const JsonSource& source, std::string way)
-      : value_(&value), source_(&source), way_(std::move(way)) {}
   [[noreturn]] void refuse_type(std::string_view wanted) const;
 
   const Json* value_;
   const JsonSource* source_;
   std::string way_;
 };
+
+// A part of a large member: an element of an array, or what an object has under a key.
+struct JsonPart {
+  std::string_view member;              // the large member, of the outermost object
+  std::optional<std::string_view> key;  // of the part, where the member is an object
+  const Json& before;                   // the outermost object as far as it is read, without its large members' parts
+  JsonCursor value;                     // lives as long as the call
+};
+// Reads an object whose members named in `large` are not kept: each part of one is handed over when it is complete, and
+// of the member an empty array or object remains. So memory is that of the rest. That a key of a large object stands
+// twice is not noticed.
+Json parse_json_in_parts(const ReadableFile& file, const JsonSource& source, const std::vector<std::string_view>& large,
+                         const std::function<void(const JsonPart&)>& take, const JsonLimits& limits = {});
 
 bool is_utf8(std::string_view text);
 

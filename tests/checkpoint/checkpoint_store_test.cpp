@@ -4,8 +4,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <numeric>
+
 #include "core/io/safetensors_index.h"
+#include "parallel/agreement.h"
 #include "tests/checkpoint/small_checkpoint.h"
+#include "tests/support/memory.h"
 #include "tests/support/temporary_directory.h"
 #include "tools/train/run_lock.h"
 
@@ -24,11 +29,11 @@ TEST_CASE("a checkpoint gives back what was saved", "[checkpoint]") {
   CHECK(reader.info().code_version == "0.1.0");
   CHECK(reader.info().layout == state.info().layout);
   CHECK(*reader.info().meta.find("loss")->if_double() == 1.5);
-  CHECK(reader.tensors().size() == 7);
-  const auto* bias = reader.find("experts.bias");
-  REQUIRE(bias != nullptr);
+  CHECK(reader.num_tensors() == 7);
+  const auto bias = reader.find("experts.bias");
+  REQUIRE(bias);
   CHECK((bias->group == TensorGroup::kState && bias->dtype == StoredDType::kF32 && bias->shape == Shape{7, 6}));
-  CHECK(reader.find("none") == nullptr);
+  CHECK(!reader.find("none"));
   CHECK(error_of([&] { reader.read_tensor("none", nullptr); }).code() == 4);
   CHECK(error_of([&] { reader.text_file("none"); }).code() == 4);
   CHECK(reader.bytes() < checkpoint_bytes(state.pieces(), state.text_files()));
@@ -262,6 +267,46 @@ TEST_CASE("a second run in one directory is refused with the name of the first",
   CHECK(error_of([&] { RunLock(fs, run); }).report().what.find(fmt::format("process {} on", ::getpid())) !=
         std::string::npos);
   ::close(ready[0]), ::close(ready[1]);
+}
+
+TEST_CASE("a checkpoint of many boxes is loaded in little memory", "[checkpoint]") {
+  const TemporaryDirectory directory;
+  FileSystem& fs = real_file_system();
+  constexpr int64_t kExperts = kIsSanitized ? 1 << 8 : 1 << 15, kBoxes = 8, kCols = 4;
+  std::vector<int32_t> values(size_t(kExperts * kBoxes * kCols));
+  std::iota(values.begin(), values.end(), 0);
+  const auto name_of_expert = [](int64_t e) {
+    return fmt::format("model.layers.{}.mlp.experts.{}.gate_proj.weight", e / 256, e % 256);
+  };
+  const pid_t child = ::fork();  // so that this process has no memory to use again
+  if (child == 0) {
+    std::vector<TensorPiece> pieces;
+    for (int64_t i = 0; i < kExperts * kBoxes; ++i) {
+      pieces.push_back({name_of_expert(i / kBoxes),
+                        TensorGroup::kOptim,
+                        StoredDType::kI32,
+                        {kBoxes, kCols},
+                        &values[size_t(i * kCols)],
+                        Box{{i % kBoxes, 0}, {1, kCols}}});
+    }
+    const auto error =
+        error_in([&] { save_checkpoint(fs, directory.path(), {.run_id = "r", .code_version = ""}, pieces, {}); });
+    ::_exit(error ? 1 : 0);
+  }
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(status == 0);
+  const std::string path = directory / "step-00000000";
+  const Cost cost;
+  const auto newest = find_newest_good_checkpoint(fs, directory.path());
+  const CheckpointReader reader(fs, path);
+  std::array<int32_t, size_t(kBoxes * kCols)> read{};
+  reader.read_tensor(name_of_expert(kExperts - 1), read.data());
+  CHECK(cost.is_within(/*bytes=*/uint64_t(64) << 20, /*seconds=*/30));
+  CHECK(newest->path == path);
+  CHECK(reader.manifest().pieces.size() == size_t(kExperts * kBoxes));
+  CHECK(reader.num_tensors() == size_t(kExperts));
+  CHECK(std::equal(read.rbegin(), read.rend(), values.rbegin()));
 }
 
 }  // namespace octet::test

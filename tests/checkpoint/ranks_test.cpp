@@ -90,7 +90,7 @@ class RankedState {
       reader.read_tensor(tensors_[t].name, *box, read.data());
       require(read == wanted, "{} differs on rank {} of {}", tensors_[t].name, rank, ranks);
     }
-    require(reader.tensors().size() == tensors_.size(), "{} tensors", reader.tensors().size());
+    require(reader.num_tensors() == tensors_.size(), "{} tensors", reader.num_tensors());
   }
 
  private:
@@ -385,7 +385,7 @@ TEST_CASE("a rank that does not see the directory of the others is named", "[che
     if (is_saving) {
       RankedState(kNew).save(fs, world);
     } else {
-      find_newest_good_checkpoint(fs, kDirectory, world);
+      require_shared_directory(fs, kDirectory, world);
     }
   });
   for (const Outcome& outcome : all) {

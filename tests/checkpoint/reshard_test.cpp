@@ -176,8 +176,9 @@ std::string save_on(SharedDisk& disk, const std::string& directory, const Config
 // The tensors on disk that are not what fill() made; every one is read whole.
 std::vector<std::string> wrong_tensors(const CheckpointReader& reader) {
   std::vector<std::string> wrong;
-  for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
-    std::string name = tensor.name;
+  for (size_t i = 0; i < reader.num_tensors(); ++i) {
+    const CheckpointReader::Tensor tensor = reader.tensor(i);
+    std::string name(tensor.name);
     const auto without = [&name](std::string_view suffix) {
       const bool has = name.ends_with(suffix);
       if (has) name.resize(name.size() - suffix.size());
@@ -195,9 +196,9 @@ std::vector<std::string> wrong_tensors(const CheckpointReader& reader) {
     const Tensor read = empty(tensor.shape, *in_memory(tensor.dtype), MemoryCategory::kWorkspace);
     reader.read_tensor(tensor.name, read.view().raw());
     int64_t count = 0;
-    for (int64_t i = 0; i < read.num_elements(); ++i) {
-      visit_number(read, i, [&](const auto& element) {
-        count += float(element) != float(std::remove_cvref_t<decltype(element)>(numbers[i]));
+    for (int64_t element_index = 0; element_index < read.num_elements(); ++element_index) {
+      visit_number(read, element_index, [&](const auto& element) {
+        count += float(element) != float(std::remove_cvref_t<decltype(element)>(numbers[element_index]));
       });
     }
     if (count > 0) wrong.push_back(fmt::format("{}: {} of {}", tensor.name, count, tensor.shape));
@@ -222,7 +223,7 @@ TEST_CASE("a run saved on any layout of ranks loads on any other", "[checkpoint]
     const CheckpointReader reader(disk.fs, paths.back());
     CHECK(wrong_tensors(reader) == std::vector<std::string>{});
     std::vector<std::string> here;
-    for (const auto& tensor : reader.tensors()) here.push_back(tensor.name);
+    for (size_t i = 0; i < reader.num_tensors(); ++i) here.emplace_back(reader.tensor(i).name);
     if (names.empty()) names = here;
     CHECK(here == names);
     CHECK(*reader.info().layout.find("world_size")->if_int64() == layout.dp);
@@ -275,10 +276,11 @@ TEST_CASE("a damaged block that one rank reads stops all ranks", "[checkpoint][r
   SharedDisk disk;
   const std::string path = save_on(disk, "/run", config, {2, 1});
   const Manifest manifest = CheckpointReader(disk.fs, path).manifest();
-  const auto piece = std::find_if(manifest.pieces.begin(), manifest.pieces.end(), [](const ManifestPiece& each) {
-    return each.name.ends_with(".exp_avg") && !each.is_whole() && each.box.start[0] > 0;
-  });
-  REQUIRE(piece != manifest.pieces.end());
+  std::optional<ManifestPiece> piece;
+  for (const ManifestPiece& each : manifest.pieces) {
+    if (each.name.ends_with(".exp_avg") && !each.is_whole() && each.box.start[0] > 0) piece = each;
+  }
+  REQUIRE(piece);
   disk.fs.content(join_path(path, manifest.files[piece->file].name))[piece->begin] ^= 1;
   const std::vector<Outcome> all = outcomes(2, {}, [&](Communicator& world) {
     RankFileSystem fs(disk);
@@ -287,7 +289,8 @@ TEST_CASE("a damaged block that one rank reads stops all ranks", "[checkpoint][r
   });
   for (const Outcome& outcome : all) {
     CHECK(outcome.code == 4);
-    CHECK_THAT(outcome.text, Catch::Contains("(host ") && Catch::Contains("tensor " + piece->name + ": block 0"));
+    CHECK_THAT(outcome.text,
+               Catch::Contains("(host ") && Catch::Contains(fmt::format("tensor {}: block 0", piece->name)));
     CHECK(outcome.text == all[0].text);
   }
 }

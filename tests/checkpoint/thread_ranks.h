@@ -2,12 +2,14 @@
 // or are the last of its rank, without those of the other ranks.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/base/fault_file_system.h"
@@ -27,6 +29,7 @@ class RankFileSystem final : public FileSystem {
   auto call(const char* name, const std::string& path, Call&& body) {
     if (stop_call_ && calls_ >= *stop_call_) throw FaultFileSystem::Stopped{};
     const uint64_t n = calls_++;
+    if (!slow_part_.empty() && path.find(slow_part_) != std::string::npos) std::this_thread::sleep_for(delay_);
     if (fail_call_ && (n == *fail_call_ || (fails_on_ && n > *fail_call_))) fail_storage(name, path, error_);
     const std::lock_guard lock(disk_.mutex);
     return body();
@@ -39,6 +42,8 @@ class RankFileSystem final : public FileSystem {
   // Call number n (from 0) of this rank fails with this errno, those after it too where `from_then_on`.
   void fail_call(uint64_t n, int error, bool from_then_on) { fail_call_ = n, error_ = error, fails_on_ = from_then_on; }
   void stop_at_call(uint64_t n) { stop_call_ = n; }
+  // Each call of a path that holds `part` takes so long.
+  void slow_down(std::string part, std::chrono::milliseconds delay) { slow_part_ = std::move(part), delay_ = delay; }
   // Files that this rank has opened to read, and that it has made.
   const std::set<std::string>& opened() const { return opened_; }
   const std::set<std::string>& created() const { return created_; }
@@ -129,6 +134,8 @@ class RankFileSystem final : public FileSystem {
   std::optional<uint64_t> fail_call_, stop_call_;
   int error_ = 0;
   bool fails_on_ = false;
+  std::string slow_part_;
+  std::chrono::milliseconds delay_{0};
 };
 
 // Catch's assertions are for one thread: bodies throw.

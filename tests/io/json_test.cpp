@@ -164,6 +164,43 @@ TEST_CASE("every cut and every changed byte of a document is read or refused", "
   CHECK(refused > 200);
 }
 
+TEST_CASE("an object is read in parts", "[io][json]") {
+  FaultFileSystem fs;
+  const auto read = [&](const std::string& text, std::vector<std::string>* ways = nullptr) {
+    fs.write_atomically("/a", text);
+    return parse_json_in_parts(*fs.open("/a"), kSource, {"list", "map"}, [&](const JsonPart& part) {
+      if (ways == nullptr) return;
+      const std::string key = part.key ? std::string(*part.key) : "none";
+      ways->push_back(fmt::format("{} {} {} {}", part.member, key, part.value.value().text(), part.before.text()));
+      ways->push_back(error_of([&] { part.value.refuse("is it"); }).report().what);
+    });
+  };
+  std::vector<std::string> ways;
+  const Json rest =
+      read(R"({"a": [1], "list": [{"list": [7]}, "x"], "map": {"k": {"map": 1}}, "b": {"list": [2]}})", &ways);
+  CHECK(rest.text() == R"({"a": [1], "list": [], "map": {}, "b": {"list": [2]}})");
+  CHECK(ways == std::vector<std::string>{R"(list none {"list": [7]} {"a": [1]})", "a.json: list[0] is it",
+                                         R"(list none "x" {"a": [1]})", "a.json: list[1] is it",
+                                         R"(map k {"map": 1} {"a": [1], "list": []})", "a.json: map.k is it"});
+  CHECK(read(R"([{"list": [1]}])").text() == R"([{"list": [1]}])");
+  CHECK(read(R"({"list": 1})").text() == R"({"list": 1})");
+  CHECK_THAT(error_of([&] { read(R"({"list": [1], "list": [2]})"); }).report().what, Catch::Contains("stands twice"));
+  CHECK_THAT(error_of([&] { read(R"({"list": [{"b": 1, "b": 1}]})"); }).report().what, Catch::Contains("stands twice"));
+
+  // Longer than what is in memory at a time.
+  std::string text = R"({"list": [)";
+  for (int i = 0; i < 40'000; ++i) text += fmt::format("{}{}", i == 0 ? "" : ", ", i);
+  int64_t next = 0;
+  fs.write_atomically("/a", text + "]}");
+  parse_json_in_parts(*fs.open("/a"), kSource, {"list"},
+                      [&](const JsonPart& part) { next += part.value.as_int64() == next; });
+  CHECK(next == 40'000);
+  const auto where = [&](const std::string& all) { return error_of([&] { read(all); }).report().where; };
+  CHECK(where(text + ", x") == fmt::format("a.json, byte {}", text.size() + 3));
+  CHECK(where(text + std::string(1, '\0')) == fmt::format("a.json, byte {}", text.size()));
+  CHECK(where("\xef\xbb\xbf" + text) == "a.json, byte 0");
+}
+
 TEST_CASE("a file is read with the kind of error that the caller wants", "[io][json]") {
   FaultFileSystem fs;
   fs.create("/a.json")->append("[1, 2", 5);

@@ -68,10 +68,11 @@ struct Result {
 Result result_of(FileSystem& files, int64_t step) {
   Result result;
   const CheckpointReader reader(files, "run/checkpoints/" + checkpoint_name(step));
-  for (const auto& tensor : reader.tensors()) {
+  for (size_t i = 0; i < reader.num_tensors(); ++i) {
+    const CheckpointReader::Tensor tensor = reader.tensor(i);
     std::vector<char> bytes(size_t(tensor.shape.num_elements() * size_of(tensor.dtype)));
     reader.read_tensor(tensor.name, bytes.data());
-    result.tensors[tensor.name] = bytes;
+    result.tensors[std::string(tensor.name)] = bytes;
   }
   MetricsReader metrics(files, "run/metrics.jsonl");
   for (StepRecord record; metrics.next(record);) {

@@ -42,7 +42,8 @@ std::string bytes_text(uint64_t bytes) {
 }
 
 void list_tensors(const CheckpointReader& reader, bool is_json) {
-  for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
+  for (size_t i = 0; i < reader.num_tensors(); ++i) {
+    const CheckpointReader::Tensor tensor = reader.tensor(i);
     if (is_json) {
       Json shape = Json::array();
       for (int axis = 0; axis < tensor.shape.rank(); ++axis) shape.push_back(tensor.shape[axis]);
@@ -71,10 +72,10 @@ int run_ls(FileSystem& fs, const CkptOptions& options) {
       if (options.is_json) {
         Json record = Json::object();
         record.set("path", path).set("step", info.step).set("tokens", info.tokens).set("run_id", info.run_id);
-        record.set("code_version", info.code_version).set("tensors", uint64_t(reader.tensors().size()));
+        record.set("code_version", info.code_version).set("tensors", uint64_t(reader.num_tensors()));
         fmt::print("{}\n", record.set("bytes", reader.bytes()).text());
       } else {
-        fmt::print("{:>10} {:>16} {:>8} {:>10}  {:<28} {}\n", info.step, info.tokens, reader.tensors().size(),
+        fmt::print("{:>10} {:>16} {:>8} {:>10}  {:<28} {}\n", info.step, info.tokens, reader.num_tensors(),
                    bytes_text(reader.bytes()), info.run_id, path);
       }
     } catch (const Error& error) {

@@ -1,10 +1,8 @@
 #include "tools/train/checkpoint_manifest.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
-#include <set>
-
-#include "core/io/safetensors_index.h"
 
 namespace octet {
 namespace {
@@ -15,10 +13,6 @@ constexpr size_t kDigestDigits = 32;
 constexpr size_t kMostPiecesOfATensor = 1024;
 constexpr TensorGroup kGroups[] = {TensorGroup::kModel, TensorGroup::kOptim, TensorGroup::kState};
 
-bool is_digest(std::string_view text) {
-  return text.size() == kDigestDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-}
-
 Json sizes_json(const std::array<int64_t, kMaxRank>& sizes, int rank) {
   Json list = Json::array();
   for (int axis = 0; axis < rank; ++axis) list.push_back(sizes[size_t(axis)]);
@@ -26,21 +20,6 @@ Json sizes_json(const std::array<int64_t, kMaxRank>& sizes, int rank) {
 }
 
 std::string sizes_text(const std::array<int64_t, kMaxRank>& sizes, int rank) { return sizes_json(sizes, rank).text(); }
-
-Shape shape_of(const std::array<int64_t, kMaxRank>& sizes, int rank) {
-  switch (rank) {
-    case 0:
-      return {};
-    case 1:
-      return {sizes[0]};
-    case 2:
-      return {sizes[0], sizes[1]};
-    case 3:
-      return {sizes[0], sizes[1], sizes[2]};
-    default:
-      return {sizes[0], sizes[1], sizes[2], sizes[3]};
-  }
-}
 
 // Reads at most kMaxRank sizes of at least `lowest`.
 int read_sizes(const JsonCursor& list, int64_t lowest, std::array<int64_t, kMaxRank>& sizes) {
@@ -57,11 +36,15 @@ ManifestFile read_file_entry(const JsonCursor& entry) {
   const std::string fault = fault_of_file_name(file.name);
   if (!fault.empty()) entry["name"].refuse(fmt::format("is a file name that {}", fault));
   if (file.name == kManifestName) entry["name"].refuse("is the manifest itself");
-  if (!is_digest(file.checksum)) entry["checksum"].refuse("is no checksum; wanted 32 hexadecimal digits");
+  if (!digest_from_hex(file.checksum)) entry["checksum"].refuse("is no checksum; wanted 32 hexadecimal digits");
   return file;
 }
 
-ManifestPiece read_piece_entry(const JsonCursor& entry, const std::map<std::string, size_t, std::less<>>& file_index,
+// The number of each file.
+using FileIndex = std::map<std::string, size_t, std::less<>>;
+
+// Refers to the entry.
+ManifestPiece read_piece_entry(const JsonCursor& entry, const FileIndex& file_index,
                                const std::vector<ManifestFile>& files) {
   entry.allow_keys({"name", "group", "dtype", "shape", "start", "extent", "file", "begin", "end", "checksum"});
   ManifestPiece piece;
@@ -110,115 +93,145 @@ ManifestPiece read_piece_entry(const JsonCursor& entry, const std::map<std::stri
   if (piece.bytes() != bytes) {
     entry.refuse(fmt::format("has {} bytes in its file and {} by its dtype and box", piece.bytes(), bytes));
   }
-  piece.checksum = entry["checksum"].as_string();
-  if (!is_digest(piece.checksum)) entry["checksum"].refuse("is no checksum; wanted 32 hexadecimal digits");
+  const auto checksum = digest_from_hex(entry["checksum"].as_string());
+  if (!checksum) entry["checksum"].refuse("is no checksum; wanted 32 hexadecimal digits");
+  piece.checksum = *checksum;
   return piece;
 }
 
-bool is_apart(const Box& a, const Box& b, int rank) {
-  for (size_t axis = 0; axis < size_t(rank); ++axis) {
-    if (a.start[axis] + a.extent[axis] <= b.start[axis] || b.start[axis] + b.extent[axis] <= a.start[axis]) return true;
-  }
-  return false;
-}
-
-std::map<std::string_view, std::vector<const ManifestPiece*>> by_tensor(const std::vector<ManifestPiece>& pieces) {
-  std::map<std::string_view, std::vector<const ManifestPiece*>> pieces_of;
-  for (const ManifestPiece& piece : pieces) pieces_of[piece.name].push_back(&piece);
-  return pieces_of;
-}
-
 // Boxes that lie inside, do not overlap and have as many elements as the whole, tile it.
-void check_tiling(const std::vector<ManifestPiece>& pieces, const JsonCursor& list) {
-  for (const auto& [name, parts] : by_tensor(pieces)) {
-    const ManifestPiece& first = *parts.front();
+void check_tiling(const ManifestPieces& pieces, const JsonCursor& list) {
+  for (size_t place = 0; place < pieces.num_tensors(); ++place) {
+    const ManifestPieces::Tensor tensor = pieces.tensor(place);
+    const std::span<const uint32_t> parts = pieces.pieces_of(place);
     if (parts.size() > kMostPiecesOfATensor) {
-      list.refuse(
-          fmt::format("has {} pieces of tensor {}; wanted at most {}", parts.size(), name, kMostPiecesOfATensor));
+      list.refuse(fmt::format("has {} pieces of tensor {}; wanted at most {}", parts.size(), tensor.name,
+                              kMostPiecesOfATensor));
     }
     int64_t covered = 0;
-    for (const ManifestPiece* part : parts) {
-      if (part->dtype != first.dtype || part->shape != first.shape || part->group != first.group) {
-        list.refuse(fmt::format("gives the pieces of tensor {} different dtypes, shapes or groups", name));
-      }
-      covered += num_elements(part->box, first.shape.rank());
-    }
-    if (covered != first.shape.num_elements()) {
-      list.refuse(
-          fmt::format("has pieces with {} of the {} elements of tensor {}", covered, first.shape.num_elements(), name));
+    for (const uint32_t part : parts) covered += num_elements(pieces[part].box, tensor.shape.rank());
+    if (covered != tensor.shape.num_elements()) {
+      list.refuse(fmt::format("has pieces with {} of the {} elements of tensor {}", covered,
+                              tensor.shape.num_elements(), tensor.name));
     }
   }
-  if (const auto overlap = find_overlap(pieces)) {
+  if (const auto overlap = pieces.find_overlap()) {
     list.refuse(fmt::format("has overlapping pieces of tensor {}", pieces[overlap->first].name));
   }
 }
 
-void check_ranges(const std::vector<ManifestPiece>& pieces, const JsonCursor& list) {
-  std::vector<const ManifestPiece*> by_place;
-  for (const ManifestPiece& piece : pieces) by_place.push_back(&piece);
-  std::sort(by_place.begin(), by_place.end(),
-            [](const auto* a, const auto* b) { return a->file != b->file ? a->file < b->file : a->begin < b->begin; });
-  for (size_t i = 1; i < by_place.size(); ++i) {
-    if (by_place[i]->file == by_place[i - 1]->file && by_place[i]->begin < by_place[i - 1]->end) {
-      list.refuse(fmt::format("puts tensors {} and {} into the same bytes", by_place[i - 1]->name, by_place[i]->name));
+void check_ranges(const ManifestPieces& pieces, const JsonCursor& list) {
+  const std::vector<uint32_t> order = pieces.by_place();
+  for (size_t i = 1; i < order.size(); ++i) {
+    const ManifestPiece before = pieces[order[i - 1]], piece = pieces[order[i]];
+    if (piece.file == before.file && piece.begin < before.end) {
+      list.refuse(fmt::format("puts tensors {} and {} into the same bytes", before.name, piece.name));
     }
   }
 }
 
-Json files_json(const Manifest& manifest) {
-  Json files = Json::array();
-  for (const ManifestFile& file : manifest.files) {
-    Json entry = Json::object();
-    entry.set("name", file.name).set("bytes", file.bytes).set("checksum", file.checksum);
-    files.push_back(std::move(entry));
-  }
-  return files;
+Json file_json(const ManifestFile& file) {
+  Json entry = Json::object();
+  entry.set("name", file.name).set("bytes", file.bytes).set("checksum", file.checksum);
+  return entry;
 }
 
-Json tensors_json(const Manifest& manifest) {
-  Json tensors = Json::array();
-  for (const ManifestPiece& piece : manifest.pieces) {
-    const int rank = piece.shape.rank();
-    Json entry = Json::object();
-    entry.set("name", piece.name).set("group", name_of(piece.group)).set("dtype", name_of(piece.dtype));
-    entry.set("shape", sizes_json(whole_box(piece.shape).extent, rank));
-    if (!piece.is_whole()) {
-      entry.set("start", sizes_json(piece.box.start, rank)).set("extent", sizes_json(piece.box.extent, rank));
+Json piece_json(const Manifest& manifest, const ManifestPiece& piece) {
+  const int rank = piece.shape.rank();
+  Json entry = Json::object();
+  entry.set("name", piece.name).set("group", name_of(piece.group)).set("dtype", name_of(piece.dtype));
+  entry.set("shape", sizes_json(whole_box(piece.shape).extent, rank));
+  if (!piece.is_whole()) {
+    entry.set("start", sizes_json(piece.box.start, rank)).set("extent", sizes_json(piece.box.extent, rank));
+  }
+  entry.set("file", manifest.files[piece.file].name).set("begin", piece.begin).set("end", piece.end);
+  entry.set("checksum", hex(piece.checksum));
+  return entry;
+}
+
+// Adds entries of the lists "files" and "tensors" as they come.
+class EntryReader {
+ public:
+  explicit EntryReader(Manifest& manifest) : manifest_(manifest) {
+    for (size_t i = 0; i < manifest.files.size(); ++i) file_index_.emplace(manifest.files[i].name, i);
+  }
+
+  void add_file(const JsonCursor& entry, const JsonCursor& list) {
+    ManifestFile file = read_file_entry(entry);
+    if (!file_index_.emplace(file.name, manifest_.files.size()).second) {
+      list.refuse(fmt::format("names {} twice", file.name));
     }
-    entry.set("file", manifest.files[piece.file].name).set("begin", piece.begin).set("end", piece.end);
-    entry.set("checksum", piece.checksum);
-    tensors.push_back(std::move(entry));
+    manifest_.files.push_back(std::move(file));
   }
-  return tensors;
+  void add_piece(const JsonCursor& entry, const JsonCursor& list) {
+    const ManifestPiece piece = read_piece_entry(entry, file_index_, manifest_.files);
+    if (manifest_.pieces.add(piece)) return;
+    list.refuse(fmt::format("gives the pieces of tensor {} different dtypes, shapes or groups", piece.name));
+  }
+  const ManifestFile* find_file(std::string_view name) const {
+    const auto at = file_index_.find(name);
+    return at == file_index_.end() ? nullptr : &manifest_.files[at->second];
+  }
+
+ private:
+  Manifest& manifest_;
+  FileIndex file_index_;
+};
+
+class TextInMemory final : public ReadableFile {
+ public:
+  explicit TextInMemory(std::string_view text) : text_(text) {}
+  uint64_t size() const override { return text_.size(); }
+  void read_at(uint64_t offset, void* to, uint64_t bytes) const override {
+    require(offset <= text_.size() && bytes <= text_.size() - offset, "bytes {} to {} of a text of {}", offset,
+            offset + bytes, text_.size());
+    std::memcpy(to, text_.data() + offset, bytes);
+  }
+
+ private:
+  std::string_view text_;
+};
+
+// The file ends with the digest of all before.
+bool has_own_digest(const ReadableFile& file) {
+  constexpr size_t kTail = kDigestBefore.size() + kDigestDigits + kDigestAfter.size();
+  if (file.size() < kTail) return false;
+  const uint64_t body = file.size() - kTail;
+  Checksum checksum;
+  std::string buffer(std::max(kBlockBytes, uint64_t(kTail)), '\0');
+  for (uint64_t at = 0; at < body;) {
+    const uint64_t bytes = std::min(kBlockBytes, body - at);
+    file.read_at(at, buffer.data(), bytes);
+    checksum.add(buffer.data(), bytes);
+    at += bytes;
+  }
+  file.read_at(body, buffer.data(), kTail);
+  return buffer.substr(0, kTail) == std::string(kDigestBefore) + checksum.hex() + std::string(kDigestAfter);
 }
 
-// The files and pieces of `root`, after those that are there.
-std::map<std::string, size_t, std::less<>> add_entries(Manifest& manifest, const JsonCursor& root) {
-  const JsonCursor files = root["files"], tensors = root["tensors"];
-  std::map<std::string, size_t, std::less<>> file_index;
-  for (size_t i = 0; i < files.size(); ++i) {
-    file_index.emplace(files.at(i)["name"].as_string(), manifest.files.size());
-    manifest.files.push_back(read_file_entry(files.at(i)));
-    if (file_index.size() <= i) files.refuse(fmt::format("names {} twice", manifest.files.back().name));
+// What must be right before the entries are looked at: those of another version may be of another form.
+int64_t read_version(const JsonCursor& root, const std::string& path, bool is_sound) {
+  if (root["format"].as_string() != kFormat) root["format"].refuse("is another format; wanted \"octet checkpoint\"");
+  const int64_t version = root["format_version"].as_int64();
+  if (version > kNewestCheckpointFormat) {
+    fail(ErrorKind::kCheckpoint,
+         {.what = fmt::format("{} was written in format version {}; this program reads up to {}", path, version,
+                              kNewestCheckpointFormat),
+          .where = path,
+          .why = is_sound ? "" : "the manifest does not match its own digest either; it may be damaged",
+          .fix = "use the version of octet that wrote it, or a newer one"});
   }
-  uint64_t blocks = 0;
-  if (!manifest.pieces.empty()) blocks = manifest.pieces.back().first_block + manifest.pieces.back().num_blocks();
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    manifest.pieces.push_back(read_piece_entry(tensors.at(i), file_index, manifest.files));
-    manifest.pieces.back().first_block = blocks;
-    blocks += manifest.pieces.back().num_blocks();
+  if (version < kOldestCheckpointFormat) {
+    root["format_version"].refuse(fmt::format("is {}; this program reads from {}", version, kOldestCheckpointFormat));
   }
-  return file_index;
+  if (!is_sound) root.refuse("does not match its own digest");
+  return version;
 }
 
+constexpr std::string_view kFiles = "files", kTensors = "tensors";
 constexpr uint64_t kMostManifestBytes = uint64_t(256) << 20;
 
 }  // namespace
-
-std::string_view name_of(TensorGroup group) {
-  constexpr std::string_view kNames[] = {"model", "optim", "state"};
-  return kNames[size_t(group)];
-}
 
 std::string checkpoint_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
@@ -233,22 +246,21 @@ int64_t step_of_checkpoint_name(std::string_view name) {
   return checkpoint_name(step) == name ? step : -1;
 }
 
-Box whole_box(const Shape& shape) {
-  Box box;
-  for (int axis = 0; axis < shape.rank(); ++axis) box.extent[size_t(axis)] = shape[axis];
-  return box;
-}
-
-int64_t num_elements(const Box& box, int rank) {
-  int64_t n = 1;
-  for (int axis = 0; axis < rank; ++axis) n *= box.extent[size_t(axis)];
-  return n;
-}
-
-std::string manifest_text(const Manifest& manifest) {
+void write_manifest(const Manifest& manifest, const std::function<void(std::string_view)>& append) {
+  Checksum checksum;
+  std::string pending;
+  const auto flush = [&] {
+    append(pending);
+    pending.clear();
+  };
+  const auto write = [&](std::string_view text) {
+    checksum.add(text.data(), text.size());
+    pending += text;
+    if (pending.size() >= kBlockBytes) flush();
+  };
   const CheckpointInfo& info = manifest.info;
-  Json json = Json::object();
-  json.set("format", kFormat)
+  Json head = Json::object();
+  head.set("format", kFormat)
       .set("format_version", manifest.format_version)
       .set("code_version", info.code_version)
       .set("run_id", info.run_id)
@@ -258,44 +270,53 @@ std::string manifest_text(const Manifest& manifest) {
       .set("rng", info.rng)
       .set("data_cursor", info.data_cursor)
       .set("meta", info.meta);
-  json.set("files", files_json(manifest)).set("tensors", tensors_json(manifest));
-  std::string text = json.text(/*line_depth=*/2);
-  text.resize(text.size() - std::string_view("\n}").size());
-  const std::string digest = checksum_hex(text);
-  text += kDigestBefore;
-  text += digest;
-  text += kDigestAfter;
-  return text;
+  const std::string text = head.text(/*line_depth=*/2);
+  write(std::string_view(text).substr(0, text.size() - std::string_view("\n}").size()));
+  const auto write_list = [&](std::string_view name, size_t count, auto&& entry) {
+    write(fmt::format(",\n  \"{}\": [", name));
+    for (size_t i = 0; i < count; ++i) write((i == 0 ? "\n    " : ",\n    ") + entry(i).text());
+    write(count == 0 ? "]" : "\n  ]");
+  };
+  write_list(kFiles, manifest.files.size(), [&](size_t i) { return file_json(manifest.files[i]); });
+  write_list(kTensors, manifest.pieces.size(), [&](size_t i) { return piece_json(manifest, manifest.pieces[i]); });
+  const std::string digest = checksum.hex();
+  pending += kDigestBefore;
+  pending += digest;
+  pending += kDigestAfter;
+  flush();
 }
 
-Manifest parse_manifest(std::string_view text, const std::string& path) {
+Manifest read_manifest(const ReadableFile& file, const std::string& path) {
   const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = path};
-  const Json json = parse_json(text, source, {.bytes = kMostManifestBytes});
-  const JsonCursor root(json, source);
-  if (root["format"].as_string() != kFormat) root["format"].refuse("is another format; wanted \"octet checkpoint\"");
-
-  constexpr size_t kTail = kDigestBefore.size() + kDigestDigits + kDigestAfter.size();
-  const std::string_view body = text.substr(0, text.size() < kTail ? 0 : text.size() - kTail);
-  const bool is_sound =
-      text.size() >= kTail &&
-      text.substr(body.size()) == std::string(kDigestBefore) + checksum_hex(body) + std::string(kDigestAfter);
+  const JsonLimits limits{.bytes = kMostManifestBytes};
+  const bool is_sound = file.size() <= limits.bytes && has_own_digest(file);
+  const Json list = Json::array();
+  const JsonCursor files(list, source, std::string(kFiles)), tensors(list, source, std::string(kTensors));
   Manifest manifest;
-  manifest.format_version = root["format_version"].as_int64();
-  if (manifest.format_version > kNewestCheckpointFormat) {
-    fail(ErrorKind::kCheckpoint,
-         {.what = fmt::format("{} was written in format version {}; this program reads up to {}", path,
-                              manifest.format_version, kNewestCheckpointFormat),
-          .where = path,
-          .why = is_sound ? "" : "the manifest does not match its own digest either; it may be damaged",
-          .fix = "use the version of octet that wrote it, or a newer one"});
-  }
-  if (manifest.format_version < kOldestCheckpointFormat) {
-    root["format_version"].refuse(
-        fmt::format("is {}; this program reads from {}", manifest.format_version, kOldestCheckpointFormat));
-  }
-  if (!is_sound) root.refuse("does not match its own digest");
+  EntryReader entries(manifest);
+  bool is_version_known = false;
+  const auto know_version = [&](const Json& root) {
+    if (is_version_known) return;
+    manifest.format_version = read_version(JsonCursor(root, source), path, is_sound);
+    is_version_known = true;
+  };
+  const Json json = parse_json_in_parts(
+      file, source, {kFiles, kTensors},
+      [&](const JsonPart& part) {
+        know_version(part.before);
+        const JsonCursor& in = part.member == kFiles ? files : tensors;
+        if (part.key) in.refuse("is an object; wanted an array");
+        if (part.member == kFiles) {
+          entries.add_file(part.value, files);
+        } else {
+          entries.add_piece(part.value, tensors);
+        }
+      },
+      limits);
+  know_version(json);
+  const JsonCursor root(json, source);
   root.allow_keys({"format", "format_version", "code_version", "run_id", "step", "tokens", "layout", "rng",
-                   "data_cursor", "meta", "files", "tensors", "digest"});
+                   "data_cursor", "meta", kFiles, kTensors, "digest"});
   CheckpointInfo& info = manifest.info;
   info.run_id = root["run_id"].as_string();
   if (!fault_of_file_name(info.run_id).empty()) root["run_id"].refuse("is no run id");
@@ -306,52 +327,49 @@ Manifest parse_manifest(std::string_view text, const std::string& path) {
   info.rng = root["rng"].value();
   info.data_cursor = root["data_cursor"].value();
   info.meta = root["meta"].value();
+  for (const std::string_view name : {kFiles, kTensors}) root[name].size();  // must be arrays
 
-  const std::map<std::string, size_t, std::less<>> file_index = add_entries(manifest, root);
-  const JsonCursor files = root["files"], tensors = root["tensors"];
   check_ranges(manifest.pieces, tensors);
-  check_tiling(manifest.pieces, tensors);
-  const auto blocks_file = file_index.find(kBlocksName);
-  if (blocks_file == file_index.end()) files.refuse(fmt::format("lacks {}", kBlocksName));
-  uint64_t blocks = 0;
-  for (const ManifestPiece& piece : manifest.pieces) blocks += piece.num_blocks();
-  if (manifest.files[blocks_file->second].bytes != blocks * sizeof(uint64_t)) {
-    files.refuse(fmt::format("gives {} a size of {}; wanted {}", kBlocksName, manifest.files[blocks_file->second].bytes,
-                             blocks * sizeof(uint64_t)));
+  require_tiling(manifest, path);
+  const ManifestFile* blocks_file = entries.find_file(kBlocksName);
+  if (blocks_file == nullptr) files.refuse(fmt::format("lacks {}", kBlocksName));
+  const uint64_t blocks_bytes = manifest.pieces.num_blocks() * sizeof(uint64_t);
+  if (blocks_file->bytes != blocks_bytes) {
+    files.refuse(fmt::format("gives {} a size of {}; wanted {}", kBlocksName, blocks_file->bytes, blocks_bytes));
   }
   return manifest;
 }
 
-std::string manifest_part_text(const Manifest& part) {
-  return Json::object().set("files", files_json(part)).set("tensors", tensors_json(part)).text();
+Manifest parse_manifest(std::string_view text, const std::string& path) {
+  return read_manifest(TextInMemory(text), path);
+}
+
+void require_tiling(Manifest& manifest, const std::string& path) {
+  manifest.pieces.sort_tensors();
+  const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = path};
+  const Json list = Json::array();
+  check_tiling(manifest.pieces, JsonCursor(list, source, std::string(kTensors)));
+}
+
+size_t num_manifest_parts(const Manifest& part) { return part.pieces.size() / kPiecesOfAPart + 1; }
+
+std::string manifest_part_text(const Manifest& part, size_t index) {
+  Json files = Json::array(), tensors = Json::array();
+  if (index == 0) {
+    for (const ManifestFile& file : part.files) files.push_back(file_json(file));
+  }
+  const size_t last = std::min((index + 1) * kPiecesOfAPart, part.pieces.size());
+  for (size_t i = index * kPiecesOfAPart; i < last; ++i) tensors.push_back(piece_json(part, part.pieces[i]));
+  return Json::object().set(kFiles, std::move(files)).set(kTensors, std::move(tensors)).text();
 }
 
 void append_manifest_part(Manifest& manifest, std::string_view text, const std::string& from) {
-  const JsonSource source{.kind = ErrorKind::kCommunication, .file = from};
+  const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = from};
   const Json json = parse_json(text, source, {.bytes = kMostManifestBytes});
-  add_entries(manifest, JsonCursor(json, source));
-}
-
-std::optional<std::pair<size_t, size_t>> find_overlap(const std::vector<ManifestPiece>& pieces) {
-  for (const auto& [name, parts] : by_tensor(pieces)) {
-    for (size_t i = 0; i < parts.size(); ++i) {
-      for (size_t j = 0; j < i; ++j) {
-        const int rank = std::min(parts[i]->shape.rank(), parts[j]->shape.rank());
-        if (is_apart(parts[i]->box, parts[j]->box, rank)) continue;
-        return std::pair(size_t(parts[j] - pieces.data()), size_t(parts[i] - pieces.data()));
-      }
-    }
-  }
-  return std::nullopt;
-}
-
-std::string box_text(const ManifestPiece& piece) {
-  std::string text = "elements [";
-  for (int axis = 0; axis < piece.shape.rank(); ++axis) {
-    const int64_t start = piece.box.start[size_t(axis)];
-    text += fmt::format("{}{}:{}", axis == 0 ? "" : ", ", start, start + piece.box.extent[size_t(axis)]);
-  }
-  return text + fmt::format("] of tensor {}", piece.name);
+  const JsonCursor root(json, source), files = root[kFiles], tensors = root[kTensors];
+  EntryReader entries(manifest);
+  for (size_t i = 0; i < files.size(); ++i) entries.add_file(files.at(i), files);
+  for (size_t i = 0; i < tensors.size(); ++i) entries.add_piece(tensors.at(i), tensors);
 }
 
 std::string binding_of_file(const CheckpointInfo& info, std::string_view name) {

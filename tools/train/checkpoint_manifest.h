@@ -11,16 +11,16 @@
 // another step, of another run, or in another's place does not match. XXH3 finds accidents, not attackers.
 #pragma once
 
-#include <array>
-#include <optional>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "core/base/view.h"
+#include "core/base/file_system.h"
 #include "core/io/json.h"
-#include "core/io/safetensors.h"
+#include "core/io/safetensors_index.h"
+#include "tools/train/manifest_pieces.h"
 
 namespace octet {
 
@@ -29,23 +29,11 @@ inline constexpr int64_t kOldestCheckpointFormat = 1, kNewestCheckpointFormat = 
 
 inline constexpr std::string_view kManifestName = "manifest.json";
 inline constexpr std::string_view kBlocksName = "blocks.xxh3";
-inline constexpr std::string_view kModelIndexName = "model.safetensors.index.json";
-inline constexpr uint64_t kBlockBytes = uint64_t(64) << 10;
-
-enum class TensorGroup : uint8_t { kModel, kOptim, kState };
-std::string_view name_of(TensorGroup group);  // "model", "optim", "state"
+inline constexpr std::string_view kModelIndexName = kSafetensorsIndexName;
 
 // "step-00000120"; and the step of such a name, -1 for any other.
 std::string checkpoint_name(int64_t step);
 int64_t step_of_checkpoint_name(std::string_view name);
-
-// A part of a tensor: along each axis, `extent` elements from `start`.
-struct Box {
-  std::array<int64_t, kMaxRank> start{}, extent{};
-  bool operator==(const Box&) const = default;
-};
-Box whole_box(const Shape& shape);
-int64_t num_elements(const Box& box, int rank);
 
 struct CheckpointInfo {
   std::string run_id;  // letters, digits, '.', '-', '_', '+'
@@ -64,41 +52,28 @@ struct ManifestFile {
   std::string checksum;
 };
 
-struct ManifestPiece {
-  std::string name;
-  TensorGroup group = TensorGroup::kModel;
-  StoredDType dtype = StoredDType::kF32;
-  Shape shape;  // of the whole tensor
-  Box box;
-  size_t file = 0;              // index into files
-  uint64_t begin = 0, end = 0;  // bytes of the file
-  std::string checksum;
-  uint64_t first_block = 0;  // where its checksums begin in blocks.xxh3; follows from the order
-
-  uint64_t bytes() const { return end - begin; }
-  uint64_t num_blocks() const { return (bytes() + kBlockBytes - 1) / kBlockBytes; }
-  bool is_whole() const { return box == whole_box(shape); }
-};
-
 struct Manifest {
   int64_t format_version = kNewestCheckpointFormat;
   CheckpointInfo info;
   std::vector<ManifestFile> files;
-  std::vector<ManifestPiece> pieces;  // the pieces of one tensor tile it
+  ManifestPieces pieces;  // the pieces of one tensor tile it
 };
 
-std::string manifest_text(const Manifest& manifest);
-// Checks all that can be checked without the other files. Errors are kCheckpoint.
+// Gives the text away in pieces of about 64 KiB.
+void write_manifest(const Manifest& manifest, const std::function<void(std::string_view)>& append);
+// Checks all that can be checked without the other files, `path` being the name for errors, which are kCheckpoint. Of
+// the file no more than 64 KiB is in memory at a time.
+Manifest read_manifest(const ReadableFile& file, const std::string& path);
 Manifest parse_manifest(std::string_view text, const std::string& path);
+// Throws kCheckpoint where pieces of one tensor overlap or leave out some of it. Sorts the tensors.
+void require_tiling(Manifest& manifest, const std::string& path);
 
-// What one rank adds to a manifest, its files and pieces, as a text; and added to a manifest of others. `from` names
-// the rank in errors.
-std::string manifest_part_text(const Manifest& part);
+// What one rank adds to a manifest, its files and pieces, in texts of at most kPiecesOfAPart pieces; and one of these
+// added to a manifest of others. `from` names the rank in errors.
+inline constexpr size_t kPiecesOfAPart = 4096;
+size_t num_manifest_parts(const Manifest& part);
+std::string manifest_part_text(const Manifest& part, size_t index);
 void append_manifest_part(Manifest& manifest, std::string_view text, const std::string& from);
-// Indices of two pieces that share elements of one tensor.
-std::optional<std::pair<size_t, size_t>> find_overlap(const std::vector<ManifestPiece>& pieces);
-// "elements [5:7, 0:6] of tensor experts.bias"
-std::string box_text(const ManifestPiece& piece);
 
 // What a checksum starts with.
 std::string binding_of_file(const CheckpointInfo& info, std::string_view name);

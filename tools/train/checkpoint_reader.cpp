@@ -40,15 +40,7 @@ void require_size(const std::string& path, uint64_t bytes, uint64_t wanted) {
 
 CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& path) : fs_(&fs), path_(path) {
   const std::string manifest_path = join_path(path_, kManifestName);
-  {
-    const auto file = open_part(fs, manifest_path);
-    constexpr uint64_t kLimit = uint64_t(256) << 20;
-    if (file->size() > kLimit)
-      refuse(manifest_path, fmt::format("{} has {} bytes; at most {} are read", manifest_path, file->size(), kLimit));
-    std::string text(file->size(), '\0');
-    file->read_at(0, text.data(), text.size());
-    manifest_ = parse_manifest(text, manifest_path);
-  }
+  manifest_ = read_manifest(*open_part(fs, manifest_path), manifest_path);
   const int64_t named = step_of_checkpoint_name(file_name_of(path_));
   if (named >= 0 && named != manifest_.info.step) {
     refuse(manifest_path, fmt::format("{} is of step {}; its directory is named for step {}", manifest_path,
@@ -66,20 +58,18 @@ CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& path) : fs
     require_size(file_path, info.size, file.bytes);
   }
   check_blocks_file();
-
-  std::map<std::string_view, std::vector<uint32_t>> pieces_of;
-  for (size_t i = 0; i < manifest_.pieces.size(); ++i) pieces_of[manifest_.pieces[i].name].push_back(uint32_t(i));
-  for (auto& [name, pieces] : pieces_of) {
-    const ManifestPiece& piece = manifest_.pieces[pieces.front()];
-    tensors_.push_back({piece.name, piece.group, piece.dtype, piece.shape});
-    pieces_of_.push_back(std::move(pieces));
-  }
 }
 
-const CheckpointReader::Tensor* CheckpointReader::find(std::string_view name) const {
-  const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
-                                   [](const Tensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
-  return at != tensors_.end() && at->name == name ? &*at : nullptr;
+std::optional<CheckpointReader::Tensor> CheckpointReader::find(std::string_view name) const {
+  const auto place = manifest_.pieces.find(name);
+  if (!place) return std::nullopt;
+  return manifest_.pieces.tensor(*place);
+}
+
+size_t CheckpointReader::place_of(std::string_view name) const {
+  const auto place = manifest_.pieces.find(name);
+  if (!place) refuse(path_, fmt::format("the checkpoint {} has no tensor {}", path_, name));
+  return *place;
 }
 
 uint64_t CheckpointReader::bytes() const {
@@ -154,24 +144,20 @@ std::string CheckpointReader::text_file(std::string_view name) const {
 }
 
 void CheckpointReader::read_tensor(std::string_view name, void* out) const {
-  const Tensor* tensor = find(name);
-  if (tensor == nullptr) refuse(path_, fmt::format("the checkpoint {} has no tensor {}", path_, name));
-  read_tensor(name, whole_box(tensor->shape), out);
+  read_tensor(name, whole_box(tensor(place_of(name)).shape), out);
 }
 
 void CheckpointReader::read_tensor(std::string_view name, const Box& box, void* out) const {
-  const Tensor* tensor = find(name);
-  if (tensor == nullptr) refuse(path_, fmt::format("the checkpoint {} has no tensor {}", path_, name));
-  for (size_t axis = 0; axis < size_t(tensor->shape.rank()); ++axis) {
-    const int64_t size = tensor->shape[int(axis)];
+  const size_t place = place_of(name);
+  const Shape shape = tensor(place).shape;
+  for (size_t axis = 0; axis < size_t(shape.rank()); ++axis) {
+    const int64_t size = shape[int(axis)];
     require(box.extent[axis] > 0 && box.start[axis] >= 0 && box.extent[axis] <= size &&
                 box.start[axis] <= size - box.extent[axis],
             "read_tensor: elements {} to {} of axis {} of {} {}; wanted some of it", box.start[axis],
-            box.start[axis] + box.extent[axis], axis, name, tensor->shape);
+            box.start[axis] + box.extent[axis], axis, name, shape);
   }
-  for (const uint32_t piece : pieces_of_[size_t(tensor - tensors_.data())]) {
-    read_piece(manifest_.pieces[piece], box, out);
-  }
+  for (const uint32_t piece : manifest_.pieces.pieces_of(place)) read_piece(manifest_.pieces[piece], box, out);
 }
 
 void CheckpointReader::refuse_block(const ManifestPiece& piece, uint64_t block) const {
@@ -236,7 +222,7 @@ void CheckpointReader::read_piece(const ManifestPiece& piece, const Box& box, vo
     }
     if (axis < 0) break;
   }
-  if (num_loaded == piece.num_blocks() && checksum.hex() != piece.checksum) {
+  if (num_loaded == piece.num_blocks() && checksum.digest() != piece.checksum) {
     const std::string file_path = join_path(path_, manifest_.files[piece.file].name);
     refuse(file_path, fmt::format("{}: tensor {} does not match its checksum", file_path, piece.name));
   }
@@ -256,11 +242,10 @@ class CheckpointVerifier {
 
   std::vector<CheckpointDamage> run() {
     const Manifest& manifest = reader_.manifest_;
-    std::vector<std::vector<const ManifestPiece*>> pieces_in(manifest.files.size());
-    for (const ManifestPiece& piece : manifest.pieces) pieces_in[piece.file].push_back(&piece);
+    std::vector<std::vector<uint32_t>> pieces_in(manifest.files.size());
+    for (const uint32_t piece : manifest.pieces.by_place()) pieces_in[manifest.pieces[piece].file].push_back(piece);
     for (size_t i = 0; i < manifest.files.size(); ++i) {
       if (!is_mine(i)) continue;
-      std::sort(pieces_in[i].begin(), pieces_in[i].end(), [](auto* a, auto* b) { return a->begin < b->begin; });
       try {
         check_file(i, pieces_in[i]);
       } catch (const Error& error) {
@@ -300,7 +285,7 @@ class CheckpointVerifier {
     damages_.push_back({file, tensor, block, what});
   }
 
-  void check_file(size_t index, const std::vector<const ManifestPiece*>& pieces) {
+  void check_file(size_t index, const std::vector<uint32_t>& pieces) {
     const ManifestFile& entry = reader_.manifest_.files[index];
     const ReadableFile& file = reader_.file(index);
     const std::string file_path = join_path(reader_.path_, entry.name);
@@ -316,28 +301,29 @@ class CheckpointVerifier {
         world_.progress();
       }
     };
-    for (const ManifestPiece* piece : pieces) {
-      pass(piece->begin);
-      const std::string binding = binding_of_piece(reader_.info(), *piece);
+    for (const uint32_t number : pieces) {
+      const ManifestPiece piece = reader_.manifest_.pieces[number];
+      pass(piece.begin);
+      const std::string binding = binding_of_piece(reader_.info(), piece);
       const uint64_t seed = block_seed(binding);
       Checksum piece_checksum(binding);
       const size_t before = damages_.size();
-      for (uint64_t block = 0; block < piece->num_blocks(); ++block) {
-        const uint64_t bytes = std::min(kBlockBytes, piece->end - at);
+      for (uint64_t block = 0; block < piece.num_blocks(); ++block) {
+        const uint64_t bytes = std::min(kBlockBytes, piece.end - at);
         file.read_at(at, buffer_.data(), bytes);
         checksum.add(buffer_.data(), bytes);
         piece_checksum.add(buffer_.data(), bytes);
-        if (block_checksum(buffer_.data(), bytes, seed, block) != reader_.wanted_checksum(*piece, block)) {
-          add(entry.name, piece->name, int64_t(block),
+        if (block_checksum(buffer_.data(), bytes, seed, block) != reader_.wanted_checksum(piece, block)) {
+          add(entry.name, std::string(piece.name), int64_t(block),
               fmt::format("{}: tensor {}: block {} (bytes {} to {} of the file) does not match its checksum", file_path,
-                          piece->name, block, at, at + bytes));
+                          piece.name, block, at, at + bytes));
         }
         at += bytes;
         world_.progress();
       }
-      if (damages_.size() == before && piece_checksum.hex() != piece->checksum) {
-        add(entry.name, piece->name, -1,
-            fmt::format("{}: tensor {} does not match its checksum", file_path, piece->name));
+      if (damages_.size() == before && piece_checksum.digest() != piece.checksum) {
+        add(entry.name, std::string(piece.name), -1,
+            fmt::format("{}: tensor {} does not match its checksum", file_path, piece.name));
       }
     }
     pass(entry.bytes);
@@ -349,7 +335,8 @@ class CheckpointVerifier {
   }
 
   // The files also stand for themselves: other programs read them without the manifest.
-  void check_headers(const std::vector<std::vector<const ManifestPiece*>>& pieces_in) {
+  void check_headers(const std::vector<std::vector<uint32_t>>& pieces_in) {
+    const ManifestPieces& pieces = reader_.manifest_.pieces;
     std::string name;
     try {
       for (size_t i = 0; i < pieces_in.size(); ++i) {
@@ -359,19 +346,40 @@ class CheckpointVerifier {
         bool is_same = file.tensors().size() == pieces_in[i].size();
         for (size_t t = 0; is_same && t < pieces_in[i].size(); ++t) {
           const auto& tensor = file.tensors()[t];
-          const ManifestPiece& piece = *pieces_in[i][t];
+          const ManifestPiece piece = pieces[pieces_in[i][t]];
           is_same = tensor.begin == piece.begin && tensor.end == piece.end && tensor.dtype == piece.dtype &&
                     (!piece.is_whole() || (tensor.name == piece.name && tensor.shape == piece.shape));
+          world_.progress();
         }
         if (!is_same) refuse(file.path(), fmt::format("{} has other tensors than the manifest says", file.path()));
       }
       name = kModelIndexName;
       const ManifestFile* index = reader_.find_file(kModelIndexName);
-      if (index != nullptr && is_mine(size_t(index - reader_.manifest_.files.data()))) {
-        open_safetensors_index(*reader_.fs_, reader_.path_, std::string(kModelIndexName));
-      }
+      if (index != nullptr && is_mine(size_t(index - reader_.manifest_.files.data()))) check_index();
     } catch (const Error& error) {
       add(name, "", -1, error.report().what);
+    }
+  }
+
+  // The index is in the order of names, since the saver writes it so.
+  void check_index() {
+    const ManifestPieces& pieces = reader_.manifest_.pieces;
+    const std::string path = join_path(reader_.path_, kModelIndexName);
+    const std::vector<uint32_t> wanted = pieces_by_name_in_file(pieces, TensorGroup::kModel);
+    size_t count = 0;
+    read_safetensors_index(
+        *reader_.fs_, path, ErrorKind::kCheckpoint, [&](std::string_view name, std::string_view file) {
+          const bool is_more = count < wanted.size();
+          const ManifestPiece piece = is_more ? pieces[wanted[count]] : ManifestPiece();
+          if (!is_more || name_in_file(piece) != name || reader_.manifest_.files[piece.file].name != file) {
+            refuse(path, fmt::format("{} has tensor {} in {}, which the manifest does not say", path, name, file));
+          }
+          ++count;
+          world_.progress();
+        });
+    if (count < wanted.size()) {
+      refuse(path,
+             fmt::format("{} lacks tensor {}, which the manifest has", path, name_in_file(pieces[wanted[count]])));
     }
   }
 

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,12 +17,7 @@ namespace octet {
 
 class CheckpointReader {
  public:
-  struct Tensor {
-    std::string name;
-    TensorGroup group;
-    StoredDType dtype;
-    Shape shape;
-  };
+  using Tensor = ManifestPieces::Tensor;  // its name lives as long as the reader
 
   // Checks the manifest, and that each file is there with its size. Errors about what is in the directory are
   // kCheckpoint; those of the disk are kStorage.
@@ -30,8 +26,10 @@ class CheckpointReader {
   const std::string& path() const { return path_; }
   const CheckpointInfo& info() const { return manifest_.info; }
   const Manifest& manifest() const { return manifest_; }
-  const std::vector<Tensor>& tensors() const { return tensors_; }  // by name
-  const Tensor* find(std::string_view name) const;
+  // In the order of their names.
+  size_t num_tensors() const { return manifest_.pieces.num_tensors(); }
+  Tensor tensor(size_t index) const { return manifest_.pieces.tensor(index); }
+  std::optional<Tensor> find(std::string_view name) const;
   uint64_t bytes() const;  // of all files
 
   // Copies a box of a tensor, rows contiguous, into `out`. The whole tensor without a box.
@@ -43,6 +41,7 @@ class CheckpointReader {
 
  private:
   friend class CheckpointVerifier;
+  size_t place_of(std::string_view name) const;  // of a tensor that must be there
   const ManifestFile* find_file(std::string_view name) const;
   std::string read_small_file(const ManifestFile& file) const;
   void read_piece(const ManifestPiece& piece, const Box& box, void* out) const;
@@ -61,8 +60,6 @@ class CheckpointReader {
   mutable std::vector<uint64_t> blocks_;  // those of blocks.xxh3 from first_block_
   mutable uint64_t first_block_ = 0;
   uint64_t num_blocks_ = 0;
-  std::vector<Tensor> tensors_;
-  std::vector<std::vector<uint32_t>> pieces_of_;  // as tensors_
 };
 
 struct CheckpointDamage {

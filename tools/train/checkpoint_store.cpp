@@ -7,7 +7,6 @@
 #include <tuple>
 
 #include "core/base/log.h"
-#include "core/io/safetensors_index.h"
 #include "parallel/agreement.h"
 #include "parallel/self_communicator.h"
 
@@ -53,34 +52,6 @@ std::string bytes_text(uint64_t bytes) {
   return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
-// The name of a piece inside a safetensors file: that of the tensor where it is whole, as Hugging Face wants it.
-std::string name_in_file(const ManifestPiece& piece) {
-  if (piece.is_whole()) return piece.name;
-  std::string name = piece.name + "@";
-  for (int axis = 0; axis < piece.shape.rank(); ++axis) {
-    const int64_t start = piece.box.start[size_t(axis)];
-    fmt::format_to(std::back_inserter(name), "{}{}:{}", axis == 0 ? "" : ",", start,
-                   start + piece.box.extent[size_t(axis)]);
-  }
-  return name;
-}
-
-Shape extent_shape(const ManifestPiece& piece) {
-  const auto& extent = piece.box.extent;
-  switch (piece.shape.rank()) {
-    case 0:
-      return {};
-    case 1:
-      return {extent[0]};
-    case 2:
-      return {extent[0], extent[1]};
-    case 3:
-      return {extent[0], extent[1], extent[2]};
-    default:
-      return {extent[0], extent[1], extent[2], extent[3]};
-  }
-}
-
 void write_file(FileSystem& fs, const std::string& path, std::string_view content) {
   const auto file = fs.create(path);
   file->append(content.data(), content.size());
@@ -94,6 +65,8 @@ bool is_of_peers(const Error& error) {
 
 constexpr size_t kGroups = 3;
 constexpr TensorGroup kAllGroups[kGroups] = {TensorGroup::kModel, TensorGroup::kOptim, TensorGroup::kState};
+// A header of so many tensors is read in little memory.
+constexpr size_t kMostTensorsOfAShard = size_t(1) << 14;
 // Checksums of blocks go to rank 0 in messages of this size.
 constexpr size_t kStreamedBlocks = size_t(1) << 17;
 
@@ -139,7 +112,7 @@ class Saver {
  private:
   struct Shard {
     TensorGroup group;
-    std::vector<size_t> pieces;  // indices into manifest_.pieces
+    size_t first = 0, count = 0;  // of pieces_
     uint64_t bytes = 0;
   };
 
@@ -180,21 +153,19 @@ class Saver {
              std::tuple(b->group, -size_of(b->dtype), std::string_view(b->name), box_of(*b).start);
     });
     for (const TensorPiece* piece : order) {
-      ManifestPiece entry{.name = piece->name,
-                          .group = piece->group,
-                          .dtype = piece->dtype,
-                          .shape = piece->shape,
-                          .box = box_of(*piece),
-                          .checksum = ""};
+      const ManifestPiece entry{.name = piece->name,
+                                .group = piece->group,
+                                .dtype = piece->dtype,
+                                .shape = piece->shape,
+                                .box = box_of(*piece)};
       const uint64_t bytes = uint64_t(num_elements(entry.box, entry.shape.rank()) * size_of(entry.dtype));
       if (shards_.empty() || shards_.back().group != entry.group ||
-          shards_.back().bytes + bytes > options.shard_bytes ||
-          shards_.back().pieces.size() == kMaxSafetensorsTensors) {
-        shards_.push_back({.group = entry.group, .pieces = {}});
+          shards_.back().bytes + bytes > options.shard_bytes || shards_.back().count == kMostTensorsOfAShard) {
+        shards_.push_back({.group = entry.group, .first = pieces_.size()});
       }
       shards_.back().bytes += bytes;
-      shards_.back().pieces.push_back(manifest_.pieces.size());
-      manifest_.pieces.push_back(std::move(entry));
+      ++shards_.back().count;
+      pieces_.push_back(entry);
       data_.push_back(static_cast<const char*>(piece->data));
     }
   }
@@ -268,22 +239,31 @@ class Saver {
       }
     }
     if (!is_first() && !shards_.empty()) fs_.sync_directory(temporary_);
+    for (const ManifestPiece& piece : pieces_) {
+      if (!manifest_.pieces.add(piece)) {
+        fail(ErrorKind::kCheckpoint,
+             {.what = fmt::format("the pieces of tensor {} have different dtypes, shapes or groups", piece.name),
+              .where = {},
+              .why = {},
+              .fix = {}});
+      }
+    }
   }
 
   void write_shard(size_t index) {
     const Shard& shard = shards_[index];
     const std::string& name = shard_names_[index];
     std::vector<SafetensorsWriter::Tensor> tensors;
-    for (const size_t p : shard.pieces) {
-      const ManifestPiece& piece = manifest_.pieces[p];
-      tensors.push_back({name_in_file(piece), piece.dtype, extent_shape(piece)});
+    for (size_t p = shard.first; p < shard.first + shard.count; ++p) {
+      const ManifestPiece& piece = pieces_[p];
+      tensors.push_back({name_in_file(piece), piece.dtype, shape_of(piece.box.extent, piece.shape.rank())});
     }
     SafetensorsWriter writer(fs_, join_path(temporary_, name), std::move(tensors), {{"format", "pt"}},
                              binding_of_file(manifest_.info, name));
     blocks_.resize(first_block_of(shard));
     uint64_t at = writer.header_bytes();
-    for (const size_t p : shard.pieces) {
-      ManifestPiece& piece = manifest_.pieces[p];
+    for (size_t p = shard.first; p < shard.first + shard.count; ++p) {
+      ManifestPiece& piece = pieces_[p];
       piece.file = index;
       piece.first_block = blocks_.size();
       piece.begin = at;
@@ -299,7 +279,7 @@ class Saver {
         writer.append(from, bytes);
         world_.progress();
       }
-      piece.checksum = checksum.hex();
+      piece.checksum = checksum.digest();
       at = piece.end;
     }
     const uint64_t bytes = writer.file_bytes();
@@ -309,16 +289,21 @@ class Saver {
   }
 
   uint64_t first_block_of(const Shard& shard) const {
-    const size_t first = shard.pieces.front();
-    return first == 0 ? 0 : manifest_.pieces[first - 1].first_block + manifest_.pieces[first - 1].num_blocks();
+    if (shard.first == 0) return 0;
+    const ManifestPiece& before = pieces_[shard.first - 1];
+    return before.first_block + before.num_blocks();
   }
 
   // Ranks other than 0: sends what rank 0 needs to know of this rank's shards, in the order in which it asks.
   std::optional<Error> hand_over() {
-    const std::string part = manifest_part_text(manifest_);
-    std::array<int64_t, 2> sizes = {int64_t(part.size()), int64_t(blocks_.size())};
-    world_.send(ConstView(sizes.data(), {2}, DType::kInt64), 0, default_stream());
-    world_.send(ConstView(part.data(), {sizes[0]}, DType::kUInt8), 0, default_stream());
+    const std::array<int64_t, 2> counts = {int64_t(num_manifest_parts(manifest_)), int64_t(blocks_.size())};
+    world_.send(ConstView(counts.data(), {2}, DType::kInt64), 0, default_stream());
+    for (size_t i = 0; i < size_t(counts[0]); ++i) {
+      const std::string part = manifest_part_text(manifest_, i);
+      const auto bytes = int64_t(part.size());
+      world_.send(ConstView(&bytes, {1}, DType::kInt64), 0, default_stream());
+      world_.send(ConstView(part.data(), {bytes}, DType::kUInt8), 0, default_stream());
+    }
     for (size_t at = 0; at < blocks_.size(); at += kStreamedBlocks) {
       const auto count = int64_t(std::min(kStreamedBlocks, blocks_.size() - at));
       world_.send(ConstView(blocks_.data() + at, {count}, DType::kInt64), 0, default_stream());
@@ -334,23 +319,24 @@ class Saver {
     };
     first_pieces_ = {0};
     std::vector<int64_t> blocks_of = {int64_t(blocks_.size())};
-    std::vector<std::string> parts;
     for (int rank = 1; rank < world_.size(); ++rank) {
-      std::array<int64_t, 2> sizes{};
-      world_.receive(View(sizes.data(), {2}, DType::kInt64), rank, default_stream());
-      std::string part(size_t(sizes[0]), '\0');
-      world_.receive(View(part.data(), {sizes[0]}, DType::kUInt8), rank, default_stream());
-      blocks_of.push_back(sizes[1]);
+      std::array<int64_t, 2> counts{};
+      world_.receive(View(counts.data(), {2}, DType::kInt64), rank, default_stream());
+      blocks_of.push_back(counts[1]);
       first_pieces_.push_back(manifest_.pieces.size());
-      unless_failed([&] { append_manifest_part(manifest_, part, fmt::format("the part of rank {}", rank)); });
+      for (int64_t i = 0; i < counts[0]; ++i) {
+        int64_t bytes = 0;
+        world_.receive(View(&bytes, {1}, DType::kInt64), rank, default_stream());
+        std::string part(size_t(bytes), '\0');
+        world_.receive(View(part.data(), {bytes}, DType::kUInt8), rank, default_stream());
+        unless_failed([&] { append_manifest_part(manifest_, part, fmt::format("the part of rank {}", rank)); });
+      }
     }
     unless_failed([&] {
+      manifest_.pieces.sort_tensors();
       refuse_overlap();
       for (const TextFile& file : text_files_) write_text(file.name, file.content);
-      const auto is_model = [](const ManifestPiece& piece) { return piece.group == TensorGroup::kModel; };
-      if (std::any_of(manifest_.pieces.begin(), manifest_.pieces.end(), is_model)) {
-        write_text(kModelIndexName, model_index());
-      }
+      write_index();
     });
 
     std::unique_ptr<WritableFile> file;
@@ -378,16 +364,23 @@ class Saver {
       file->sync();
       file.reset();
       manifest_.files.push_back({std::string(kBlocksName), bytes, checksum.hex()});
-      const std::string text = manifest_text(manifest_);
-      parse_manifest(text, join_path(temporary_, kManifestName));  // refuses boxes that do not tile their tensor
-      write_file(fs_, join_path(temporary_, kManifestName), text);
+      const std::string path = join_path(temporary_, kManifestName);
+      require_tiling(manifest_, path);
+      file = fs_.create(path);
+      write_manifest(manifest_, [&](std::string_view text) {
+        file->append(text.data(), text.size());
+        world_.progress();
+      });
+      file->sync();
+      file.reset();
       fs_.sync_directory(temporary_);
     });
+    manifest_.pieces = {};
     return failure;
   }
 
   void refuse_overlap() const {
-    const auto overlap = find_overlap(manifest_.pieces);
+    const auto overlap = manifest_.pieces.find_overlap();
     if (!overlap) return;
     const auto rank_of = [this](size_t piece) {
       return std::upper_bound(first_pieces_.begin(), first_pieces_.end(), piece) - first_pieces_.begin() - 1;
@@ -401,29 +394,43 @@ class Saver {
           .fix = "let one rank give it"});
   }
 
-  void write_text(std::string_view name, std::string_view content) {
-    write_file(fs_, join_path(temporary_, name), content);
+  // A file beside the tensors, of which `write` appends the content.
+  template <class Write>
+  void write_other(std::string_view name, Write&& write) {
+    const auto file = fs_.create(join_path(temporary_, name));
     Checksum checksum(binding_of_file(manifest_.info, name));
-    checksum.add(content.data(), content.size());
-    manifest_.files.push_back({std::string(name), content.size(), checksum.hex()});
+    uint64_t bytes = 0;
+    write([&](std::string_view text) {
+      checksum.add(text.data(), text.size());
+      file->append(text.data(), text.size());
+      bytes += text.size();
+      world_.progress();
+    });
+    file->sync();
+    manifest_.files.push_back({std::string(name), bytes, checksum.hex()});
+  }
+
+  void write_text(std::string_view name, std::string_view content) {
+    write_other(name, [&](auto&& append) { append(content); });
   }
 
   // huggingface.co/docs/transformers, "Big models": where each weight is.
-  std::string model_index() const {
+  void write_index() {
+    const ManifestPieces& pieces = manifest_.pieces;
+    const std::vector<uint32_t> order = pieces_by_name_in_file(pieces, TensorGroup::kModel);
+    if (order.empty()) return;
     uint64_t total = 0;
-    std::vector<std::pair<std::string, std::string>> files;
-    for (const ManifestPiece& piece : manifest_.pieces) {
-      if (piece.group != TensorGroup::kModel) continue;
-      total += piece.bytes();
-      files.emplace_back(name_in_file(piece), manifest_.files[piece.file].name);
-    }
-    std::sort(files.begin(), files.end());
-    std::string text = fmt::format("{{\n  \"metadata\": {{\"total_size\": {}}},\n  \"weight_map\": {{", total);
-    for (size_t i = 0; i < files.size(); ++i) {
-      text +=
-          fmt::format("{}\n    {}: {}", i == 0 ? "" : ",", Json(files[i].first).text(), Json(files[i].second).text());
-    }
-    return text + "\n  }\n}\n";
+    for (const uint32_t piece : order) total += pieces[piece].bytes();
+    write_other(kModelIndexName, [&](auto&& append) {
+      std::string text = fmt::format("{{\n  \"metadata\": {{\"total_size\": {}}},\n  \"weight_map\": {{", total);
+      for (size_t i = 0; i < order.size(); ++i) {
+        const ManifestPiece piece = pieces[order[i]];
+        text += fmt::format("{}\n    {}: {}", i == 0 ? "" : ",", Json(name_in_file(piece)).text(),
+                            Json(manifest_.files[piece.file].name).text());
+        if (text.size() >= kBlockBytes) append(text), text.clear();
+      }
+      append(text + "\n  }\n}\n");
+    });
   }
 
   // A disk that reports success and keeps something else is found out before the checkpoint counts.
@@ -474,8 +481,9 @@ class Saver {
   const std::vector<TextFile>& text_files_;
   Communicator& world_;
   const std::string name_, path_, temporary_;
-  Manifest manifest_;              // of this rank; on rank 0, of all in the end
-  std::vector<const char*> data_;  // as manifest_.pieces, as far as they are this rank's
+  Manifest manifest_;                  // of this rank; on rank 0, of all in the end
+  std::vector<ManifestPiece> pieces_;  // of this rank
+  std::vector<const char*> data_;      // as pieces_
   std::vector<Shard> shards_;
   std::vector<std::string> shard_names_;
   std::map<std::string, int> writers_;  // of the shards of all ranks
@@ -594,7 +602,6 @@ std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const
 
 std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory,
                                                            Communicator& world) {
-  if (world.size() > 1) require_shared_directory(fs, directory, world);
   const std::vector<CheckpointEntry> entries = entries_of_first(fs, directory, world);
   std::string reasons;
   for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {

@@ -77,7 +77,7 @@ std::vector<CheckpointEntry> list_checkpoints(FileSystem& fs, const std::string&
 // is renamed to bad-step-N with the reason in reason.txt, so that its step can be saved again. Throws kCheckpoint where
 // there are checkpoints and none is good.
 std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory);
-// The same answer on every rank; requires a shared directory.
+// The same answer on every rank; after require_shared_directory.
 std::optional<CheckpointEntry> find_newest_good_checkpoint(FileSystem& fs, const std::string& directory,
                                                            Communicator& world);
 

@@ -67,13 +67,12 @@ Box box_of(const Parameter& parameter, const WeightPiece& piece, const RowRange&
   return box;
 }
 
-const CheckpointReader::Tensor& find_tensor(const CheckpointReader& reader, const std::string& name,
-                                            const Shape& shape) {
-  const CheckpointReader::Tensor* saved = reader.find(name);
-  if (saved == nullptr || saved->shape != shape) {
+CheckpointReader::Tensor find_tensor(const CheckpointReader& reader, const std::string& name, const Shape& shape) {
+  const std::optional<CheckpointReader::Tensor> saved = reader.find(name);
+  if (!saved || saved->shape != shape) {
     fail(ErrorKind::kCheckpoint,
-         {.what = saved == nullptr ? fmt::format("tensor {} is missing", name)
-                                   : fmt::format("tensor {} is {}; the model wants {}", name, saved->shape, shape),
+         {.what = !saved ? fmt::format("tensor {} is missing", name)
+                         : fmt::format("tensor {} is {}; the model wants {}", name, saved->shape, shape),
           .where = reader.path(),
           .why = "the model would be only partly that of the checkpoint",
           .fix = "use the configuration that wrote it: config.yaml in that directory"});
@@ -103,7 +102,7 @@ void read_vector(const CheckpointReader& reader, const std::string& name, const 
 void read_own_rows(const CheckpointReader& reader, const std::string& name, const Parameter& parameter,
                    const WeightPiece& piece, const Tensor& to, Chunk& chunk, Communicator& world) {
   const int64_t cols = parameter.shape().cols();
-  const auto& saved = find_tensor(reader, name, parameter.piece_shape(piece));
+  const CheckpointReader::Tensor saved = find_tensor(reader, name, parameter.piece_shape(piece));
   for_chunks(intersection(parameter.own(), rows_of(piece)), cols, [&](const RowRange& rows) {
     read_into(reader, saved, box_of(parameter, piece, rows), rows_of(to, parameter.own(), rows, cols), chunk);
     world.progress();
@@ -115,8 +114,8 @@ void read_weights(const CheckpointReader& reader, Transformer& model, Chunk& chu
   for (Parameter* parameter : model.parameters()) {
     for (const WeightPiece& piece : parameter->pieces()) {
       const std::string master = piece.name + ".master";
-      read_own_rows(reader, reader.find(master) != nullptr ? master : piece.name, *parameter, piece,
-                    parameter->master(), chunk, world);
+      read_own_rows(reader, reader.find(master) ? master : piece.name, *parameter, piece, parameter->master(), chunk,
+                    world);
     }
   }
   for (Router* router : model.routers()) read_vector(reader, bias_name(*router), router->bias(), chunk);
