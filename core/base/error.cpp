@@ -1,5 +1,6 @@
 #include "core/base/error.h"
 
+#include "core/base/exit_code.h"
 #include "core/base/log.h"
 
 namespace octet {
@@ -28,8 +29,7 @@ int exit_code(ErrorKind kind) {
   return 2;
 }
 
-namespace {
-const char* code_meaning(int code) {
+std::string_view meaning_of_code(int code) {
   switch (code) {
     case 2:
       return "usage or configuration";
@@ -45,11 +45,12 @@ const char* code_meaning(int code) {
       return "peer lost";
     case 8:
       return "hang";
-    default:
+    case 9:
       return "out of memory";
+    default:
+      return "";
   }
 }
-}  // namespace
 
 Error::Error(ErrorKind kind, Report report)
     : std::runtime_error(report.what), kind_(kind), report_(std::move(report)) {}
@@ -81,7 +82,7 @@ std::string Error::block() const {
     text += fmt::format("  {}. {}\n", i + 1, parts_[i].what);
     lines(parts_[i], "     ");
   }
-  line("code:", fmt::format("{} ({})", code(), code_meaning(code())));
+  line("code:", fmt::format("{} ({})", code(), meaning_of_code(code())));
   return text;
 }
 

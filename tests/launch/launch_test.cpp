@@ -130,7 +130,7 @@ TEST_CASE("the code of the ranks is the code of the launch", "[launch]") {
   CHECK_THAT(err, !Catch::Contains("mpirun") && !Catch::Contains("MPI_ABORT") && !Catch::Contains("-----"));
   CHECK(err.empty() == (code == 75));
   if (code != 75) {
-    CHECK_THAT(err, Catch::Contains(fmt::format("the ranks ended with code {}, ", code)) &&
+    CHECK_THAT(err, Catch::Contains(fmt::format("the ranks ended with code {} (", code)) &&
                         Catch::Contains(fmt::format(": rank {}; its log is ", rank)) &&
                         Catch::Contains(fmt::format("runs/x/logs/rank-{:03}.log", rank)));
   }

@@ -76,4 +76,26 @@ TEST_CASE("ranks of mpirun verify the layout of the configuration", "[program][v
   }
 }
 
+TEST_CASE("a rank of octet verify ends by the first SIGTERM", "[program][verify][mpi]") {
+  if (!is_mpi_built()) {
+    WARN("skipped: this build has no MPI");
+    return;
+  }
+  const TemporaryDirectory directory;
+  const std::string script = directory / "signal.sh", table = directory / "table";
+  real_file_system().write_atomically(script, kVerify + " --steps 100000 > " + table +
+                                                  " &\nrank=$!\n"
+                                                  "until grep -q layout " +
+                                                  table +
+                                                  "; do kill -0 $rank || exit 1; sleep 0.05; done\n"
+                                                  "kill -TERM $rank\n"
+                                                  "(sleep 20; kill -KILL $rank) > /dev/null 2>&1 &\n"
+                                                  "limit=$!\n"
+                                                  "wait $rank\n"
+                                                  "echo ended with $?\n"
+                                                  "kill $limit\n");
+  const Outcome outcome = shell(kMpirun + "-np 1 sh " + script);
+  CHECK_THAT(outcome.text, Catch::Contains("ended with 143"));  // 128 + SIGTERM
+}
+
 }  // namespace octet::test

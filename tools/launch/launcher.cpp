@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "core/base/error.h"
+#include "core/base/exit_code.h"
 #include "core/base/file_system.h"
 #include "core/base/log.h"
 #include "tools/launch/mpirun_output.h"
@@ -262,29 +263,6 @@ class Mpirun {
   std::thread forward_out_, forward_error_;
 };
 
-const char* meaning(int code) {
-  switch (code) {
-    case 2:
-      return ", usage or configuration";
-    case 3:
-      return ", data";
-    case 4:
-      return ", checkpoint";
-    case 5:
-      return ", storage";
-    case 6:
-      return ", a number that is not finite";
-    case 7:
-      return ", a peer is lost";
-    case 8:
-      return ", no progress";
-    case 9:
-      return ", out of memory";
-    default:
-      return "";
-  }
-}
-
 std::string log_of(const LaunchPlan& plan, int64_t rank) {
   return plan.run_dir.empty() ? std::string() : RankOutput::path_of(int(rank), plan.run_dir);
 }
@@ -318,13 +296,13 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
          .fix = "look at that host and the network to it; the same command goes on from the newest checkpoint"});
   }
   if (code == 0) return 0;
-  const bool is_ours = (2 <= code && code <= 9) || code == kExitSavedAndRequeue;
+  const bool is_ours = !meaning_of_code(code).empty() || code == kExitSavedAndRequeue;
   const std::optional<int64_t> rank = output.failed_rank();
   const std::string where =
       rank ? fmt::format("rank {}; its log is {}", *rank, log_of(plan, *rank)) : "mpirun, on this machine";
   if (is_ours) {
     if (code != kExitSavedAndRequeue && !output.has_error_block()) {
-      log_error("the ranks ended with code {}{}: {}", code, meaning(code), where);
+      log_error("the ranks ended with code {} ({}): {}", code, meaning_of_code(code), where);
     }
     return code;
   }

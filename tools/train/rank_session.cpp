@@ -18,7 +18,6 @@
 #include "parallel/mpi_communicator.h"
 #include "tools/train/end_with_parent.h"
 #include "tools/train/rank_output.h"
-#include "tools/train/stop_signal.h"
 #include "tools/train/yaml_reader.h"
 
 namespace octet {
@@ -108,7 +107,6 @@ void require_same_program(Communicator& world, const Config& config) {
 
 int run_as_rank(const SessionOptions& options, const std::function<void()>& check,
                 const std::function<int(Communicator& world)>& body) {
-  const StopSignal signals;
   end_with_parent();
   std::optional<RankOutput> output;
   bool is_first = true;

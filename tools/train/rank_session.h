@@ -18,8 +18,8 @@ struct SessionOptions {
 
 // Meets the other ranks and runs body on all of them; the result is its exit code. An error of one rank is the end of
 // all: rank 0 shows it and the others write it to their log, and its code is the result. check comes first: what it
-// throws on any rank ends all, before anything is written. A StopSignal is there from the first moment, and all ranks
-// come to the end together.
+// throws on any rank ends all, before anything is written. All ranks come to the end together. A body that saves when
+// it is told to stop needs a StopSignal from before this call; any other is ended by the signal itself.
 int run_as_rank(const SessionOptions& options, const std::function<void()>& check,
                 const std::function<int(Communicator& world)>& body);
 
