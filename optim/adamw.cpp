@@ -16,8 +16,8 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DTyp
   }
 }
 
-double AdamW::gradient_norm() {
-  std::vector<double> sums;  // of each slab of the model; 0 where another rank owns it
+std::vector<double> AdamW::square_sums() const {
+  std::vector<double> sums;
   for (Parameter* parameter : parameters_) {
     const int64_t of_matrix = parameter->slabs_of_matrix();
     const size_t begin = sums.size();
@@ -34,10 +34,19 @@ double AdamW::gradient_norm() {
                            grad.stream());
     }
   }
-  if (world_ != nullptr) world_->all_reduce(sums);
+  return sums;
+}
+
+double AdamW::norm_of(std::span<const double> sums) {
   double sum = 0;
   for (const double of_slab : sums) sum += of_slab;
   return std::sqrt(sum);
+}
+
+double AdamW::gradient_norm() const {
+  std::vector<double> sums = square_sums();
+  if (world_ != nullptr) world_->all_reduce(sums);
+  return norm_of(sums);
 }
 
 void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats) {

@@ -2,6 +2,7 @@
 // holds the moments of its own rows of each parameter (core/autograd/parameter.h) and updates those.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "core/autograd/parameter.h"
@@ -19,7 +20,11 @@ class AdamW {
   // sqrt of the sum of squares over all gradients of the model, of which each rank has summed those of its own rows;
   // the same on every rank. In float64, slab by slab, then over slabs in the order of the model: a gradient has one
   // norm, whatever ranks it lies on. Not finite where any gradient is not.
-  double gradient_norm();
+  double gradient_norm() const;
+  // Its two halves, for a caller that sums over ranks itself: of each slab of the model, 0 where another rank owns it;
+  // and the norm of what the sums of all ranks are together.
+  std::vector<double> square_sums() const;
+  static double norm_of(std::span<const double> sums);
   // One update with gradients times min(1, grad_clip / norm), of the own rows of masters and of the forms that products
   // read; then gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.
   void step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats = nullptr);

@@ -58,7 +58,7 @@ Measured train(const Config& config) {
       world.reset_traffic();
       for (Communicator* group : ranks.groups()) group->reset_traffic();
       // Tokens are drawn evenly, so that routing is about even.
-      run_micro_batches(
+      const std::vector<double> losses = run_micro_batches(
           model, plan,
           [&](int64_t m) {
             const int64_t T = plan.sequences * plan.seq_len;
@@ -71,7 +71,8 @@ Measured train(const Config& config) {
             return batch;
           },
           together);
-      apply_update(model, optimizer, step, 1e-3, optimizer.gradient_norm(), nullptr, together);
+      const StepSums sums = sum_step(model, optimizer, plan, losses, together);
+      apply_update(model, optimizer, step, 1e-3, sums.grad_norm, nullptr, together);
     }
     const auto me = size_t(world.rank());
     const std::vector<Communicator*> groups = ranks.groups();

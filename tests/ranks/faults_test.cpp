@@ -113,7 +113,8 @@ TEST_CASE("each fault in each phase, of each rank", "[.matrix]") {
       for (const char* what : {"kill", "stop"}) {
         // Of the last phases the next start has none, where the last checkpoint is there already.
         if (phase.starts_with("step 6") || phase == "after training") real_file_system().remove_tree(run);
-        break_and_check(run, ranks, {rank, what, phase, operation, 1 + rank % 2});
+        const bool is_often = operation != "phase" && operation != "all_reduce";
+        break_and_check(run, ranks, {rank, what, phase, operation, is_often ? 1 + rank % 2 : 1});
         // Or the fault of the next would come too late.
         const std::string newest = join_path(run, "checkpoints/step-00000004");
         if (real_file_system().exists(newest)) real_file_system().remove_tree(run);
@@ -181,6 +182,26 @@ TEST_CASE("a rank without memory ends all with code 9, and is named", "[ranks][f
   CHECK(launched.wait() == 9);
   CHECK_THAT(launched.err(), Catch::Contains("rank 1 gave up: out of memory"));
   go_on(run, 2);
+}
+
+TEST_CASE("a rank that is always slower than the others is named in the log and the report", "[ranks][slow]") {
+  if (is_skipped()) return;
+  const TemporaryDirectory directory;
+  const bool is_slow = GENERATE(true, false);
+  const std::string run = directory / "run";
+  Sets sets = short_run(2, is_slow ? 12 : 24);
+  sets.push_back(fmt::format("train.log_every_steps={}", is_slow ? 1 : 2));
+  const Fault fault{1, "slow", "step", "all_to_all", 1};
+  LaunchedTraining launched(2, run, kTrainRank,
+                            train_rank(run, sets, is_slow ? fault.words() : std::vector<std::string>()));
+  const int code = launched.wait();
+  const std::string err = launched.err(), html = real_file_system().read_text(join_path(run, "report.html"));
+  CAPTURE(is_slow, err);
+  CHECK(code == 0);
+  CHECK((err.find("rank 1 (host ") != std::string::npos) == is_slow);
+  CHECK((err.find("is slower than the others") != std::string::npos) == is_slow);
+  CHECK((html.find("Rank 1 (host ") != std::string::npos) == is_slow);
+  CHECK_THAT(html, !Catch::Contains("Rank 0 (host "));
 }
 
 }  // namespace octet::test

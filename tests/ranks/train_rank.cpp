@@ -3,7 +3,7 @@
 // RANK does WHAT when it comes to that NUMBER, from 1, of the operations of this name in a phase that begins with
 // PHASE. OPERATION "phase" is the beginning of the phase itself; PHASE "launch" comes before all others, without a
 // number. WHAT is kill, stop (until it is continued), loop, lock (a mutex that it holds already), read (a pipe that
-// nobody writes to) or memory (it finds none).
+// nobody writes to), memory (it finds none) or slow (from then on, each of these operations begins late).
 #include <unistd.h>
 
 #include <csignal>
@@ -14,6 +14,7 @@
 #include "parallel/launch_environment.h"
 #include "tools/train/check_run.h"
 #include "tools/train/rank_session.h"
+#include "tools/train/stop_signal.h"
 #include "tools/train/trainer.h"
 
 namespace octet {
@@ -29,6 +30,7 @@ void commit(const std::string& what) {
   if (what == "kill") std::raise(SIGKILL);
   if (what == "stop") std::raise(SIGSTOP);
   if (what == "memory") throw std::bad_alloc();
+  if (what == "slow") ::usleep(10'000);
   if (what == "loop") {
     for (volatile bool is_on = true; is_on;) {
     }
@@ -54,7 +56,8 @@ struct Moments {
 
   void come_to(std::string_view operation) {
     if (fault.rank < 0 || fault.operation != operation || !phase.starts_with(fault.phase)) return;
-    if (++count == fault.number) commit(fault.what);
+    ++count;
+    if (count == fault.number || (count > fault.number && fault.what == "slow")) commit(fault.what);
   }
 };
 
@@ -113,6 +116,7 @@ int run(const std::vector<std::string>& words) {
   FileSystem& files = real_file_system();
   const Config config = load_config(files, config_path, sets);
   set_num_threads(1);
+  const StopSignal signals;
   CheckedRun run;
   return run_as_rank(
       {.run_dir = run_dir, .communicator = {.timeout_s = config.parallel.timeout_s}, .meet_limit_s = meet_limit_s},

@@ -25,6 +25,7 @@ StepRecord full_record() {
   record.experts = {{.layer = 1, .max_violation = 0.5, .entropy = 2.0, .entropy_ratio = 0.96, .dead_experts = 0},
                     {.layer = 2, .max_violation = 7, .dead_experts = 7, .share = {1.0, 0.0}}};
   record.fp8 = {{.role = "wgrad_grad", .flushed_percent = 0.25, .saturated_percent = 0, .non_finite = 3}};
+  record.slow_rank = {.rank = 3, .host = "node7", .percent = 12.5};
   return record;
 }
 
@@ -105,6 +106,7 @@ TEST_CASE("a record reads back as it was written", "[metrics]") {
     REQUIRE(back.experts.size() == record.experts.size());
     for (size_t i = 0; i < back.experts.size(); ++i) CHECK(back.experts[i].share == record.experts[i].share);
     CHECK(back.fp8.size() == record.fp8.size());
+    CHECK(back.slow_rank.has_value() == record.slow_rank.has_value());
   }
 }
 

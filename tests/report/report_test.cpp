@@ -27,6 +27,7 @@ StepRecord record_of(int64_t step) {
           {.layer = layer, .max_violation = 4.0 / double(step), .entropy = 1.3, .entropy_ratio = 0.9});
       if (step % 100 == 0) record.experts.back().share = {0.5, 0.25, 0.25, 0.0}, record.experts.back().dead_experts = 1;
     }
+    if (step > 100) record.slow_rank = {.rank = 2, .host = step < 200 ? "a<b" : "c", .percent = double(step) / 10};
     record.fp8 = {{"activation", 0.125, 0, 0}, {"grad_output", 1.5, 0.25, step == 20 ? 2 : 0}};
   }
   return record;
@@ -90,7 +91,10 @@ TEST_CASE("the report has every part, in one file that needs no other", "[report
         "Load of each expert at step 300", "layer 3, expert 2\n25.00% of the choices, 1.00 of the even share",
         "Max violation over the run", "grad_output", "activations", "Speed of light", "model: {layers: 4}",
         "once &lt;script&gt;alert(1)&lt;/script&gt; \uFFFD &amp; upon\uFFFD a time",
-        "Experts without a token at step 300: 3.", "2 elements of role grad_output were not finite", "&lt;b&gt;bold"}) {
+        "Experts without a token at step 300: 3.",
+        "Rank 2 (host a&lt;b) was slower than the others, who waited for it in 15 % of the time (records of steps that "
+        "say so: 9).",
+        "2 elements of role grad_output were not finite", "&lt;b&gt;bold"}) {
     CAPTURE(part);
     CHECK(html.find(part) != std::string::npos);
   }

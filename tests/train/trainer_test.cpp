@@ -2,7 +2,7 @@
 
 #include <cerrno>
 
-#include "core/base/fault_file_system.h"
+#include "tests/checkpoint/thread_ranks.h"
 #include "tests/support/numeric.h"
 #include "tools/data/prepare.h"
 
@@ -250,6 +250,27 @@ TEST_CASE("a model read from a checkpoint gives the losses of the one in trainin
   const std::vector<int32_t> ids = {5, 100, 7, 200, 31, 1, 0, 255};
   CHECK(to_vector<float>(model->logits(from_vector(ids, {8}), 1)) ==
         to_vector<float>(trainer.model().logits(from_vector(ids, {8}), 1)));
+}
+
+TEST_CASE("what rank 0 does alone on a slow disk is no hang", "[train][faults]") {
+  Config config = test_config();
+  config.parallel.dp = 2;
+  config.train.steps = 1;
+  config.train.eval_every_steps = config.train.sample_every_steps = 0;
+  SharedDisk disk;
+  write_dataset(disk.fs);
+  // A report is made, written, put on the disk and renamed: four calls.
+  constexpr auto kEach = std::chrono::milliseconds(1000);
+  const std::vector<Outcome> all =
+      outcomes(2, {.communicator = {.timeout_s = 3}, .faults = {}}, [&](Communicator& world) {
+        RankFileSystem fs(disk);
+        if (world.rank() == 0) fs.slow_down("report.html", kEach);
+        Trainer trainer(config, {}, "run", fs, real_clock(), &world);
+        trainer.run();
+        world.barrier();
+      });
+  for (const Outcome& outcome : all) CHECK(outcome.text == "");
+  CHECK(disk.fs.exists("run/report.html"));
 }
 
 }  // namespace octet::test

@@ -187,9 +187,13 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& wor
     world.barrier();
     const int64_t sent_before = sent();
     const int64_t begin_ns = real_clock().monotonic_ns();
-    losses.push_back(run_micro_batches(
-        model, plan, [&](int64_t m) { return batches[size_t(m - plan.first)]; }, together));
-    apply_update(model, optimizer, step, config.optim.lr, optimizer.gradient_norm(), nullptr, together);
+    const StepSums sums =
+        sum_step(model, optimizer, plan,
+                 run_micro_batches(
+                     model, plan, [&](int64_t m) { return batches[size_t(m - plan.first)]; }, together),
+                 together);
+    losses.push_back(sums.loss);
+    apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
     sent_bytes = sent() - sent_before;
     if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
   }

@@ -83,6 +83,11 @@ std::string to_json(const StepRecord& record) {
     }
     json.set("fp8", std::move(roles));
   }
+  if (record.slow_rank) {
+    const SlowRankRecord& slow = *record.slow_rank;
+    json.set("slow_rank",
+             Json::object().set("rank", slow.rank).set("host", slow.host).set("percent", number(slow.percent)));
+  }
   return json.text();
 }
 
@@ -134,6 +139,11 @@ StepRecord step_record_from_json(std::string_view line) {
                             .saturated_percent = number(role["saturated_percent"]),
                             .non_finite = role["non_finite"].as_int64(0)});
     }
+  }
+  if (const auto slow = members.find("slow_rank")) {
+    record.slow_rank = {.rank = (*slow)["rank"].as_int64(0),
+                        .host = (*slow)["host"].as_string(),
+                        .percent = number((*slow)["percent"])};
   }
   return record;
 }

@@ -45,6 +45,13 @@ struct Fp8Health {
   int64_t non_finite = 0;        // elements that were NaN or infinite
 };
 
+// The rank that the others waited for (tools/train/slow_rank.h).
+struct SlowRankRecord {
+  int64_t rank = 0;
+  std::string host = {};
+  double percent = 0;  // of the time
+};
+
 struct StepRecord {
   int64_t step = 0;      // 1 for the first
   int64_t tokens = 0;    // trained on since the start of the run
@@ -63,6 +70,7 @@ struct StepRecord {
   std::vector<std::pair<std::string, int64_t>> memory_bytes = {};  // peak by category: weights, gradients, ...
   std::vector<LayerLoad> experts = {};                             // one for each MoE layer, at its interval
   std::vector<Fp8Health> fp8 = {};                                 // one for each role, at its interval
+  std::optional<SlowRankRecord> slow_rank = {};                    // at its interval, where one is constantly slow
 };
 
 // One line without its newline, and back. `from_json` throws Error(kData) that says what is wrong with the line.

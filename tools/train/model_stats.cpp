@@ -372,11 +372,11 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   }
   if (dp > 1) {
     const double off_node = double(dp - per_node) / double(dp - 1);
-    for (const int64_t values : {slabs, config.num_micro_batches(), model.num_moe_layers() * model.moe.num_experts}) {
-      const int64_t mine = values * (rank + 1) / dp - values * rank / dp;
-      const int64_t sent = 8 * values <= kWholeReduceBytes ? values * (dp - 1) : values - mine + mine * (dp - 1);
-      wire.sums.add(8 * double(sent), off_node);
-    }
+    const int64_t values =
+        kStepSums + slabs + config.num_micro_batches() + model.num_moe_layers() * model.moe.num_experts;
+    const int64_t mine = values * (rank + 1) / dp - values * rank / dp;
+    const int64_t sent = 8 * values <= kWholeReduceBytes ? values * (dp - 1) : values - mine + mine * (dp - 1);
+    wire.sums.add(8 * double(sent), off_node);
   }
   if (parallel.ep == 1 || model.num_moe_layers() == 0) return wire;
 

@@ -73,6 +73,8 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t
 // The rank that owns the most rows, the first where several do.
 int64_t fullest_rank(const Config& config, int64_t vocab_size);
 
+inline constexpr int64_t kStepSums = 3;  // summed beside losses, loads and squares of gradients: StepSums
+
 // What one rank sends in a step to other ranks, as Traffic counts it (parallel/communicator.h); off_node is the part
 // that goes to other nodes (parallel.ranks_per_node; 0 there means one node). The first three depend on shapes alone.
 // What a dispatch moves depends on the routing, and is expected under even routing, each token's experts drawn
@@ -88,7 +90,7 @@ struct WireBytes {
   };
   Line reduce;          // gradients: reduce-scatter
   Line gather;          // updated weights: all-gather
-  Line sums;            // gradient norm, losses, loads of experts
+  Line sums;            // gradient norm, losses, loads of experts: one message of a step
   Line counts;          // how many rows come; and masks
   Line tokens_out;      // forward, to the experts
   Line rows_back;       // forward, from the experts

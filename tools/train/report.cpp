@@ -285,6 +285,12 @@ std::vector<std::string> findings(const RunHistory& history) {
                                   format_thousands(health.non_finite), role));
     }
   }
+  for (const auto& [place, slow] : history.slow_ranks) {
+    found.push_back(fmt::format(
+        "Rank {} (host {}) was slower than the others, who waited for it in {:.0f} % of the time (records of steps "
+        "that say so: {}).",
+        place.first, place.second, slow.percent_sum / double(slow.intervals), slow.intervals));
+  }
   if (history.lines_left_out > 0) {
     found.push_back(
         fmt::format("{} lines of metrics.jsonl could not be read and are left out here.", history.lines_left_out));
@@ -356,6 +362,10 @@ RunHistory read_history(FileSystem& files, const std::string& metrics_path) {
       role->second.flushed_percent.push_back(health.flushed_percent);
       role->second.saturated_percent.push_back(health.saturated_percent);
       role->second.non_finite += health.non_finite;
+    }
+    if (record.slow_rank) {
+      RunHistory::Slow& slow = history.slow_ranks[{record.slow_rank->rank, record.slow_rank->host}];
+      ++slow.intervals, slow.percent_sum += record.slow_rank->percent;
     }
     for (const auto& [category, bytes] : record.memory_bytes) {
       auto peak = std::find_if(history.memory_bytes.begin(), history.memory_bytes.end(),

@@ -28,6 +28,12 @@ struct RunHistory {
   std::vector<LayerLoad> last_load;  // of the last record that has shares
   int64_t last_load_step = 0;
 
+  struct Slow {
+    int64_t intervals = 0;
+    double percent_sum = 0;
+  };
+  std::map<std::pair<int64_t, std::string>, Slow> slow_ranks;  // by rank and host
+
   struct Role {
     std::vector<double> flushed_percent, saturated_percent;
     int64_t non_finite = 0;  // in all

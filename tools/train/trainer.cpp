@@ -130,10 +130,11 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
     : config_(config),
       origins_(origins),
       run_dir_(std::move(run_dir)),
-      files_(files),
       clock_(clock),
       alone_(world == nullptr ? make_self_communicator() : nullptr),
-      world_(world == nullptr ? *alone_ : *world) {
+      timed_(world == nullptr ? *alone_ : *world, clock),
+      world_(timed_),
+      files_(files, world_) {
   const std::string& data = config_.data.path;
   world_.set_phase("start");
   all_or_none(world_, [&] {
@@ -217,28 +218,33 @@ StepRecord Trainer::train_step() {
   const bool measure = step == 1 || at_interval(step, train.log_every_steps);
   model_->context().numerics.health = measure ? &fp8_counts_ : nullptr;
   const int64_t started_ns = clock_.monotonic_ns();
+  const double waited_before_s = timed_.seconds_waited();
 
   const StepPlan plan = plan_step(config_, world_.rank());
   const int64_t tokens = plan.tokens();
   world_.set_phase(fmt::format("step {}, gradients", step));
-  const double loss = run_micro_batches(
+  const std::vector<double> losses = run_micro_batches(
       *model_, plan,
       [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); },
       step_ranks());
   world_.set_phase(fmt::format("step {}, update", step));
+  const StepSums sums = sum_step(*model_, *optimizer_, plan, losses, step_ranks(), StopSignal::asked());
+  asks_to_stop_ = sums.asks_to_stop;
   StepRecord record{.step = step,
                     .tokens = state_.tokens + tokens,
-                    .loss = loss,
+                    .loss = sums.loss,
                     .lr = learning_rate(config_.optim, step, train.steps),
-                    .grad_norm = optimizer_->gradient_norm()};
-  add_router_metrics(record, measure);
+                    .grad_norm = sums.grad_norm};
+  if (!model_->routers().empty()) record.aux_loss = sums.balance_loss, record.z_loss = sums.z_loss;
+  if (measure) add_router_metrics(record);
   if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
     if (train.on_non_finite == OnNonFinite::kStop || skipped_in_a_row_ + 1 >= kMostSkippedInARow) {
       refuse_non_finite(record.loss);
     }
     ++skipped_in_a_row_;
     record.skipped = true;
-    log_warning("step {}: {}; the step is left out ({} in a row)", step, first_non_finite(loss), skipped_in_a_row_);
+    log_warning("step {}: {}; the step is left out ({} in a row)", step, first_non_finite(record.loss),
+                skipped_in_a_row_);
     optimizer_->clear_gradients();
     for (Router* router : model_->routers()) router->drop_step();
   } else {
@@ -256,18 +262,35 @@ StepRecord Trainer::train_step() {
     record.sol_percent =
         100.0 * record.tokens_per_second * flops_per_token_ / (peak_flops_ * double(config_.parallel.dp));
   }
+  watch_ranks(record, measure, timed_.seconds_waited() - waited_before_s);
   if (measure) add_machine_metrics(record);
   return record;
 }
 
-void Trainer::add_router_metrics(StepRecord& record, bool with_loads) {
+void Trainer::watch_ranks(StepRecord& record, bool is_interval_over, double seconds_waited) {
+  if (world_.size() == 1) return;
+  worked_s_ += record.step_seconds - seconds_waited, interval_s_ += record.step_seconds;
+  ++interval_steps_;
+  if (!is_interval_over) return;
+  std::vector<double> worked_s(size_t(world_.size()), 0.0);
+  worked_s[size_t(world_.rank())] = worked_s_;
+  world_.all_reduce(worked_s);
+  const std::optional<SlowRank> slow = slow_ranks_.add(worked_s, interval_s_);
+  if (slow) record.slow_rank = {.rank = slow->rank, .host = world_.host(slow->rank), .percent = slow->percent};
+  if (slow && slow->rank != told_slow_rank_) {
+    log_warning(
+        "rank {} (host {}) is slower than the others: they waited for it in {:.0f} % of the last {} steps' time; see "
+        "what else its host does (top), and whether its cores are hot or throttled",
+        slow->rank, world_.host(slow->rank), slow->percent, int64_t(SlowRankWatch::kIntervals) * interval_steps_);
+  }
+  told_slow_rank_ = slow ? slow->rank : -1;
+  worked_s_ = interval_s_ = 0;
+  interval_steps_ = 0;
+}
+
+void Trainer::add_router_metrics(StepRecord& record) {
   const std::vector<Router*> routers = model_->routers();
-  if (routers.empty()) return;
-  std::vector<double> losses = {0, 0};
-  for (Router* router : routers) losses[0] += double(router->balance_loss()), losses[1] += double(router->z_loss());
-  world_.all_reduce(losses);
-  record.aux_loss = losses[0], record.z_loss = losses[1];
-  for (size_t i = 0; i < routers.size() && with_loads; ++i) {
+  for (size_t i = 0; i < routers.size(); ++i) {
     const LoadStats stats = load_stats(routers[i]->load());
     record.experts.push_back({.layer = config_.model.dense_layers + int64_t(i),
                               .max_violation = stats.max_violation,
@@ -298,7 +321,7 @@ double Trainer::evaluate() {
   const int64_t wanted = std::min(available, config_.train.eval_batches * config_.train.batch_size);
   const int64_t sequences = config_.sequences_per_micro_batch(), passes = (wanted + sequences - 1) / sequences;
   // Pass by pass in turn over ranks; all make as many, the last perhaps of no tokens, since tokens visit all ranks.
-  std::vector<double> sums(size_t(passes), 0.0), tokens(size_t(passes), 0.0);
+  std::vector<double> sums(size_t(2 * passes), 0.0);  // of each pass, then its tokens
   for (int64_t pass = world_.rank(); pass < passes + world_.rank(); pass += world_.size()) {
     const int64_t first = std::min(pass * sequences, wanted), count = std::min(sequences, wanted - first);
     const Batch batch = count > 0 ? val_loader_->fetch(first, count) : Batch{};
@@ -308,11 +331,11 @@ double Trainer::evaluate() {
         model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), std::max<int64_t>(count, 1));
     if (count == 0) continue;
     sums[size_t(pass)] = loss.sum;
-    tokens[size_t(pass)] = double(loss.tokens);
+    sums[size_t(passes + pass)] = double(loss.tokens);
   }
   world_.all_reduce(sums);
-  world_.all_reduce(tokens);
-  return std::accumulate(sums.begin(), sums.end(), 0.0) / std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  const auto tokens = sums.begin() + passes;
+  return std::accumulate(sums.begin(), tokens, 0.0) / std::accumulate(tokens, sums.end(), 0.0);
 }
 
 std::string Trainer::first_non_finite(double loss) {
@@ -415,7 +438,7 @@ void Trainer::validate_into(StepRecord& record) {
 }
 
 // Of the run's last steps before this process, for the first guess of the time left; 0 for a new run.
-double Trainer::seconds_per_step_before() const {
+double Trainer::seconds_per_step_before() {
   double sum = 0;
   int64_t count = 0;
   const std::string path = join_path(run_dir_, "metrics.jsonl");
@@ -492,7 +515,8 @@ int Trainer::run() {
                                      .plain_every_steps = config_.train.log_every_steps},
                      clock_);
   }
-  while (state_.step < config_.train.steps && !is_stopped()) {
+  asks_to_stop_ = is_stopped();
+  while (state_.step < config_.train.steps && !asks_to_stop_) {
     StepRecord record = train_step();
     const bool is_last = state_.step == config_.train.steps;
     if (val_loader_ && (is_last || at_interval(state_.step, config_.train.eval_every_steps))) validate_into(record);
@@ -502,10 +526,14 @@ int Trainer::run() {
     }
     last_ = record;
     const int64_t sample_every = config_.train.sample_every_steps;
-    if (sample_every > 0 && (is_last || at_interval(state_.step, sample_every))) {
+    const bool has_sample = sample_every > 0 && (is_last || at_interval(state_.step, sample_every));
+    if (has_sample) {
       unless_storage_fails("the sample", [this] { write_sample(); });
     }
-    if (at_interval(state_.step, config_.checkpoint.every_steps) && !is_last) try_save();
+    const bool saves = at_interval(state_.step, config_.checkpoint.every_steps) && !is_last;
+    if (saves) try_save();
+    // These may have taken as long as many steps.
+    if (record.val_loss || has_sample || saves) asks_to_stop_ = is_stopped() || asks_to_stop_;
   }
   if (progress) progress->finish();
   if (saved_step_ != state_.step) save();  // this one must succeed

@@ -20,8 +20,11 @@
 #include "parallel/parallelize.h"
 #include "tools/data/dataset.h"
 #include "tools/train/config.h"
+#include "tools/train/heartbeat_file_system.h"
 #include "tools/train/metrics.h"
 #include "tools/train/run_state.h"
+#include "tools/train/slow_rank.h"
+#include "tools/train/timed_communicator.h"
 #include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
 
@@ -49,12 +52,13 @@ class Trainer {
   Transformer& model() { return *model_; }
 
  private:
-  void add_router_metrics(StepRecord& record, bool with_loads);
+  void add_router_metrics(StepRecord& record);
   void add_machine_metrics(StepRecord& record);
+  void watch_ranks(StepRecord& record, bool is_interval_over, double seconds_waited);
   void validate_into(StepRecord& record);
   void try_save();
   void write_sample();
-  double seconds_per_step_before() const;
+  double seconds_per_step_before();
   void print_start() const;
   void print_end(int64_t first_step) const;
   bool is_first() const { return world_.rank() == 0; }
@@ -66,11 +70,12 @@ class Trainer {
   const Config config_;
   const Origins origins_;
   const std::string run_dir_;
-  FileSystem& files_;
   Clock& clock_;
 
   const std::unique_ptr<Communicator> alone_;
-  Communicator& world_;
+  TimedCommunicator timed_;
+  Communicator& world_;  // timed_
+  HeartbeatFileSystem files_;
   std::optional<Ranks> ranks_;
 
   std::unique_ptr<TokenDataset> train_data_, val_data_;
@@ -85,8 +90,14 @@ class Trainer {
   RunState state_;
   int64_t saved_step_ = -1;  // of the newest checkpoint, -1 for none
   int64_t failed_saves_ = 0, skipped_in_a_row_ = 0;
+  bool asks_to_stop_ = false;  // a rank did, when the gradients of the last step were there
   double flops_per_token_ = 0, peak_flops_ = 0;
   std::optional<StepRecord> last_, last_with_validation_;
+
+  SlowRankWatch slow_ranks_;
+  double worked_s_ = 0, interval_s_ = 0;  // in the steps since the ranks were last compared
+  int64_t interval_steps_ = 0;
+  int told_slow_rank_ = -1;  // the log names it
 };
 
 }  // namespace octet

@@ -1,6 +1,7 @@
 #include "tools/train/training_step.h"
 
 #include "kernels/elementwise.h"
+#include "tools/train/model_stats.h"
 
 namespace octet {
 namespace {
@@ -34,18 +35,6 @@ class GroupSums {
   std::vector<Tensor> sums_;
 };
 
-// Each rank's choices of experts become those of all.
-void sum_loads(Transformer& model, Communicator& world) {
-  std::vector<double> loads;  // whole numbers below 2^53
-  for (Router* router : model.routers()) loads.insert(loads.end(), router->load().begin(), router->load().end());
-  if (loads.empty()) return;
-  world.all_reduce(loads);
-  auto next = loads.begin();
-  for (Router* router : model.routers()) {
-    for (int64_t& count : router->load()) count = int64_t(*next++);
-  }
-}
-
 }  // namespace
 
 RecomputeParts recompute_parts(const TrainConfig& train) {
@@ -69,13 +58,13 @@ StepPlan plan_step(const Config& config, int rank) {
           .interleave = config.parallel.interleave};
 }
 
-double run_micro_batches(Transformer& model, const StepPlan& plan,
-                         const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
+std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
+                                      const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
   require(plan.count % plan.groups == 0 && plan.count / plan.groups % plan.interleave == 0,
           "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
           plan.groups, plan.interleave);
   const int64_t T = plan.sequences * plan.seq_len;
-  std::vector<double> losses(size_t(plan.micro_batches), 0.0);  // sums of each micro-batch, of this rank's
+  std::vector<double> losses(size_t(plan.micro_batches), 0.0);
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
@@ -95,13 +84,31 @@ double run_micro_batches(Transformer& model, const StepPlan& plan,
   }
   if (plan.groups > 1) groups.give_back();
   if (ranks.shards != nullptr) ranks.shards->finish_reduction();
-  if (ranks.world != nullptr) {
-    ranks.world->all_reduce(losses);
-    sum_loads(model, *ranks.world);
+  return losses;
+}
+
+StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, std::span<const double> losses,
+                  const StepRanks& ranks, bool asks_to_stop) {
+  const std::vector<double> squares = optimizer.square_sums();
+  std::vector<double> sums(size_t(kStepSums), 0.0);
+  sums[0] = asks_to_stop ? 1 : 0;
+  for (Router* router : model.routers()) sums[1] += double(router->balance_loss()), sums[2] += double(router->z_loss());
+  sums.insert(sums.end(), losses.begin(), losses.end());
+  sums.insert(sums.end(), squares.begin(), squares.end());
+  // Loads are whole numbers below 2^53.
+  for (Router* router : model.routers()) sums.insert(sums.end(), router->load().begin(), router->load().end());
+  if (ranks.world != nullptr) ranks.world->all_reduce(sums);
+
+  StepSums result{.balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0};
+  auto next = sums.begin() + kStepSums;
+  for (size_t i = 0; i < losses.size(); ++i) result.loss += *next++;
+  result.loss /= double(plan.tokens());
+  result.grad_norm = AdamW::norm_of({next, squares.size()});
+  next += std::ptrdiff_t(squares.size());
+  for (Router* router : model.routers()) {
+    for (int64_t& count : router->load()) count = int64_t(*next++);
   }
-  double sum = 0;
-  for (const double loss : losses) sum += loss;
-  return sum / double(plan.tokens());
+  return result;
 }
 
 void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts,

@@ -7,6 +7,8 @@
 #pragma once
 
 #include <functional>
+#include <span>
+#include <vector>
 
 #include "core/nn/transformer.h"
 #include "optim/adamw.h"
@@ -37,10 +39,23 @@ struct StepRanks {
 };
 
 // Forward and backward of this rank's micro-batches: fetch(m) gives the m-th of the step. Gradients are added to the
-// parameters', own rows over all ranks, and loads of routers over all ranks; the result is the mean loss over the
-// global batch, nats per token, the same on every rank.
-double run_micro_batches(Transformer& model, const StepPlan& plan,
-                         const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks = {});
+// parameters', own rows over all ranks. The result is the loss of each micro-batch of the step, summed over its tokens,
+// in nats; 0 for those of other ranks.
+std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
+                                      const std::function<Batch(int64_t micro_batch)>& fetch,
+                                      const StepRanks& ranks = {});
+
+// What a step sums over ranks besides its gradients; the same on every rank.
+struct StepSums {
+  double loss = 0;                      // mean over the global batch, nats per token
+  double grad_norm = 0;                 // AdamW::gradient_norm
+  double balance_loss = 0, z_loss = 0;  // of all routers
+  bool asks_to_stop = false;            // any rank does
+};
+// Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers, which become those of all
+// ranks. losses: of run_micro_batches; the gradients are those of the whole step.
+StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, std::span<const double> losses,
+                  const StepRanks& ranks = {}, bool asks_to_stop = false);
 
 // Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), clears them, and gathers the
 // weights. counts: of what quantising the weights did; null: none.

@@ -37,8 +37,8 @@ class Reference {
     model_.init_weights(uint64_t(config.train.seed));
   }
 
-  // Gradients of a step; returns its loss.
-  double compute(int64_t step) {
+  // Gradients of a step.
+  StepSums compute(int64_t step) {
     const ParallelConfig& parallel = config_.parallel;
     StepPlan plan = plan_step(config_, 0);
     const int64_t of_rank = plan.count;
@@ -69,7 +69,7 @@ class Reference {
       for (Router* router : model_.routers()) router->drop_step();
     }
     plan.groups = parallel.dp;
-    const double loss = run_micro_batches(model_, plan, [&](int64_t m) {
+    const std::vector<double> losses = run_micro_batches(model_, plan, [&](int64_t m) {
       world_.progress();
       return fetch(config_, step, m);
     });
@@ -78,7 +78,7 @@ class Reference {
       if (next == of_experts.end() || !is_expert(*parameter)) continue;
       kernels::cast({.x = *next++, .y = parameter->grad()}, parameter->grad().stream());
     }
-    return loss;
+    return sum_step(model_, optimizer_, plan, losses);
   }
 
   Transformer& model() { return model_; }
@@ -182,28 +182,29 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& wo
 
   LayoutResult result;
   for (int64_t step = 1; step <= steps; ++step) {
-    const double wanted_loss = reference ? reference->compute(step) : 0;
+    const StepSums wanted = reference ? reference->compute(step) : StepSums();
     const StepRanks together{.world = &world, .shards = shards.get()};
-    const double loss = run_micro_batches(
-        model, plan_step(config, world.rank()), [&](int64_t m) { return fetch(config, step, m); }, together);
-    const double norm = optimizer.gradient_norm();
+    const StepPlan plan = plan_step(config, world.rank());
+    const std::vector<double> losses = run_micro_batches(
+        model, plan, [&](int64_t m) { return fetch(config, step, m); }, together);
+    const StepSums sums = sum_step(model, optimizer, plan, losses, together);
     Comparison gradients("gradient", step, result, result.gradients_different, result.worst_gradient);
     bring_own_rows(
         world, parameters, [&](size_t i) { return parameters[i]->own_rows_of(parameters[i]->grad()); },
         [&](size_t i, int64_t first, const Tensor& rows) {
           gradients.rows(*of_reference[i], of_reference[i]->grad(), first, rows);
         });
-    apply_update(model, optimizer, step, config.optim.lr, norm, nullptr, together);
+    apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
     if (reference) {
-      const double wanted_norm = reference->optimizer().gradient_norm();
-      apply_update(reference->model(), reference->optimizer(), step, config.optim.lr, wanted_norm, nullptr);
-      result.losses_equal = result.losses_equal && loss == wanted_loss;
-      result.norms_equal = result.norms_equal && norm == wanted_norm;
-      if (step == 1) result.first_loss = wanted_loss;
-      result.last_loss = wanted_loss;
-      if ((loss != wanted_loss || norm != wanted_norm) && result.first_difference.empty()) {
+      apply_update(reference->model(), reference->optimizer(), step, config.optim.lr, wanted.grad_norm, nullptr);
+      const bool is_loss_equal = sums.loss == wanted.loss, is_norm_equal = sums.grad_norm == wanted.grad_norm;
+      result.losses_equal = result.losses_equal && is_loss_equal;
+      result.norms_equal = result.norms_equal && is_norm_equal;
+      if (step == 1) result.first_loss = wanted.loss;
+      result.last_loss = wanted.loss;
+      if (!(is_loss_equal && is_norm_equal) && result.first_difference.empty()) {
         result.first_difference = fmt::format("step {}: loss {:.17g} and {:.17g} on one rank, norm {:.17g} and {:.17g}",
-                                              step, loss, wanted_loss, norm, wanted_norm);
+                                              step, sums.loss, wanted.loss, sums.grad_norm, wanted.grad_norm);
       }
     }
     Comparison updates("update", step, result, result.updates_different, result.worst_update);
