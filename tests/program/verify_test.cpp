@@ -83,7 +83,7 @@ TEST_CASE("a rank of octet verify ends by the first SIGTERM", "[program][verify]
   }
   const TemporaryDirectory directory;
   const std::string script = directory / "signal.sh", table = directory / "table";
-  real_file_system().write_atomically(script, kVerify + " --steps 100000 > " + table +
+  real_file_system().write_atomically(script, kVerify + " --steps 1000 > " + table +
                                                   " &\nrank=$!\n"
                                                   "until grep -q layout " +
                                                   table +
