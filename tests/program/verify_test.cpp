@@ -23,8 +23,9 @@ Outcome shell(const std::string& command) {
 }
 
 const std::string kOctet = OCTET_BINARY_DIR "/octet";
-const std::string kVerify =
-    kOctet + " verify " OCTET_SOURCE_DIR "/configs/test.yaml --steps 1 --set model.vocab_size=300";
+const std::string kVerifySteps =
+    kOctet + " verify " OCTET_SOURCE_DIR "/configs/test.yaml --set model.vocab_size=300 --steps ";
+const std::string kVerify = kVerifySteps + "1";
 const std::string kMpirun =
     "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ASAN_OPTIONS=detect_leaks=0 mpirun --oversubscribe ";
 
@@ -83,7 +84,7 @@ TEST_CASE("a rank of octet verify ends by the first SIGTERM", "[program][verify]
   }
   const TemporaryDirectory directory;
   const std::string script = directory / "signal.sh", table = directory / "table";
-  real_file_system().write_atomically(script, kVerify + " --steps 1000 > " + table +
+  real_file_system().write_atomically(script, kVerifySteps + "1000 > " + table +
                                                   " &\nrank=$!\n"
                                                   "until grep -q layout " +
                                                   table +
