@@ -29,6 +29,11 @@ struct AdamwStep {
 namespace cpu {
 void adamw_step(const AdamwStep& args, Stream& stream);
 }  // namespace cpu
-inline void adamw_step(const AdamwStep& args, Stream& stream) { dispatch<cpu::adamw_step>(args, stream); }
+namespace cuda {
+void adamw_step(const AdamwStep& args, Stream& stream);
+}  // namespace cuda
+inline void adamw_step(const AdamwStep& args, Stream& stream) {
+  dispatch<cpu::adamw_step, cuda::adamw_step>(args, stream);
+}
 
 }  // namespace octet::kernels

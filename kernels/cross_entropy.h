@@ -20,6 +20,11 @@ struct CrossEntropy {
 namespace cpu {
 void cross_entropy(const CrossEntropy& args, Stream& stream);
 }  // namespace cpu
-inline void cross_entropy(const CrossEntropy& args, Stream& stream) { dispatch<cpu::cross_entropy>(args, stream); }
+namespace cuda {
+void cross_entropy(const CrossEntropy& args, Stream& stream);
+}  // namespace cuda
+inline void cross_entropy(const CrossEntropy& args, Stream& stream) {
+  dispatch<cpu::cross_entropy, cuda::cross_entropy>(args, stream);
+}
 
 }  // namespace octet::kernels

@@ -1,5 +1,6 @@
 // Sends a kernel call to the device of its stream. The arguments of every kernel are a struct of views and numbers with
-// a member cost(), which a profile asks (kernel_profile.h).
+// a member cost(), which a profile asks (kernel_profile.h); on a GPU its pointers are the device's too. A profile times
+// what runs on the CPU: a kernel on a GPU has not run when its call returns.
 #pragma once
 
 #include "core/base/error.h"
@@ -8,10 +9,30 @@
 
 namespace octet::kernels {
 
-template <auto cpu, class Args>
+// Whether kernels/cuda/ is in this build, for GPUs or emulated.
+#if defined(OCTET_CUDA) || defined(OCTET_EMULATE_CUDA)
+inline constexpr bool kHasCudaKernels = true;
+#else
+inline constexpr bool kHasCudaKernels = false;
+#endif
+
+// cuda is null for a kernel that only the CPU has.
+template <auto cpu, auto cuda = nullptr, class Args>
 void dispatch(const Args& args, Stream& stream) {
-  require(stream.device().is_cpu(), "this build of octet has kernels for the CPU only; the stream is on {}",
-          stream.device());
+  if (!stream.device().is_cpu()) {
+    constexpr bool kIsForCpuOnly = std::is_same_v<decltype(cuda), std::nullptr_t>;
+    if constexpr (kHasCudaKernels && !kIsForCpuOnly) {
+      return cuda(args, stream);
+    } else {
+      require(kHasCudaKernels, "this build of octet has kernels for the CPU only; the stream is on {}",
+              stream.device());
+      fail(ErrorKind::kArgument,
+           {.what = fmt::format("{} runs on the CPU only; the stream is on {}", args.cost().name, stream.device()),
+            .where = "",
+            .why = "",
+            .fix = ""});
+    }
+  }
   KernelProfile* profile = KernelProfile::current();
   if (profile == nullptr) return cpu(args, stream);
   const int64_t begin_ns = profile->clock().monotonic_ns();

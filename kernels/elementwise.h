@@ -46,12 +46,21 @@ void cast(const Cast& args, Stream& stream);
 void square_sums(const SquareSums& args, Stream& stream);
 void count_non_finite(const CountNonFinite& args, Stream& stream);
 }  // namespace cpu
-inline void add_into(const AddInto& args, Stream& stream) { dispatch<cpu::add_into>(args, stream); }
-inline void scale(const Scale& args, Stream& stream) { dispatch<cpu::scale>(args, stream); }
-inline void cast(const Cast& args, Stream& stream) { dispatch<cpu::cast>(args, stream); }
-inline void square_sums(const SquareSums& args, Stream& stream) { dispatch<cpu::square_sums>(args, stream); }
+namespace cuda {
+void add_into(const AddInto& args, Stream& stream);
+void scale(const Scale& args, Stream& stream);
+void cast(const Cast& args, Stream& stream);
+void square_sums(const SquareSums& args, Stream& stream);
+void count_non_finite(const CountNonFinite& args, Stream& stream);
+}  // namespace cuda
+inline void add_into(const AddInto& args, Stream& stream) { dispatch<cpu::add_into, cuda::add_into>(args, stream); }
+inline void scale(const Scale& args, Stream& stream) { dispatch<cpu::scale, cuda::scale>(args, stream); }
+inline void cast(const Cast& args, Stream& stream) { dispatch<cpu::cast, cuda::cast>(args, stream); }
+inline void square_sums(const SquareSums& args, Stream& stream) {
+  dispatch<cpu::square_sums, cuda::square_sums>(args, stream);
+}
 inline void count_non_finite(const CountNonFinite& args, Stream& stream) {
-  dispatch<cpu::count_non_finite>(args, stream);
+  dispatch<cpu::count_non_finite, cuda::count_non_finite>(args, stream);
 }
 
 }  // namespace octet::kernels

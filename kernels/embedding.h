@@ -28,11 +28,15 @@ namespace cpu {
 void embedding_forward(const EmbeddingForward& args, Stream& stream);
 void embedding_backward(const EmbeddingBackward& args, Stream& stream);
 }  // namespace cpu
+namespace cuda {
+void embedding_forward(const EmbeddingForward& args, Stream& stream);
+void embedding_backward(const EmbeddingBackward& args, Stream& stream);
+}  // namespace cuda
 inline void embedding_forward(const EmbeddingForward& args, Stream& stream) {
-  dispatch<cpu::embedding_forward>(args, stream);
+  dispatch<cpu::embedding_forward, cuda::embedding_forward>(args, stream);
 }
 inline void embedding_backward(const EmbeddingBackward& args, Stream& stream) {
-  dispatch<cpu::embedding_backward>(args, stream);
+  dispatch<cpu::embedding_backward, cuda::embedding_backward>(args, stream);
 }
 
 }  // namespace octet::kernels

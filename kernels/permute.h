@@ -73,18 +73,27 @@ void combine_forward(const CombineForward& args, Stream& stream);
 void combine_backward(const CombineBackward& args, Stream& stream);
 void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream);
 }  // namespace cpu
+namespace cuda {
+void build_permutation(const BuildPermutation& args, Stream& stream);
+void gather_rows(const GatherRows& args, Stream& stream);
+void combine_forward(const CombineForward& args, Stream& stream);
+void combine_backward(const CombineBackward& args, Stream& stream);
+void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream);
+}  // namespace cuda
 inline void build_permutation(const BuildPermutation& args, Stream& stream) {
-  dispatch<cpu::build_permutation>(args, stream);
+  dispatch<cpu::build_permutation, cuda::build_permutation>(args, stream);
 }
-inline void gather_rows(const GatherRows& args, Stream& stream) { dispatch<cpu::gather_rows>(args, stream); }
+inline void gather_rows(const GatherRows& args, Stream& stream) {
+  dispatch<cpu::gather_rows, cuda::gather_rows>(args, stream);
+}
 inline void combine_forward(const CombineForward& args, Stream& stream) {
-  dispatch<cpu::combine_forward>(args, stream);
+  dispatch<cpu::combine_forward, cuda::combine_forward>(args, stream);
 }
 inline void combine_backward(const CombineBackward& args, Stream& stream) {
-  dispatch<cpu::combine_backward>(args, stream);
+  dispatch<cpu::combine_backward, cuda::combine_backward>(args, stream);
 }
 inline void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
-  dispatch<cpu::combine_backward_at_rows>(args, stream);
+  dispatch<cpu::combine_backward_at_rows, cuda::combine_backward_at_rows>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -84,18 +84,27 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream);
 void requantize_columns(const RequantizeColumns& args, Stream& stream);
 void quantize_blocks(const QuantizeBlocks& args, Stream& stream);
 }  // namespace cpu
-inline void quantize_rows(const QuantizeRows& args, Stream& stream) { dispatch<cpu::quantize_rows>(args, stream); }
+namespace cuda {
+void quantize_rows(const QuantizeRows& args, Stream& stream);
+void dequantize_rows(const DequantizeRows& args, Stream& stream);
+void quantize_columns(const QuantizeColumns& args, Stream& stream);
+void requantize_columns(const RequantizeColumns& args, Stream& stream);
+void quantize_blocks(const QuantizeBlocks& args, Stream& stream);
+}  // namespace cuda
+inline void quantize_rows(const QuantizeRows& args, Stream& stream) {
+  dispatch<cpu::quantize_rows, cuda::quantize_rows>(args, stream);
+}
 inline void dequantize_rows(const DequantizeRows& args, Stream& stream) {
-  dispatch<cpu::dequantize_rows>(args, stream);
+  dispatch<cpu::dequantize_rows, cuda::dequantize_rows>(args, stream);
 }
 inline void quantize_columns(const QuantizeColumns& args, Stream& stream) {
-  dispatch<cpu::quantize_columns>(args, stream);
+  dispatch<cpu::quantize_columns, cuda::quantize_columns>(args, stream);
 }
 inline void requantize_columns(const RequantizeColumns& args, Stream& stream) {
-  dispatch<cpu::requantize_columns>(args, stream);
+  dispatch<cpu::requantize_columns, cuda::requantize_columns>(args, stream);
 }
 inline void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
-  dispatch<cpu::quantize_blocks>(args, stream);
+  dispatch<cpu::quantize_blocks, cuda::quantize_blocks>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -36,11 +36,15 @@ namespace cpu {
 void rms_norm_forward(const RmsNormForward& args, Stream& stream);
 void rms_norm_backward(const RmsNormBackward& args, Stream& stream);
 }  // namespace cpu
+namespace cuda {
+void rms_norm_forward(const RmsNormForward& args, Stream& stream);
+void rms_norm_backward(const RmsNormBackward& args, Stream& stream);
+}  // namespace cuda
 inline void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
-  dispatch<cpu::rms_norm_forward>(args, stream);
+  dispatch<cpu::rms_norm_forward, cuda::rms_norm_forward>(args, stream);
 }
 inline void rms_norm_backward(const RmsNormBackward& args, Stream& stream) {
-  dispatch<cpu::rms_norm_backward>(args, stream);
+  dispatch<cpu::rms_norm_backward, cuda::rms_norm_backward>(args, stream);
 }
 
 }  // namespace octet::kernels

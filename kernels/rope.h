@@ -29,6 +29,9 @@ void fill_rope_table(View cos_sin, int64_t head_dim, double theta);
 namespace cpu {
 void rope(const Rope& args, Stream& stream);
 }  // namespace cpu
-inline void rope(const Rope& args, Stream& stream) { dispatch<cpu::rope>(args, stream); }
+namespace cuda {
+void rope(const Rope& args, Stream& stream);
+}  // namespace cuda
+inline void rope(const Rope& args, Stream& stream) { dispatch<cpu::rope, cuda::rope>(args, stream); }
 
 }  // namespace octet::kernels

@@ -75,11 +75,23 @@ void router_backward(const RouterBackward& args, Stream& stream);
 void balance_loss(const BalanceLoss& args, Stream& stream);
 void router_z_loss(const RouterZLoss& args, Stream& stream);
 }  // namespace cpu
-inline void router_forward(const RouterForward& args, Stream& stream) { dispatch<cpu::router_forward>(args, stream); }
-inline void router_backward(const RouterBackward& args, Stream& stream) {
-  dispatch<cpu::router_backward>(args, stream);
+namespace cuda {
+void router_forward(const RouterForward& args, Stream& stream);
+void router_backward(const RouterBackward& args, Stream& stream);
+void balance_loss(const BalanceLoss& args, Stream& stream);
+void router_z_loss(const RouterZLoss& args, Stream& stream);
+}  // namespace cuda
+inline void router_forward(const RouterForward& args, Stream& stream) {
+  dispatch<cpu::router_forward, cuda::router_forward>(args, stream);
 }
-inline void balance_loss(const BalanceLoss& args, Stream& stream) { dispatch<cpu::balance_loss>(args, stream); }
-inline void router_z_loss(const RouterZLoss& args, Stream& stream) { dispatch<cpu::router_z_loss>(args, stream); }
+inline void router_backward(const RouterBackward& args, Stream& stream) {
+  dispatch<cpu::router_backward, cuda::router_backward>(args, stream);
+}
+inline void balance_loss(const BalanceLoss& args, Stream& stream) {
+  dispatch<cpu::balance_loss, cuda::balance_loss>(args, stream);
+}
+inline void router_z_loss(const RouterZLoss& args, Stream& stream) {
+  dispatch<cpu::router_z_loss, cuda::router_z_loss>(args, stream);
+}
 
 }  // namespace octet::kernels

@@ -58,15 +58,23 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream);
 void swiglu_forward(const SwigluForward& args, Stream& stream);
 void swiglu_backward(const SwigluBackward& args, Stream& stream);
 }  // namespace cpu
-inline void swiglu_forward(const SwigluForward& args, Stream& stream) { dispatch<cpu::swiglu_forward>(args, stream); }
+namespace cuda {
+void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream);
+void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream);
+void swiglu_forward(const SwigluForward& args, Stream& stream);
+void swiglu_backward(const SwigluBackward& args, Stream& stream);
+}  // namespace cuda
+inline void swiglu_forward(const SwigluForward& args, Stream& stream) {
+  dispatch<cpu::swiglu_forward, cuda::swiglu_forward>(args, stream);
+}
 inline void swiglu_backward(const SwigluBackward& args, Stream& stream) {
-  dispatch<cpu::swiglu_backward>(args, stream);
+  dispatch<cpu::swiglu_backward, cuda::swiglu_backward>(args, stream);
 }
 inline void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
-  dispatch<cpu::swiglu_forward_fp8>(args, stream);
+  dispatch<cpu::swiglu_forward_fp8, cuda::swiglu_forward_fp8>(args, stream);
 }
 inline void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
-  dispatch<cpu::swiglu_backward_fp8>(args, stream);
+  dispatch<cpu::swiglu_backward_fp8, cuda::swiglu_backward_fp8>(args, stream);
 }
 
 }  // namespace octet::kernels

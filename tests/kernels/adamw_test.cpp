@@ -1,5 +1,7 @@
 #include "kernels/adamw.h"
 
+#include <memory>
+
 #include "tests/kernels/same_bits.h"
 
 namespace octet::test {
@@ -29,7 +31,7 @@ struct Reference {
 
 template <class Moment, class Weight>
 void run_step(std::vector<float>& master, std::vector<float>& grad, std::vector<Moment>& m, std::vector<Moment>& v,
-              std::vector<Weight>* weight, int64_t step, Stream& stream, const Settings& s = {}) {
+              std::vector<Weight>* weight, int64_t step, const Settings& s = {}) {
   const int64_t N = int64_t(master.size());
   kernels::adamw_step({.master = view(master, {N}),
                        .grad = view(grad, {N}),
@@ -43,7 +45,7 @@ void run_step(std::vector<float>& master, std::vector<float>& grad, std::vector<
                        .weight_decay = s.weight_decay,
                        .grad_scale = s.grad_scale,
                        .step = step},
-                      stream);
+                      here());
 }
 
 template <class Moment, class Weight>
@@ -56,7 +58,7 @@ void check(int64_t N) {
   const double tolerance = std::is_same_v<Moment, float> ? 16 * kEpsilonF32 : kEpsilonBF16;
   for (int64_t step = 1; step <= 3; ++step) {
     auto grad = uniform(N, uint64_t(10 + step));
-    run_step(master, grad, m, v, &weight, step, default_stream());
+    run_step(master, grad, m, v, &weight, step);
     reference.step(doubles(grad), {}, step);
     CHECK_THAT(doubles(m), NearAll(reference.m, tolerance));
     CHECK_THAT(doubles(v), NearAll(reference.v, tolerance));
@@ -71,30 +73,36 @@ void check(int64_t N) {
 }  // namespace
 
 TEST_CASE("adamw follows its formula", "[kernels][adamw]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t N = GENERATE(0, 1, 37, 16384 + 19);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), N);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, N);
   check<float, float>(N);
   check<bfloat16, bfloat16>(N);
   check<float, bfloat16>(N);
 }
 
 TEST_CASE("the update uses the moments before they are rounded", "[kernels][adamw]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   // m after the step is 1 + 2^-9, which bfloat16 cannot hold: with lr = 1 and v = 1 the parameter shows which was used.
   std::vector<float> master = {0.0f}, grad = {1.0f + 0x1p-9f};
   std::vector<bfloat16> m = {bfloat16(0.0f)}, v = {bfloat16(0.0f)};
   const Settings s{.lr = 1, .beta1 = 0, .beta2 = 0, .eps = 1, .weight_decay = 0, .grad_scale = 1};
-  run_step<bfloat16, float>(master, grad, m, v, nullptr, 1, default_stream(), s);
+  run_step<bfloat16, float>(master, grad, m, v, nullptr, 1, s);
   CHECK(float(m[0]) == 1.0f);
   CHECK(double(master[0]) == Approx(-(1.0 + 0x1p-9) / (2.0 + 0x1p-9)).epsilon(1e-6));
 }
 
 TEST_CASE("a parameter without gradient only decays, and the first step has the size of lr", "[kernels][adamw]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   std::vector<float> master = {2.0f, 2.0f}, grad = {0.0f, 1e-3f}, m(2), v(2);
   Settings s;
   s.eps = 1e-12f;
-  run_step<float, float>(master, grad, m, v, nullptr, 1, default_stream(), s);
+  run_step<float, float>(master, grad, m, v, nullptr, 1, s);
   CHECK(master[0] == Approx(2.0 * 0.95));
   CHECK(master[1] == Approx(2.0 * 0.95 - 0.1));
   CHECK((m[0] == 0.0f && v[0] == 0.0f));
@@ -103,10 +111,10 @@ TEST_CASE("a parameter without gradient only decays, and the first step has the 
 TEST_CASE("adamw gives the same bits everywhere", "[kernels][adamw]") {
   const int64_t N = 16384 * 2 + 333;
   auto grad = uniform(N, 2);
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits(backends(), [&](std::string& bytes) {
     auto master = uniform(N, 1);
     std::vector<bfloat16> m(grad.size()), v(grad.size()), weight(grad.size());
-    for (int64_t step = 1; step <= 2; ++step) run_step(master, grad, m, v, &weight, step, stream);
+    for (int64_t step = 1; step <= 2; ++step) run_step(master, grad, m, v, &weight, step);
     append_bytes(bytes, master);
     append_bytes(bytes, m);
     append_bytes(bytes, v);
@@ -115,10 +123,10 @@ TEST_CASE("adamw gives the same bits everywhere", "[kernels][adamw]") {
 }
 
 TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels][adamw]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t G = GENERATE(1, 3), N = GENERATE(0, 1, 130), K = GENERATE(1, 128, 1100);
-  CAPTURE(name_of(isa), G, N, K);
+  CAPTURE(backend.name, G, N, K);
   const int64_t n_blocks = (N + 127) / 128, k_blocks = (K + 127) / 128;
   auto master = uniform(G * N * K, 1), grad = uniform(G * N * K, 2);
   std::vector<bfloat16> m(master.size()), v(master.size()), flat_m(m), flat_v(v), weight(master.size());
@@ -129,7 +137,10 @@ TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels
   std::vector<float> scale(size_t(G * n_blocks * k_blocks), -1.0f), want_scale(scale);
   for (auto* values : {&codes, &want_codes}) values->reserve(1);
   for (auto* values : {&scale, &want_scale}) values->reserve(1);
-  kernels::QuantizeStats stats, want_stats;
+  const auto stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& stats = *stats_memory;
+  const auto want_stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& want_stats = *want_stats_memory;
   const Settings s;
   kernels::adamw_step({.master = view(master, {G, N, K}),
                        .grad = view(grad, {G, N, K}),
@@ -146,13 +157,13 @@ TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels
                        .weight_decay = s.weight_decay,
                        .grad_scale = s.grad_scale,
                        .step = 3},
-                      default_stream());
-  run_step(flat, grad, flat_m, flat_v, &weight, 3, default_stream());
+                      here());
+  run_step(flat, grad, flat_m, flat_v, &weight, 3);
   kernels::quantize_blocks({.x = view(weight, {G, N, K}),
                             .codes = View(want_codes.data(), {G, N, K}, DType::kFloat8E4M3),
                             .scale = view(want_scale, {G, n_blocks, k_blocks}),
                             .stats = &want_stats},
-                           default_stream());
+                           here());
   CHECK(master == flat);
   CHECK(doubles(m) == doubles(flat_m));
   CHECK(doubles(v) == doubles(flat_v));

@@ -266,12 +266,12 @@ TEST_CASE("decoding gives the bits of the forward pass, one token or many at a t
 }
 
 TEST_CASE("attention gives the same bits everywhere", "[kernels][attention]") {
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits([&](std::string& bytes) {
     for (const Sizes& n : {Sizes{2, 75, 4, 2, 24, 16}, Sizes{1, 270, 1, 1, 8, 8}}) {
       Run<bfloat16> narrow{n};
       Run<float> wide{n};
-      narrow.forward(stream), wide.forward(stream);
-      narrow.backward(stream), wide.backward(stream);
+      narrow.forward(here()), wide.forward(here());
+      narrow.backward(here()), wide.backward(here());
       append_bytes(bytes, narrow.o);
       append_bytes(bytes, narrow.dqkv);
       append_bytes(bytes, wide.o);

@@ -32,13 +32,13 @@ void check(int64_t T, int64_t V) {
                           .loss = view(loss, {T}),
                           .dlogits = view(dlogits, {T, V}),
                           .grad_scale = kGradScale},
-                         default_stream());
+                         here());
   kernels::cross_entropy({.logits = view(logits, {T, V}),
                           .targets = view(targets, {T}),
                           .loss = view(loss_alone, {T}),
                           .dlogits = {},
                           .grad_scale = kGradScale},
-                         default_stream());
+                         here());
   const auto formula = [&](const Doubles& v) { return reference(v, targets, size_t(V)); };
   const double tolerance = (8 + std::sqrt(double(V))) * kEpsilonF32;
   CHECK_THAT(doubles(loss), NearAll(formula(doubles(logits)), tolerance, /*floor=*/1.0));
@@ -53,7 +53,7 @@ void check(int64_t T, int64_t V) {
                             .loss = view(loss, {T}),
                             .dlogits = view(logits, {T, V}),
                             .grad_scale = kGradScale},
-                           default_stream());
+                           here());
     CHECK(logits == dlogits);
     CHECK(loss == loss_alone);
   }
@@ -62,17 +62,17 @@ void check(int64_t T, int64_t V) {
 }  // namespace
 
 TEST_CASE("cross-entropy follows its formula, with its gradient", "[kernels][cross_entropy]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 9), V = GENERATE(1, 16, 37);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), T, V);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, T, V);
   check<float>(T, V);
   check<bfloat16>(T, V);
 }
 
 TEST_CASE("cross-entropy of extreme logits", "[kernels][cross_entropy]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> logits = {1e4f,  -1e4f, 0.0f,  // the target is certain
                                1e4f,  -1e4f, 0.0f,  // the target is impossible
@@ -84,7 +84,7 @@ TEST_CASE("cross-entropy of extreme logits", "[kernels][cross_entropy]") {
                           .loss = view(loss, {5}),
                           .dlogits = view(dlogits, {5, 3}),
                           .grad_scale = 1.0f},
-                         default_stream());
+                         here());
   CHECK(loss[0] == 0.0f);
   CHECK(loss[1] == 2e4f);
   CHECK(loss[2] == Approx(std::log(3.0)));
@@ -99,7 +99,7 @@ TEST_CASE("cross-entropy gives the same bits everywhere", "[kernels][cross_entro
   auto logits = uniform(T * V, 1);
   std::vector<int32_t> targets;
   for (int64_t t = 0; t < T; ++t) targets.push_back(int32_t(t * 31 % V));
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits([&](std::string& bytes) {
     std::vector<float> loss(targets.size()), wide(logits.size());
     std::vector<bfloat16> narrow(logits.size());
     for (const View& dlogits : {view(wide, {T, V}), view(narrow, {T, V})}) {
@@ -108,7 +108,7 @@ TEST_CASE("cross-entropy gives the same bits everywhere", "[kernels][cross_entro
                               .loss = view(loss, {T}),
                               .dlogits = dlogits,
                               .grad_scale = kGradScale},
-                             stream);
+                             here());
       append_bytes(bytes, loss);
     }
     append_bytes(bytes, wide);

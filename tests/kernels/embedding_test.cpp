@@ -17,8 +17,7 @@ void check(int64_t T, int64_t V, int64_t D) {
   auto ids = some_ids(T, V);
   auto weight = uniform<Scalar>(V * D, 1), dy = uniform<Scalar>(T * D, 2);
   std::vector<Scalar> y(dy.size()), wanted;
-  kernels::embedding_forward({.ids = view(ids, {T}), .weight = view(weight, {V, D}), .y = view(y, {T, D})},
-                             default_stream());
+  kernels::embedding_forward({.ids = view(ids, {T}), .weight = view(weight, {V, D}), .y = view(y, {T, D})}, here());
   for (const int32_t id : ids) wanted.insert(wanted.end(), weight.begin() + id * D, weight.begin() + (id + 1) * D);
   CHECK(doubles(y) == doubles(wanted));
   auto dweight = uniform(V * D, 3);
@@ -27,17 +26,17 @@ void check(int64_t T, int64_t V, int64_t D) {
     for (int64_t d = 0; d < D; ++d) sums[size_t(ids[size_t(t)] * D + d)] += double(dy[size_t(t * D + d)]);
   }
   kernels::embedding_backward({.ids = view(ids, {T}), .dy = view(dy, {T, D}), .dweight = view(dweight, {V, D})},
-                              default_stream());
+                              here());
   CHECK_THAT(doubles(dweight), NearAll(sums, std::sqrt(double(T + 1)) * kEpsilonF32));
 }
 
 }  // namespace
 
 TEST_CASE("embedding copies rows and adds gradients to them", "[kernels][embedding]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 70), V = GENERATE(1, 9), D = GENERATE(1, 31, 128);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), T, V, D);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, T, V, D);
   check<float>(T, V, D);
   check<bfloat16>(T, V, D);
 }
@@ -50,10 +49,10 @@ TEST_CASE("embedding gradients add tokens in order, with the same bits everywher
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t d = 0; d < D; ++d) in_order[size_t(ids[size_t(t)] * D + d)] += float(dy[size_t(t * D + d)]);
   }
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits(backends(), [&](std::string& bytes) {
     std::vector<float> dweight(in_order.size(), 0.0f);
     kernels::embedding_backward({.ids = view(ids, {T}), .dy = view(dy, {T, D}), .dweight = view(dweight, {V, D})},
-                                stream);
+                                here());
     CHECK(dweight == in_order);
     append_bytes(bytes, dweight);
   });

@@ -19,7 +19,7 @@ Permutation build(std::vector<int32_t> indices, int64_t T, int64_t K, int64_t E)
                               .offsets = view(p.offsets, {E + 1}),
                               .row_of = view(p.row_of, {T, K}),
                               .source = view(p.source, {T * K})},
-                             default_stream());
+                             here());
   return p;
 }
 
@@ -61,11 +61,11 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                             .weights = view(weights, {T, K}),
                             .base = view(base, {T, D}),
                             .y = view(y, {T, D})},
-                           default_stream());
+                           here());
   CHECK_THAT(doubles(y), NearAll(formula(doubles(rows), doubles(weights), doubles(base)), tolerance));
   kernels::combine_forward(
       {.rows = view(rows, {R, D}), .row_of = view(p.row_of, {T, K}), .weights = {}, .base = {}, .y = view(y, {T, D})},
-      default_stream());
+      here());
   CHECK_THAT(doubles(y), NearAll(formula(doubles(rows), ones, none), tolerance));
   y = base;  // base may be y
   kernels::combine_forward({.rows = view(rows, {R, D}),
@@ -73,7 +73,7 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                             .weights = view(weights, {T, K}),
                             .base = view(y, {T, D}),
                             .y = view(y, {T, D})},
-                           default_stream());
+                           here());
   CHECK_THAT(doubles(y), NearAll(formula(doubles(rows), doubles(weights), doubles(base)), tolerance));
 
   // Rows in two parts.
@@ -86,7 +86,7 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                             .weights = view(weights, {T, K}),
                             .base = view(base, {T, D}),
                             .y = view(same_y, {T, D})},
-                           default_stream());
+                           here());
   CHECK(doubles(same_y) == doubles(y));
 
   std::vector<Scalar> drows(rows.size());
@@ -97,7 +97,7 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                              .weights = view(weights, {T, K}),
                              .drows = view(drows, {R, D}),
                              .dweights = view(dweights, {T, K})},
-                            default_stream());
+                            here());
   // The same from where the rows lie.
   std::vector<float> row_weights(size_t(R), 0.0f), dweights_of_rows(size_t(R), 7.0f);
   for (size_t pair = 0; pair < p.row_of.size(); ++pair) row_weights[size_t(p.row_of[pair])] = weights[pair];
@@ -108,7 +108,7 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
                                      .weights = view(row_weights, {R}),
                                      .drows = view(same_drows, {R, D}),
                                      .dweights = view(dweights_of_rows, {R})},
-                                    default_stream());
+                                    here());
   CHECK(doubles(same_drows) == doubles(drows));
   std::vector<float> same_dweights;
   for (const int32_t r : p.row_of) same_dweights.push_back(dweights_of_rows[size_t(r)]);
@@ -124,6 +124,9 @@ void check_combine(int64_t T, int64_t K, int64_t D) {
 }  // namespace
 
 TEST_CASE("a permutation sorts pairs by expert and then by token", "[kernels][permute]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   // Tokens 0 and 2 choose experts 3 and 1; token 1 chooses 1 and 0; expert 2 is chosen by nobody.
   const Permutation p = build({3, 1, 1, 0, 3, 1}, 3, 2, 4);
   CHECK(p.offsets == std::vector<int64_t>{0, 1, 4, 4, 6});
@@ -137,7 +140,10 @@ TEST_CASE("a permutation sorts pairs by expert and then by token", "[kernels][pe
 }
 
 TEST_CASE("a permutation of many tokens is a stable sort", "[kernels][permute]") {
-  const int64_t T = 301, K = 3, E = 11;
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t T = GENERATE(301, 3000), K = 3, E = GENERATE(11, 70);
+  CAPTURE(backend.name, T, E);
   const std::vector<int32_t> indices = random_choice(T, K, E);
   const Permutation p = build(indices, T, K, E);
   std::vector<int32_t> source, row_of(size_t(T * K));
@@ -162,10 +168,12 @@ TEST_CASE("gather copies rows of any dtype", "[kernels][permute]") {
   std::vector<uint8_t> x(size_t(S * C)), y(size_t(R * C));
   std::vector<float> wide(size_t(S * C)), wide_y(size_t(R * C));
   for (size_t i = 0; i < x.size(); ++i) x[i] = uint8_t(i * 37), wide[i] = float(i);
+  const Backend backend = GENERATE(from_range(backends()));
   ThreadPool pool(3);
-  Stream stream(pool);
-  kernels::gather_rows({.x = view(x, {S, C}), .source = view(source, {R}), .y = view(y, {R, C})}, stream);
-  kernels::gather_rows({.x = view(wide, {S, C}), .source = view(source, {R}), .y = view(wide_y, {R, C})}, stream);
+  const UseBackend use(backend, pool);
+  CAPTURE(backend.name, C);
+  kernels::gather_rows({.x = view(x, {S, C}), .source = view(source, {R}), .y = view(y, {R, C})}, here());
+  kernels::gather_rows({.x = view(wide, {S, C}), .source = view(source, {R}), .y = view(wide_y, {R, C})}, here());
   size_t wrong = 0;
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t c = 0; c < C; ++c) {
@@ -176,14 +184,14 @@ TEST_CASE("gather copies rows of any dtype", "[kernels][permute]") {
   CHECK(wrong == 0);
   std::vector<int32_t> nobody;
   std::vector<float> nothing;
-  kernels::gather_rows({.x = view(wide, {S, C}), .source = view(nobody, {0}), .y = view(nothing, {0, C})}, stream);
+  kernels::gather_rows({.x = view(wide, {S, C}), .source = view(nobody, {0}), .y = view(nothing, {0, C})}, here());
 }
 
 TEST_CASE("combine follows its formula, forward and backward", "[kernels][permute]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 5), K = GENERATE(1, 3), D = GENERATE(1, 16, 33);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), T, K, D);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, T, K, D);
   check_combine<float>(T, K, D);
   check_combine<bfloat16>(T, K, D);
 }
@@ -193,23 +201,26 @@ TEST_CASE("combine gives the same bits everywhere", "[kernels][permute]") {
   Permutation p = build(random_choice(T, K, E), T, K, E);
   auto rows = uniform<bfloat16>(R * D, 1), dy = uniform<bfloat16>(T * D, 3);
   auto weights = uniform(T * K, 4);
-  check_same_bits([&](Stream& stream, std::string& bytes) {
-    std::vector<bfloat16> y(dy.size()), drows(rows.size());
-    std::vector<float> dweights(weights.size());
+  check_same_bits(backends(), [&](std::string& bytes) {
+    std::vector<bfloat16> y(dy.size());
     kernels::combine_forward({.rows = view(rows, {R, D}),
                               .row_of = view(p.row_of, {T, K}),
                               .weights = view(weights, {T, K}),
                               .base = {},
                               .y = view(y, {T, D})},
-                             stream);
+                             here());
+    append_bytes(bytes, y);
+  });
+  check_same_bits([&](std::string& bytes) {
+    std::vector<bfloat16> drows(rows.size());
+    std::vector<float> dweights(weights.size());
     kernels::combine_backward({.dy = view(dy, {T, D}),
                                .rows = view(rows, {R, D}),
                                .row_of = view(p.row_of, {T, K}),
                                .weights = view(weights, {T, K}),
                                .drows = view(drows, {R, D}),
                                .dweights = view(dweights, {T, K})},
-                              stream);
-    append_bytes(bytes, y);
+                              here());
     append_bytes(bytes, drows);
     append_bytes(bytes, dweights);
   });

@@ -1,8 +1,10 @@
 #include "kernels/quantize.h"
 
 #include <limits>
+#include <memory>
 
 #include "core/base/fp8.h"
+#include "tests/kernels/backend.h"
 #include "tests/support/numeric.h"
 
 namespace octet::test {
@@ -92,10 +94,11 @@ void check_rows(int64_t R, int64_t C, bool hostile) {
   auto x = inputs<T>(R * C, 1, hostile);
   std::vector<uint8_t> codes(x.size());
   std::vector<float> scale(size_t(R * blocks(C)));
-  QuantizeStats stats;
+  const auto stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& stats = *stats_memory;
   kernels::quantize_rows(
       {.x = view(x, {R, C}), .codes = codes_view(codes, {R, C}), .scale = view(scale, {R, blocks(C)}), .stats = &stats},
-      default_stream());
+      here());
   const Quantised want = reference(floats(x), R, C, 1, 128);
   CHECK(codes == want.codes);
   CHECK(scale == want.scale);
@@ -103,8 +106,7 @@ void check_rows(int64_t R, int64_t C, bool hostile) {
 
   std::vector<T> back(x.size());
   kernels::dequantize_rows(
-      {.codes = codes_view(codes, {R, C}), .scale = view(scale, {R, blocks(C)}), .x = view(back, {R, C})},
-      default_stream());
+      {.codes = codes_view(codes, {R, C}), .scale = view(scale, {R, blocks(C)}), .x = view(back, {R, C})}, here());
   int64_t wrong = 0;
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t c = 0; c < C; ++c) {
@@ -159,14 +161,17 @@ void check_columns(Groups groups, int64_t C, bool hostile) {
   auto x = inputs<T>(R * C, 2, hostile);
   std::vector<uint8_t> codes(size_t(P * C), 0xaa), row_codes(x.size(), 0xaa);
   std::vector<float> scale(size_t(C * P / 128), -1.0f), row_scale(size_t(R * blocks(C)), -1.0f);
-  QuantizeStats stats, row_stats;
+  const auto stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& stats = *stats_memory;
+  const auto row_stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& row_stats = *row_stats_memory;
   kernels::QuantizeColumns args{.x = view(x, {R, C}),
                                 .offsets = view(groups.offsets, {G + 1}),
                                 .block_offsets = view(groups.block_offsets, {G + 1}),
                                 .codes = codes_view(codes, {P, C}),
                                 .scale = view(scale, {P / 128, C}),
                                 .stats = &stats};
-  kernels::quantize_columns(args, default_stream());
+  kernels::quantize_columns(args, here());
   const Quantised want = column_reference(floats(x), C, groups);
   CHECK(codes == want.codes);
   CHECK(scale == want.scale);
@@ -176,7 +181,7 @@ void check_columns(Groups groups, int64_t C, bool hostile) {
   args.row_codes = codes_view(row_codes, {R, C});
   args.row_scale = view(row_scale, {R, blocks(C)});
   args.row_stats = &row_stats;
-  kernels::quantize_columns(args, default_stream());
+  kernels::quantize_columns(args, here());
   const Quantised want_rows = reference(floats(x), R, C, 1, 128);
   CHECK(codes == want.codes);
   CHECK(row_codes == want_rows.codes);
@@ -201,7 +206,8 @@ void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
   }
   std::vector<uint8_t> out_codes(size_t(C * P), 0xaa);
   std::vector<float> out_scale(size_t(C * P / 128), -1.0f);
-  QuantizeStats stats;
+  const auto stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& stats = *stats_memory;
   kernels::requantize_columns({.codes = codes_view(codes, {S, C}),
                                .scale = view(scale, {S, blocks(C)}),
                                .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
@@ -210,7 +216,7 @@ void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
                                .out_codes = codes_view(out_codes, {P, C}),
                                .out_scale = view(out_scale, {P / 128, C}),
                                .stats = &stats},
-                              default_stream());
+                              here());
   const Quantised want = column_reference(x, C, groups);
   CHECK(out_codes == want.codes);
   CHECK(out_scale == want.scale);
@@ -222,12 +228,13 @@ void check_blocks(int64_t G, int64_t N, int64_t K, bool hostile) {
   auto x = inputs<T>(G * N * K, 5, hostile);
   std::vector<uint8_t> codes(x.size());
   std::vector<float> scale(size_t(G * blocks(N) * blocks(K)));
-  QuantizeStats stats;
+  const auto stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& stats = *stats_memory;
   kernels::quantize_blocks({.x = view(x, {G, N, K}),
                             .codes = codes_view(codes, {G, N, K}),
                             .scale = view(scale, {G, blocks(N), blocks(K)}),
                             .stats = &stats},
-                           default_stream());
+                           here());
   const std::vector<float> wide = floats(x);
   QuantizeStats want_stats;
   for (int64_t g = 0; g < G; ++g) {
@@ -257,7 +264,9 @@ void check_blocks(int64_t G, int64_t N, int64_t K, bool hostile) {
 }  // namespace
 
 TEST_CASE("the vector cast gives the code of the scalar cast for every bfloat16 number", "[kernels][quantize]") {
-  const UseIsa use(GENERATE(from_range(supported_isas())));
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const bool as_bf16 = GENERATE(false, true);
   // A block whose amax is 448 has scale 1, so its other elements are cast as they are: 448, then 127 patterns.
   std::vector<uint16_t> patterns;
@@ -282,7 +291,7 @@ TEST_CASE("the vector cast gives the code of the scalar cast for every bfloat16 
                           .codes = codes_view(codes, {R, 128}),
                           .scale = view(scale, {R, 1}),
                           .stats = nullptr},
-                         default_stream());
+                         here());
   int64_t wrong = 0;
   for (size_t i = 0; i < x.size(); ++i) wrong += codes[i] != encode_e4m3(x[i]).bits;
   CHECK(wrong == 0);
@@ -290,23 +299,23 @@ TEST_CASE("the vector cast gives the code of the scalar cast for every bfloat16 
 }
 
 TEST_CASE("quantize_rows and dequantize_rows follow the scalar casts", "[kernels][quantize]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t R = GENERATE(0, 1, 5, 300), C = GENERATE(1, 16, 127, 128, 129, 384);
   const bool hostile = GENERATE(false, true);
-  CAPTURE(name_of(isa), R, C, hostile);
+  CAPTURE(backend.name, R, C, hostile);
   check_rows<float>(R, C, hostile);
   check_rows<bfloat16>(R, C, hostile);
 }
 
 TEST_CASE("quantize_columns and requantize_columns follow the scalar casts", "[kernels][quantize]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t C = GENERATE(1, 16, 65, 130);
   const Groups groups(GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{128},
                                std::vector<int64_t>{5, 0, 129, 0, 256, 31}));
   const bool hostile = GENERATE(false, true);
-  CAPTURE(name_of(isa), C, groups.offsets, hostile);
+  CAPTURE(backend.name, C, groups.offsets, hostile);
   check_columns<float>(groups, C, hostile);
   check_columns<bfloat16>(groups, C, hostile);
   check_requantize(groups, C, /*gather=*/false, hostile);
@@ -314,11 +323,11 @@ TEST_CASE("quantize_columns and requantize_columns follow the scalar casts", "[k
 }
 
 TEST_CASE("quantize_blocks follows the scalar casts", "[kernels][quantize]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t G = GENERATE(1, 3), N = GENERATE(0, 1, 130, 256), K = GENERATE(1, 33, 128, 300);
   const bool hostile = GENERATE(false, true);
-  CAPTURE(name_of(isa), G, N, K, hostile);
+  CAPTURE(backend.name, G, N, K, hostile);
   check_blocks<float>(G, N, K, hostile);
   check_blocks<bfloat16>(G, N, K, hostile);
 }
@@ -342,7 +351,7 @@ TEST_CASE("a rescaled block loses nothing but what falls below its smallest numb
                                .out_codes = codes_view(out, {R, C}),
                                .out_scale = view(out_scale, {1, C}),
                                .stats = nullptr},
-                              default_stream());
+                              here());
   int64_t wrong = 0;
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t c = 0; c < C; ++c) {

@@ -1,6 +1,6 @@
 #include "kernels/rms_norm.h"
 
-#include "tests/support/numeric.h"
+#include "tests/kernels/same_bits.h"
 
 namespace octet::test {
 namespace {
@@ -19,23 +19,21 @@ Doubles reference(const Doubles& x, const Doubles& weight) {
 }
 
 template <class Scalar>
-void check(int64_t T, int64_t D, Isa isa) {
-  const UseIsa use(isa);
+void check(int64_t T, int64_t D) {
   auto x = uniform<Scalar>(T * D, 1), dy = uniform<Scalar>(T * D, 3);
   auto weight = uniform(D, 2);
   std::vector<Scalar> y(x.size()), dx(x.size());
   std::vector<float> rstd(static_cast<size_t>(T)), dweight(static_cast<size_t>(D), 0.0f);
-  Stream& stream = default_stream();
   kernels::rms_norm_forward(
       {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
-      stream);
+      here());
   kernels::rms_norm_backward({.dy = view(dy, {T, D}),
                               .x = view(x, {T, D}),
                               .weight = view(weight, {D}),
                               .rstd = view(rstd, {T}),
                               .dx = view(dx, {T, D}),
                               .dweight = view(dweight, {D})},
-                             stream);
+                             here());
   const Doubles xs = doubles(x), ws = doubles(weight), dys = doubles(dy);
   // float32 sums of D terms err like sqrt(D) ulp; a bfloat16 result is rounded once more, by half an ulp.
   const double stored = std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2;
@@ -50,30 +48,44 @@ void check(int64_t T, int64_t D, Isa isa) {
 }  // namespace
 
 TEST_CASE("rms_norm follows its formula, forward and backward", "[kernels][rms_norm]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 7), D = GENERATE(1, 31, 64);
-  CAPTURE(name_of(isa), T, D);
-  check<float>(T, D, isa);
-  check<bfloat16>(T, D, isa);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, T, D);
+  check<float>(T, D);
+  check<bfloat16>(T, D);
 }
 
 TEST_CASE("rms_norm gives the same bits on every instruction set", "[kernels][rms_norm]") {
   const int64_t T = 130, D = 77;
   auto x = uniform<bfloat16>(T * D, 1);
   auto weight = uniform(D, 2);
-  std::vector<std::vector<uint16_t>> results;
-  for (const Isa isa : supported_isas()) {
-    const UseIsa use(isa);
+  check_same_bits([&](std::string& bytes) {
     std::vector<bfloat16> y(x.size());
     std::vector<float> rstd(static_cast<size_t>(T));
     kernels::rms_norm_forward(
         {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
-        default_stream());
-    std::vector<uint16_t> bits;
-    for (const bfloat16 value : y) bits.push_back(value.bits);
-    results.push_back(bits);
-  }
-  for (const auto& result : results) CHECK(result == results.front());
+        here());
+    append_bytes(bytes, y);
+  });
+}
+
+TEST_CASE("rms_norm's dweight has the same bits everywhere", "[kernels][rms_norm]") {
+  const int64_t T = 150, D = 77;
+  auto x = uniform<bfloat16>(T * D, 1), dy = uniform<bfloat16>(T * D, 2);
+  auto weight = uniform(D, 3), rstd = uniform(T, 4);
+  check_same_bits(backends(), [&](std::string& bytes) {
+    std::vector<bfloat16> dx(x.size());
+    std::vector<float> dweight(static_cast<size_t>(D), 0.5f);
+    kernels::rms_norm_backward({.dy = view(dy, {T, D}),
+                                .x = view(x, {T, D}),
+                                .weight = view(weight, {D}),
+                                .rstd = view(rstd, {T}),
+                                .dx = view(dx, {T, D}),
+                                .dweight = view(dweight, {D})},
+                               here());
+    append_bytes(bytes, dweight);
+  });
 }
 
 }  // namespace octet::test

@@ -50,7 +50,7 @@ void check(int64_t T, int64_t H, int64_t D, RopeLayout layout) {
                    .head_dim = D,
                    .layout = layout,
                    .inverse = inverse},
-                  default_stream());
+                  here());
   };
   const double tolerance = 4 * kEpsilonF32 + (std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2);
   const auto formula = [&](const Doubles& v) { return reference(v, positions, size_t(H), size_t(D), layout); };
@@ -71,11 +71,11 @@ void check(int64_t T, int64_t H, int64_t D, RopeLayout layout) {
 }  // namespace
 
 TEST_CASE("rope turns pairs by their angles, and back", "[kernels][rope]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 5), H = GENERATE(1, 3), D = GENERATE(2, 12, 64);
   const RopeLayout layout = GENERATE(RopeLayout::kHalf, RopeLayout::kInterleaved);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), T, H, D, int(layout));
+  const UseBackend use(backend);
+  CAPTURE(backend.name, T, H, D, int(layout));
   check<float>(T, H, D, layout);
   check<bfloat16>(T, H, D, layout);
 }
@@ -97,7 +97,7 @@ TEST_CASE("rope gives the same bits everywhere", "[kernels][rope]") {
   kernels::fill_rope_table(view(table, {T, D}), D, 10000.0);
   std::vector<int32_t> positions;
   for (int64_t t = 0; t < T; ++t) positions.push_back(int32_t(t));
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits(backends(), [&](std::string& bytes) {
     for (const RopeLayout layout : {RopeLayout::kHalf, RopeLayout::kInterleaved}) {
       auto x = uniform<bfloat16>(T * H * D, 1);
       kernels::rope({.x = view(x, {T, H * D}),
@@ -106,7 +106,7 @@ TEST_CASE("rope gives the same bits everywhere", "[kernels][rope]") {
                      .head_dim = D,
                      .layout = layout,
                      .inverse = false},
-                    stream);
+                    here());
       append_bytes(bytes, x);
     }
   });

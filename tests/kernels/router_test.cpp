@@ -18,7 +18,7 @@ struct Routed {
 };
 
 Routed route(std::vector<float> logits, std::vector<float> bias, int64_t K, const RouterOptions& options, int64_t T = 1,
-             std::vector<int32_t> replayed = {}, Stream& stream = default_stream()) {
+             std::vector<int32_t> replayed = {}) {
   const int64_t E = T == 0 ? 4 : int64_t(logits.size()) / T;
   Routed routed;
   routed.scores.resize(logits.size());
@@ -31,7 +31,7 @@ Routed route(std::vector<float> logits, std::vector<float> bias, int64_t K, cons
                            .indices = view(routed.indices, {T, K}),
                            .weights = view(routed.weights, {T, K}),
                            .options = options},
-                          stream);
+                          here());
   return routed;
 }
 
@@ -124,7 +124,7 @@ void check(int64_t T, int64_t E, int64_t K, const RouterOptions& options, bool h
                               .dscores = has_dscores ? view(dscores, {T, E}) : View(),
                               .dlogits = view(dlogits, {T, E}),
                               .options = options},
-                             default_stream());
+                             here());
     // What the rest of the network sees of the router: its weights, and its scores through the balance losses.
     const auto formula = [&](const Doubles& v) {
       const Doubles sv = scores_of(v, size_t(E), options.score);
@@ -144,11 +144,11 @@ void check(int64_t T, int64_t E, int64_t K, const RouterOptions& options, bool h
 }  // namespace
 
 TEST_CASE("the router follows its formula, forward and backward", "[kernels][router]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const ScoreFunction score = GENERATE(ScoreFunction::kSoftmax, ScoreFunction::kSigmoid);
   const bool normalize = GENERATE(false, true), has_bias = GENERATE(false, true);
-  CAPTURE(name_of(isa), int(score), normalize, has_bias);
+  CAPTURE(backend.name, int(score), normalize, has_bias);
   const RouterOptions plain{.score = score, .normalize = normalize, .scaling = 2.5f};
   check(1, 1, 1, plain, has_bias);
   check(5, 4, 4, plain, has_bias);
@@ -165,6 +165,9 @@ TEST_CASE("the router follows its formula, forward and backward", "[kernels][rou
 }
 
 TEST_CASE("equal scores go to the lower index", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const RouterOptions softmax{}, sigmoid{.score = ScoreFunction::kSigmoid};
   for (const RouterOptions& options : {softmax, sigmoid}) {
     CHECK(route({1, 1, 1, 1, 1}, {}, 3, options).indices == std::vector<int32_t>{0, 1, 2});
@@ -177,6 +180,9 @@ TEST_CASE("equal scores go to the lower index", "[kernels][router]") {
 }
 
 TEST_CASE("a group that is not kept gets no token though every kept choice is negative", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   // c of the kept group 1 is about {-0.1, -0.2}, of group 0 {-3, -4}: masking with 0 in place of -infinity would
   // choose group 0.
   const RouterOptions options{.score = ScoreFunction::kSigmoid, .num_groups = 2, .kept_groups = 1};
@@ -186,12 +192,18 @@ TEST_CASE("a group that is not kept gets no token though every kept choice is ne
 }
 
 TEST_CASE("groups compete with the sum of their two best, not with their best", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const RouterOptions options{.score = ScoreFunction::kSigmoid, .num_groups = 2, .kept_groups = 1};
   const Routed routed = route(logits_of({0.9, 0.1, 0.1, 0.6, 0.6, 0.1}), {}, 2, options);
   CHECK(routed.indices == std::vector<int32_t>{3, 4});
 }
 
 TEST_CASE("raw weights keep their sum, normalised ones sum to the scaling", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const std::vector<float> logits = logits_of({0.5, 0.25, 0.125, 0.75});
   const Routed raw = route(logits, {}, 2, {.score = ScoreFunction::kSigmoid, .normalize = false, .scaling = 2.0f});
   CHECK(raw.indices == std::vector<int32_t>{3, 0});
@@ -201,8 +213,8 @@ TEST_CASE("raw weights keep their sum, normalised ones sum to the scaling", "[ke
 }
 
 TEST_CASE("all tokens may choose one expert, and scores may underflow", "[kernels][router]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   for (const ScoreFunction score : {ScoreFunction::kSoftmax, ScoreFunction::kSigmoid}) {
     std::vector<float> logits;
     for (int t = 0; t < 40; ++t) logits.insert(logits.end(), {-200.0f, -300.0f, 200.0f, -250.0f});
@@ -217,8 +229,8 @@ TEST_CASE("all tokens may choose one expert, and scores may underflow", "[kernel
 }
 
 TEST_CASE("a NaN is chosen last and indices stay valid and distinct", "[kernels][router]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
   const std::vector<std::vector<float>> rows = {{nan, nan, nan, nan, nan, nan, nan, nan},
                                                 {nan, 1, nan, 2, nan, nan, 0, -nan},
@@ -241,6 +253,9 @@ TEST_CASE("a NaN is chosen last and indices stay valid and distinct", "[kernels]
 }
 
 TEST_CASE("replayed indices are used as they are", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const Routed routed =
       route(logits_of({0.5, 0.25, 0.9, 0.75}), {9, 9, 9, 9}, 2, {.score = ScoreFunction::kSigmoid}, 1, {1, 3});
   CHECK(routed.indices == std::vector<int32_t>{1, 3});
@@ -248,6 +263,9 @@ TEST_CASE("replayed indices are used as they are", "[kernels][router]") {
 }
 
 TEST_CASE("no tokens are routed nowhere", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   CHECK(route({}, {}, 2, {}, 0).indices.empty());
   std::vector<float> scores, dscores, loss = {3.0f};
   kernels::balance_loss({.scores = view(scores, {0, 4}),
@@ -257,19 +275,19 @@ TEST_CASE("no tokens are routed nowhere", "[kernels][router]") {
                          .tokens_per_group = 8,
                          .top_k = 2,
                          .alpha = 1.0f},
-                        default_stream());
+                        here());
   kernels::router_z_loss(
       {.logits = view(scores, {0, 4}), .dlogits = view(dscores, {0, 4}), .loss = view(loss, {1}), .beta = 1.0f},
-      default_stream());
+      here());
   CHECK(loss[0] == 3.0f);
 }
 
 TEST_CASE("the balance loss follows its formula, its shares held constant", "[kernels][router]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t T = GENERATE(1, 12, 70), E = GENERATE(1, 5, 20), per_group = GENERATE(4, 35, 100);
   const bool has_load = GENERATE(false, true);
-  CAPTURE(name_of(isa), T, E, per_group, has_load);
+  CAPTURE(backend.name, T, E, per_group, has_load);
   const int64_t K = std::min<int64_t>(2, E);
   const float alpha = 0.5f;
   auto scores = uniform(T * E, 1), load = uniform(E, 2);
@@ -311,7 +329,7 @@ TEST_CASE("the balance loss follows its formula, its shares held constant", "[ke
                          .tokens_per_group = per_group,
                          .top_k = K,
                          .alpha = alpha},
-                        default_stream());
+                        here());
   const double tolerance = 4 * std::sqrt(double(T + E)) * kEpsilonF32;
   CHECK_THAT(doubles(loss), NearAll({1.0 + formula(s)[0]}, tolerance));
   Doubles wanted = central_difference(formula, {1.0}, s);
@@ -320,6 +338,9 @@ TEST_CASE("the balance loss follows its formula, its shares held constant", "[ke
 }
 
 TEST_CASE("a balanced batch has a balance loss of alpha, a collapsed one more", "[kernels][router]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   const auto loss_of = [](std::vector<float> scores, int64_t T, int64_t E) {
     std::vector<float> loss = {0.0f}, dscores(scores.size());
     kernels::balance_loss({.scores = view(scores, {T, E}),
@@ -329,7 +350,7 @@ TEST_CASE("a balanced batch has a balance loss of alpha, a collapsed one more", 
                            .tokens_per_group = T,
                            .top_k = 1,
                            .alpha = 0.25f},
-                          default_stream());
+                          here());
     return loss[0];
   };
   CHECK(loss_of({1, 0, 0, 1}, 2, 2) == 0.25f);
@@ -338,10 +359,10 @@ TEST_CASE("a balanced batch has a balance loss of alpha, a collapsed one more", 
 }
 
 TEST_CASE("the router z-loss follows its formula", "[kernels][router]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t T = GENERATE(1, 67), E = GENERATE(1, 8, 19);
-  CAPTURE(name_of(isa), T, E);
+  CAPTURE(backend.name, T, E);
   auto logits = uniform(T * E, 1);
   for (float& value : logits) value *= 4;
   const auto formula = [&](const Doubles& v) {
@@ -356,7 +377,7 @@ TEST_CASE("the router z-loss follows its formula", "[kernels][router]") {
   std::vector<float> loss = {0.5f}, dlogits(logits.size(), 1.0f);
   kernels::router_z_loss(
       {.logits = view(logits, {T, E}), .dlogits = view(dlogits, {T, E}), .loss = view(loss, {1}), .beta = 0.1f},
-      default_stream());
+      here());
   const double tolerance = 4 * std::sqrt(double(T + E)) * kEpsilonF32;
   CHECK_THAT(doubles(loss), NearAll({0.5 + formula(doubles(logits))[0]}, tolerance));
   Doubles wanted = central_difference(formula, {1.0}, doubles(logits));
@@ -367,9 +388,9 @@ TEST_CASE("the router z-loss follows its formula", "[kernels][router]") {
 TEST_CASE("the router gives the same bits everywhere", "[kernels][router]") {
   const int64_t T = 203, E = 37, K = 4;
   auto logits = uniform(T * E, 1), dweights = uniform(T * K, 3), bias = uniform(E, 4);
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits([&](std::string& bytes) {
     for (const ScoreFunction score : {ScoreFunction::kSoftmax, ScoreFunction::kSigmoid}) {
-      Routed routed = route(logits, bias, K, {.score = score}, T, {}, stream);
+      Routed routed = route(logits, bias, K, {.score = score}, T, {});
       std::vector<float> dscores(logits.size()), dlogits(logits.size()), loss(1);
       kernels::balance_loss({.scores = view(routed.scores, {T, E}),
                              .load = {},
@@ -378,7 +399,7 @@ TEST_CASE("the router gives the same bits everywhere", "[kernels][router]") {
                              .tokens_per_group = 100,
                              .top_k = K,
                              .alpha = 0.3f},
-                            stream);
+                            here());
       kernels::router_backward({.scores = view(routed.scores, {T, E}),
                                 .indices = view(routed.indices, {T, K}),
                                 .weights = view(routed.weights, {T, K}),
@@ -386,10 +407,10 @@ TEST_CASE("the router gives the same bits everywhere", "[kernels][router]") {
                                 .dscores = view(dscores, {T, E}),
                                 .dlogits = view(dlogits, {T, E}),
                                 .options = {.score = score}},
-                               stream);
+                               here());
       kernels::router_z_loss(
           {.logits = view(logits, {T, E}), .dlogits = view(dlogits, {T, E}), .loss = view(loss, {1}), .beta = 0.1f},
-          stream);
+          here());
       append_bytes(bytes, routed.scores);
       append_bytes(bytes, routed.indices);
       append_bytes(bytes, routed.weights);

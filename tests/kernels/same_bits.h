@@ -1,4 +1,5 @@
-// Runs a kernel with every instruction set of this machine, on one thread and on three: all must give the same bytes.
+// Runs a kernel with every instruction set of this machine, on one thread and on three, and where the CUDA kernel keeps
+// the CPU's order of sums with that too: all must give the same bytes.
 #pragma once
 
 #include <cstring>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "core/base/stream.h"
+#include "tests/kernels/backend.h"
 #include "tests/support/numeric.h"
 
 namespace octet::test {
@@ -15,24 +17,27 @@ void append_bytes(std::string& bytes, const std::vector<T>& values) {
   bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
-// run(stream, bytes) makes its outputs afresh, runs the kernel and appends them.
+// run(bytes) makes its outputs afresh, runs the kernel on here() and appends them.
 template <class Run>
-void check_same_bits(Run&& run) {
+void check_same_bits(const std::vector<Backend>& of, Run&& run) {
   std::string first;
-  for (const Isa isa : supported_isas()) {
-    const UseIsa use(isa);
+  for (const Backend& backend : of) {
     for (const int threads : {1, 3}) {
       ThreadPool pool(threads);
-      Stream stream(pool);
+      const UseBackend use(backend, pool);
       std::string bytes;
-      run(stream, bytes);
+      run(bytes);
       REQUIRE(!bytes.empty());
       if (first.empty()) first = bytes;
-      CAPTURE(name_of(isa), threads);
+      CAPTURE(backend.name, threads);
       const bool same = bytes == first;
       CHECK(same);
     }
   }
+}
+template <class Run>
+void check_same_bits(Run&& run) {
+  check_same_bits(cpu_backends(), static_cast<Run&&>(run));
 }
 
 }  // namespace octet::test

@@ -119,11 +119,11 @@ TEST_CASE("lanes move to where they are told", "[kernels][simd]") {
 
 TEST_CASE("the mathematics has the same bits on every instruction set", "[kernels][simd]") {
   const std::vector<float> x = floats();
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits([&](std::string& bytes) {
     for (const auto function : {SimdProbe::kExp, SimdProbe::kSigmoid, SimdProbe::kSumFloat64}) {
-      append_bytes(bytes, probe(function, x, stream));
+      append_bytes(bytes, probe(function, x, here()));
     }
-    std::vector<float> l = probe(SimdProbe::kLog, x, stream);
+    std::vector<float> l = probe(SimdProbe::kLog, x, here());
     for (float& value : l) value = std::isnan(value) ? 0.0f : value;  // the sign of a made NaN is no one's promise
     append_bytes(bytes, l);
   });
@@ -143,9 +143,9 @@ std::vector<float> any_bits() {
 
 TEST_CASE("what kernels are made of has the same bits on every instruction set", "[kernels][simd]") {
   const std::vector<float> x = any_bits();
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits([&](std::string& bytes) {
     for (int function = SimdProbe::kMax; function <= SimdProbe::kEncodeE4m3; ++function) {
-      append_bytes(bytes, probe(SimdProbe::Function(function), x, stream));
+      append_bytes(bytes, probe(SimdProbe::Function(function), x, here()));
     }
   });
 }

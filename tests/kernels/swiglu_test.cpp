@@ -1,6 +1,7 @@
 #include "kernels/swiglu.h"
 
 #include <limits>
+#include <memory>
 
 #include "tests/kernels/same_bits.h"
 
@@ -20,38 +21,37 @@ void check(int64_t R, int64_t F) {
   auto h = uniform<Scalar>(R * 2 * F, 1), dy = uniform<Scalar>(R * F, 2);
   for (Scalar& value : h) value = Scalar(float(value) * 6.0f);
   std::vector<Scalar> y(dy.size()), dh(h.size());
-  kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, default_stream());
-  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})},
-                           default_stream());
+  kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})}, here());
   // At most eight float32 roundings between input and result; a bfloat16 result is rounded once more, by half an ulp.
   const double tolerance = 8 * kEpsilonF32 + (std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2);
   const auto formula = [&](const Doubles& v) { return reference(v, size_t(F)); };
   CHECK_THAT(doubles(y), NearAll(formula(doubles(h)), tolerance));
   CHECK_THAT(doubles(dh), NearAll(central_difference(formula, doubles(dy), doubles(h)), tolerance + 1e-8, 1.0));
   // In place: dh over h.
-  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(h, {R, 2 * F})},
-                           default_stream());
+  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(h, {R, 2 * F})}, here());
   CHECK(doubles(h) == doubles(dh));
 }
 
 }  // namespace
 
 TEST_CASE("swiglu follows its formula, forward and backward", "[kernels][swiglu]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
+  const Backend backend = GENERATE(from_range(backends()));
   const int64_t R = GENERATE(0, 1, 3), F = GENERATE(1, 16, 37);
-  const UseIsa use(isa);
-  CAPTURE(name_of(isa), R, F);
+  const UseBackend use(backend);
+  CAPTURE(backend.name, R, F);
   check<float>(R, F);
   check<bfloat16>(R, F);
 }
 
 TEST_CASE("swiglu of very large gates is finite", "[kernels][swiglu]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
   std::vector<float> h = {-200.0f, 200.0f, -3e38f, 3e38f, 0.5f, 0.5f, 0.5f, 0.5f}, y(4), dh(8), dy(4, 1.0f);
-  kernels::swiglu_forward({.h = view(h, {1, 8}), .y = view(y, {1, 4})}, default_stream());
+  kernels::swiglu_forward({.h = view(h, {1, 8}), .y = view(y, {1, 4})}, here());
   CHECK(y == std::vector<float>{0.0f, 100.0f, 0.0f, 1.5e38f});
-  kernels::swiglu_backward({.dy = view(dy, {1, 4}), .h = view(h, {1, 8}), .dh = view(dh, {1, 8})}, default_stream());
+  kernels::swiglu_backward({.dy = view(dy, {1, 4}), .h = view(h, {1, 8}), .dh = view(dh, {1, 8})}, here());
   CHECK(dh == std::vector<float>{0.0f, 0.5f, 0.0f, 0.5f, 0.0f, 200.0f, 0.0f, 3e38f});
 }
 
@@ -59,12 +59,12 @@ TEST_CASE("swiglu gives the same bits everywhere", "[kernels][swiglu]") {
   const int64_t R = 67, F = 203;
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
   auto wide = uniform<float>(R * 2 * F, 3);
-  check_same_bits([&](Stream& stream, std::string& bytes) {
+  check_same_bits(backends(), [&](std::string& bytes) {
     std::vector<bfloat16> y(dy.size()), dh(h.size());
     std::vector<float> wide_y(dy.size());
-    kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, stream);
-    kernels::swiglu_forward({.h = view(wide, {R, 2 * F}), .y = view(wide_y, {R, F})}, stream);
-    kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})}, stream);
+    kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, here());
+    kernels::swiglu_forward({.h = view(wide, {R, 2 * F}), .y = view(wide_y, {R, F})}, here());
+    kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})}, here());
     append_bytes(bytes, y);
     append_bytes(bytes, dh);
     append_bytes(bytes, wide_y);
@@ -95,8 +95,8 @@ struct Codes {
 }  // namespace
 
 TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the other", "[kernels][swiglu]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const int64_t F = GENERATE(1, 37, 100, 128, 256);
   const std::vector<int64_t> sizes =
       GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{0, 130, 0, 128, 3});
@@ -107,8 +107,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   }
   const bool with_nan = GENERATE(false, true);
   const int64_t R = offsets.back(), G = int64_t(sizes.size()), P = 128 * block_offsets.back();
-  CAPTURE(name_of(isa), F, sizes, with_nan);
-  Stream& stream = default_stream();
+  CAPTURE(backend.name, F, sizes, with_nan);
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
   for (bfloat16& value : h) value = bfloat16(float(value) * 6.0f);
   if (with_nan && R > 0) h[h.size() / 2] = bfloat16(std::numeric_limits<float>::quiet_NaN());
@@ -116,17 +115,18 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   const View starts = view(offsets, {G + 1}), block_starts = view(block_offsets, {G + 1});
 
   Codes h_codes({R, 2 * F}, {R, blocks(2 * F)}), y_codes({R, F}, {R, blocks(F)});
-  kernels::QuantizeStats stats;
+  const auto stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& stats = *stats_memory;
   kernels::swiglu_forward_fp8({.h = h_view,
                                .h_codes = h_codes.codes_view(),
                                .h_scale = h_codes.scale_view(),
                                .y_codes = y_codes.codes_view(),
                                .y_scale = y_codes.scale_view(),
                                .stats = &stats},
-                              stream);
+                              here());
   const auto rows = [&](const View& x, kernels::QuantizeStats* to) {
     Codes codes({x.rows(), x.cols()}, {x.rows(), blocks(x.cols())});
-    kernels::quantize_rows({.x = x, .codes = codes.codes_view(), .scale = codes.scale_view(), .stats = to}, stream);
+    kernels::quantize_rows({.x = x, .codes = codes.codes_view(), .scale = codes.scale_view(), .stats = to}, here());
     return codes;
   };
   const auto columns = [&](const View& x, kernels::QuantizeStats* to) {
@@ -137,13 +137,14 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                .codes = codes.codes_view(),
                                .scale = codes.scale_view(),
                                .stats = to},
-                              stream);
+                              here());
     return codes;
   };
   std::vector<bfloat16> y(dy.size()), dh(h.size()), kept(h.size());
   y.reserve(1), dh.reserve(1), kept.reserve(1);
-  kernels::swiglu_forward({.h = h_view, .y = view(y, {R, F})}, stream);
-  kernels::QuantizeStats wanted;
+  kernels::swiglu_forward({.h = h_view, .y = view(y, {R, F})}, here());
+  const auto wanted_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& wanted = *wanted_memory;
   CHECK(h_codes == rows(h_view, &wanted));
   CHECK(y_codes == rows(view(y, {R, F}), &wanted));
   CHECK(stats == wanted);
@@ -154,12 +155,17 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                .y_codes = y_alone.codes_view(),
                                .y_scale = y_alone.scale_view(),
                                .stats = nullptr},
-                              stream);
+                              here());
   CHECK(y_alone == y_codes);
 
   Codes y_columns({P, F}, {P / 128, F}), dh_rows({R, 2 * F}, {R, blocks(2 * F)});
   Codes dh_columns({P, 2 * F}, {P / 128, 2 * F});
-  kernels::QuantizeStats y_stats, dh_stats, dh_column_stats;
+  const auto y_stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& y_stats = *y_stats_memory;
+  const auto dh_stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& dh_stats = *dh_stats_memory;
+  const auto dh_column_stats_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& dh_column_stats = *dh_column_stats_memory;
   kernels::swiglu_backward_fp8({.dy = dy_view,
                                 .h_codes = h_codes.codes_view(),
                                 .h_scale = h_codes.scale_view(),
@@ -174,12 +180,17 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                 .y_stats = &y_stats,
                                 .dh_stats = &dh_stats,
                                 .dh_column_stats = &dh_column_stats},
-                               stream);
+                               here());
   const View kept_view = view(kept, {R, 2 * F}), dh_view = view(dh, {R, 2 * F});
-  kernels::dequantize_rows({.codes = h_codes.codes_view(), .scale = h_codes.scale_view(), .x = kept_view}, stream);
-  kernels::swiglu_forward({.h = kept_view, .y = view(y, {R, F})}, stream);
-  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .dh = dh_view}, stream);
-  kernels::QuantizeStats want_y, want_dh, want_dh_columns;
+  kernels::dequantize_rows({.codes = h_codes.codes_view(), .scale = h_codes.scale_view(), .x = kept_view}, here());
+  kernels::swiglu_forward({.h = kept_view, .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .dh = dh_view}, here());
+  const auto want_y_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& want_y = *want_y_memory;
+  const auto want_dh_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& want_dh = *want_dh_memory;
+  const auto want_dh_columns_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& want_dh_columns = *want_dh_columns_memory;
   CHECK(y_columns == columns(view(y, {R, F}), &want_y));
   CHECK(dh_rows == rows(dh_view, &want_dh));
   CHECK(dh_columns == columns(dh_view, &want_dh_columns));

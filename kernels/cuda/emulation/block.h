@@ -1,0 +1,52 @@
+// A grid of CUDA thread blocks on the CPU, for tests: docs/cuda_emulation.md. Each block runs on one thread of a pool;
+// its threads are fibers that run one after the other, each until it meets a barrier or ends. What a kernel must not do
+// and a GPU does not report is an error here that names the kernel, the block and the thread.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "core/base/thread_pool.h"
+
+struct uint3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+inline thread_local uint3 threadIdx, blockIdx;
+inline thread_local dim3 blockDim, gridDim;
+
+namespace octet::emulation {
+
+// Runs thread() for each thread of each block and returns when all have ended. name lives as long as the call.
+void run_grid(const char* name, dim3 grid, int threads, size_t shared_bytes, ThreadPool& pool,
+              const std::function<void()>& thread);
+
+// The order in which threads and blocks get their turn, for all later grids. A result that depends on it is a race.
+enum class Order { kForward, kBackward };
+void set_order(Order order);
+
+// For the threads of a running block.
+void sync_threads(const char* file, int line);
+void sync_warp();
+// What the 32 lanes of the warp gave, by lane, until the next exchange or barrier but one.
+inline constexpr size_t kExchangeBytes = 64;
+using Exchange = std::array<std::array<std::byte, kExchangeBytes>, 32>;
+const Exchange& exchange(const void* value, size_t bytes);
+
+// Shared memory: `tag` names a declaration, and all threads that pass it get the same place.
+std::byte* static_shared(const void* tag, size_t bytes);
+std::byte* dynamic_shared(size_t offset, size_t bytes);
+// An access of a byte that was never written, that another thread writes, or that another thread read or wrote with no
+// barrier in between, fails.
+void read_shared(const std::byte* at, size_t bytes);
+void write_shared(std::byte* at, size_t bytes);
+
+// Stops the kernel: "NAME: what; block (x, y, z), thread t".
+[[noreturn]] void fault(const std::string& what);
+
+}  // namespace octet::emulation

@@ -1,0 +1,82 @@
+// What kernels/cuda/device.cuh needs where nvcc compiles a kernel; its twin is emulation/device.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/base/stream.h"
+#include "kernels/cuda/cuda_check.h"
+
+#define OCTET_SHARED(T, name, count)  \
+  __shared__ T name##_storage[count]; \
+  const ::octet::kernels::cuda::Shared<T> name(name##_storage, count)
+
+namespace octet::kernels::cuda {
+
+template <class T>
+class Shared {
+ public:
+  __device__ __forceinline__ Shared(T* data, int) : data_(data) {}
+  __device__ __forceinline__ T& operator[](int i) const { return data_[i]; }
+  __device__ __forceinline__ Shared operator+(int i) const { return Shared(data_ + i, 0); }
+  template <class Other>
+  __device__ __forceinline__ Shared<Other> as() const {
+    return Shared<Other>(reinterpret_cast<Other*>(data_), 0);
+  }
+
+ private:
+  T* data_;
+};
+template <class T>
+__device__ __forceinline__ Shared<T> dynamic_shared(size_t byte_offset, int count) {
+  extern __shared__ uint4 octet_dynamic_shared[];
+  return Shared<T>(reinterpret_cast<T*>(reinterpret_cast<char*>(octet_dynamic_shared) + byte_offset), count);
+}
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+__device__ __forceinline__ unsigned ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
+__device__ __forceinline__ int lowest_bit(unsigned mask) { return __ffs(int(mask)) - 1; }
+__device__ __forceinline__ int count_bits(unsigned mask) { return __popc(mask); }
+__device__ __forceinline__ void atomic_add(int64_t* to, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+template <class To, class From>
+__device__ __forceinline__ To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class Words>
+__device__ __forceinline__ Words load_words(const void* from) {
+  return *static_cast<const Words*>(from);
+}
+template <class Words>
+__device__ __forceinline__ void store_words(void* to, Words words) {
+  *static_cast<Words*>(to) = words;
+}
+
+// Starts a kernel; name is what an error calls it. A grid without blocks is nothing to do.
+template <class... Parameters, class... Args>
+void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
+            void (*kernel)(Parameters...), Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > (size_t(48) << 10)) {  // above this a kernel must say so
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), name);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.cuda();
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), name);
+}
+
+}  // namespace octet::kernels::cuda

@@ -1,0 +1,168 @@
+#include "kernels/quantize.h"
+
+#include "kernels/cuda/quantize_tile.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace octet::kernels::cuda {
+namespace {
+
+// Sixteen threads to a block of a row.
+template <class Scalar>
+__global__ void __launch_bounds__(kRowThreads)
+    quantize_rows_kernel(const Scalar* x, int64_t x_stride, uint8_t* codes, int64_t codes_stride, float* scale,
+                         int64_t scale_stride, QuantizeStats* stats, int64_t R, int64_t C, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  const bool is_there = at.row < R;
+  const int64_t row = is_there ? at.row : 0, n = is_there ? C - at.column : 0;
+  Counts counts;
+  quantize_row_block(load8(x + row * x_stride + at.column, n), n, codes + row * codes_stride + at.column,
+                     scale + row * scale_stride + at.column / kBlock, counts);
+  add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * C : 0, stats);
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kRowThreads)
+    dequantize_rows_kernel(const uint8_t* codes, int64_t codes_stride, const float* scale, int64_t scale_stride,
+                           Scalar* x, int64_t x_stride, int64_t R, int64_t C, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  if (at.row >= R) return;
+  const int64_t n = C - at.column;
+  const float factor = scale[at.row * scale_stride + at.column / kBlock];
+  store8(x + at.row * x_stride + at.column, load_codes(codes + at.row * codes_stride + at.column, factor, n), n);
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kTileThreads)
+    quantize_columns_kernel(const Scalar* x, int64_t x_stride, const int64_t* offsets, const int64_t* block_offsets,
+                            int groups, uint8_t* codes, int64_t codes_stride, float* scale, int64_t scale_stride,
+                            QuantizeStats* stats, uint8_t* row_codes, int64_t row_codes_stride, float* row_scale,
+                            int64_t row_scale_stride, QuantizeStats* row_stats, int64_t C) {
+  const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
+  if (!block.is_there) return;
+  const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
+  const int column = tile_column();
+  Tile tile;
+  Counts counts, row_counts;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const bool is_there = tile_row(pass) < block.rows;
+    const int64_t row = is_there ? block.first + tile_row(pass) : 0, here = is_there ? n - column : 0;
+    tile.v[pass] = load8(x + row * x_stride + c + column, here);
+    if (row_codes == nullptr) continue;
+    quantize_row_block(tile.v[pass], here, row_codes + row * row_codes_stride + c + column,
+                       row_scale + row * row_scale_stride + blockIdx.y, row_counts);
+  }
+  quantize_tile_columns(tile, n, codes + kBlock * int64_t(blockIdx.x) * codes_stride + c, codes_stride,
+                        scale + blockIdx.x * scale_stride + c, counts);
+  add_counts<kTileThreads>(counts, block.rows * n, stats);
+  add_counts<kTileThreads>(row_counts, block.rows * n, row_codes == nullptr ? nullptr : row_stats);
+}
+
+__global__ void __launch_bounds__(kTileThreads)
+    requantize_columns_kernel(const uint8_t* codes, int64_t codes_stride, const float* scale, int64_t scale_stride,
+                              const int32_t* rows, const int64_t* offsets, const int64_t* block_offsets, int groups,
+                              uint8_t* out_codes, int64_t out_codes_stride, float* out_scale, int64_t out_scale_stride,
+                              QuantizeStats* stats, int64_t C) {
+  const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
+  if (!block.is_there) return;
+  const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
+  const int column = tile_column();
+  Tile tile;
+  Counts counts;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    tile.v[pass] = Floats8{};
+    if (tile_row(pass) >= block.rows) continue;
+    const int64_t at = block.first + tile_row(pass), row = rows == nullptr ? at : rows[at];
+    tile.v[pass] =
+        load_codes(codes + row * codes_stride + c + column, scale[row * scale_stride + blockIdx.y], n - column);
+  }
+  quantize_tile_columns(tile, n, out_codes + kBlock * int64_t(blockIdx.x) * out_codes_stride + c, out_codes_stride,
+                        out_scale + blockIdx.x * out_scale_stride + c, counts);
+  add_counts<kTileThreads>(counts, block.rows * n, stats);
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kTileThreads)
+    quantize_blocks_kernel(const Scalar* x, int64_t x_stride, uint8_t* codes, int64_t codes_stride, float* scale,
+                           int64_t scale_stride, QuantizeStats* stats, int64_t N, int64_t K) {
+  const int64_t kb = blockIdx.x, nb = blockIdx.y, g = blockIdx.z, first = g * N + nb * kBlock;
+  const int rows = int(N - nb * kBlock < kBlock ? N - nb * kBlock : kBlock);
+  const int64_t k = kb * kBlock, n = K - k < kBlock ? K - k : kBlock;
+  const int column = tile_column();
+  Tile tile;
+  uint32_t top = 0;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const bool is_there = tile_row(pass) < rows;
+    const int64_t row = is_there ? first + tile_row(pass) : first;
+    tile.v[pass] = load8(x + row * x_stride + k + column, is_there ? n - column : 0);
+    const uint32_t of_row = largest_bits(tile.v[pass]);
+    top = of_row > top ? of_row : top;
+  }
+  const PowerOfTwo power = power_of_two(block_max<kTileThreads>(top, 0u));
+  if (threadIdx.x == 0) scale[(g * gridDim.y + nb) * scale_stride + kb] = power.scale;
+  Counts counts;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    if (tile_row(pass) >= rows) continue;
+    store_codes(codes + (first + tile_row(pass)) * codes_stride + k + column, tile.v[pass], all_of(power.inv_scale),
+                n - column, counts);
+  }
+  add_counts<kTileThreads>(counts, rows * n, stats);
+}
+
+// A whole row's blocks of sixteen threads, so that none is cut by the end of a row.
+int64_t pieces_of(int64_t C) { return ceil_div<int64_t>(C, kBlock) * kTileLanes; }
+
+}  // namespace
+
+void quantize_rows(const QuantizeRows& args, Stream& stream) {
+  const int64_t R = args.x.rows(), C = args.x.cols();
+  if (C == 0) return;
+  visit_float(args.x.dtype(), [&]<class Scalar>() {
+    launch("quantize_rows", row_grid(R, pieces_of(C)), kRowThreads, 0, stream, quantize_rows_kernel<Scalar>,
+           args.x.data<Scalar>(), args.x.row_stride(), args.codes.data<uint8_t>(), args.codes.row_stride(),
+           args.scale.data<float>(), args.scale.row_stride(), args.stats, R, C, uint32_t(pieces_of(C)));
+  });
+}
+
+void dequantize_rows(const DequantizeRows& args, Stream& stream) {
+  const int64_t R = args.codes.rows(), C = args.codes.cols(), pieces = ceil_div<int64_t>(C, kVector);
+  if (C == 0) return;
+  visit_float(args.x.dtype(), [&]<class Scalar>() {
+    launch("dequantize_rows", row_grid(R, pieces), kRowThreads, 0, stream, dequantize_rows_kernel<Scalar>,
+           args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(),
+           args.x.data<Scalar>(), args.x.row_stride(), R, C, uint32_t(pieces));
+  });
+}
+
+void quantize_columns(const QuantizeColumns& args, Stream& stream) {
+  const int64_t C = args.x.cols();
+  visit_float(args.x.dtype(), [&]<class Scalar>() {
+    launch("quantize_columns", blocks(args.scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads, 0, stream,
+           quantize_columns_kernel<Scalar>, args.x.data<Scalar>(), args.x.row_stride(), args.offsets.data<int64_t>(),
+           args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.codes.data<uint8_t>(),
+           args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.stats,
+           args.row_codes.data<uint8_t>(), args.row_codes.row_stride(), args.row_scale.data<float>(),
+           args.row_scale.row_stride(), args.row_stats, C);
+  });
+}
+
+void requantize_columns(const RequantizeColumns& args, Stream& stream) {
+  const int64_t C = args.codes.cols();
+  launch("requantize_columns", blocks(args.out_scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads, 0, stream,
+         requantize_columns_kernel, args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(),
+         args.scale.row_stride(), args.rows.data<int32_t>(), args.offsets.data<int64_t>(),
+         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.out_codes.data<uint8_t>(),
+         args.out_codes.row_stride(), args.out_scale.data<float>(), args.out_scale.row_stride(), args.stats, C);
+}
+
+void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
+  const Shape& shape = args.x.shape();
+  const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape[-2], K = shape[-1];
+  visit_float(args.x.dtype(), [&]<class Scalar>() {
+    launch("quantize_blocks", blocks(ceil_div<int64_t>(K, kBlock), ceil_div<int64_t>(N, kBlock), G), kTileThreads, 0,
+           stream, quantize_blocks_kernel<Scalar>, args.x.data<Scalar>(), args.x.row_stride(),
+           args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(),
+           args.stats, N, K);
+  });
+}
+
+}  // namespace octet::kernels::cuda

@@ -1,0 +1,180 @@
+// How numbers become E4M3 codes (kernels/quantize.h), with the CPU's bits. A tile of 128 rows and columns lies in the
+// registers of 256 threads: thread t has columns 8 (t % 16) and on of rows t / 16, t / 16 + 16, ...
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/quantize.h"
+
+namespace octet::kernels::cuda {
+
+inline constexpr int kBlock = 128;
+inline constexpr int kTileThreads = 256;
+inline constexpr int kTileLanes = kBlock / kVector;          // threads to a row
+inline constexpr int kTileStep = kTileThreads / kTileLanes;  // rows at a time
+inline constexpr int kTilePasses = kBlock / kTileStep;
+inline constexpr int kTileWarps = kTileThreads / kWarp;
+
+struct Tile {
+  Floats8 v[kTilePasses];  // zeros where the matrix ends
+};
+__device__ __forceinline__ int tile_column() { return int(threadIdx.x) % kTileLanes * kVector; }
+__device__ __forceinline__ int tile_row(int pass) { return pass * kTileStep + int(threadIdx.x) / kTileLanes; }
+
+struct Counts {
+  int flushed = 0, saturated = 0, non_finite = 0;
+};
+// Adds those of a block to stats; all its threads call it.
+template <int kThreads>
+__device__ __forceinline__ void add_counts(const Counts& counts, int64_t count, QuantizeStats* stats) {
+  if (stats == nullptr) return;
+  const int flushed = block_sum<kThreads>(counts.flushed), saturated = block_sum<kThreads>(counts.saturated);
+  const int non_finite = block_sum<kThreads>(counts.non_finite);
+  if (threadIdx.x != 0) return;
+  atomic_add(&stats->count, count);
+  atomic_add(&stats->flushed, flushed);
+  atomic_add(&stats->saturated, saturated);
+  atomic_add(&stats->non_finite, non_finite);
+}
+
+// The bits of |x|, 0 where x is not finite: greater numbers have greater bits.
+__device__ __forceinline__ uint32_t finite_bits(float x) {
+  const uint32_t u = bit_cast<uint32_t>(x) & 0x7fffffffu;
+  return u < 0x7f800000u ? u : 0u;
+}
+__device__ __forceinline__ uint32_t largest_bits(const Floats8& x) {
+  uint32_t top = 0;
+  for (int j = 0; j < kVector; ++j) {
+    const uint32_t u = finite_bits(x.v[j]);
+    top = u > top ? u : top;
+  }
+  return top;
+}
+// power_of_two_scale of core/base/fp8.h, and its reciprocal.
+struct PowerOfTwo {
+  float scale, inv_scale;
+};
+__device__ __forceinline__ PowerOfTwo power_of_two(uint32_t amax_bits) {
+  int field = int((amax_bits + 0x1fffffu) >> 23) - 8;
+  field = amax_bits == 0 ? 127 : field < 1 ? 1 : field;
+  return {bit_cast<float>(uint32_t(field) << 23), bit_cast<float>(uint32_t(254 - field) << 23)};
+}
+
+// The code of x / scale and of its neighbour, in the low bytes.
+__device__ __forceinline__ void count_code(float x, float y, Counts& counts) {
+  const uint32_t from = bit_cast<uint32_t>(x) & 0x7fffffffu, to = bit_cast<uint32_t>(y) & 0x7fffffffu;
+  const int non_finite = from >= 0x7f800000u;
+  counts.flushed += int(to <= 0x3a800000u) - int(from == 0);  // 2^-10 or below
+  counts.non_finite += non_finite;
+  counts.saturated += int(to > 0x43e80000u) - non_finite;  // beyond 464
+}
+// Writes the codes of the first n of x / scale, given each number's 1 / scale.
+__device__ __forceinline__ void store_codes(uint8_t* to, const Floats8& x, const Floats8& inv_scale, int64_t n,
+                                            Counts& counts) {
+  uint32_t pairs[4];
+  for (int i = 0; i < 4; ++i) {
+    const float low = x.v[2 * i] * inv_scale.v[2 * i], high = x.v[2 * i + 1] * inv_scale.v[2 * i + 1];
+    if (2 * i < n) count_code(x.v[2 * i], low, counts);
+    if (2 * i + 1 < n) count_code(x.v[2 * i + 1], high, counts);
+    pairs[i] = ptx::e4m3x2_from_floats(low, high);
+  }
+  if (n >= kVector && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+    uint2 words;
+    words.x = pairs[0] | pairs[1] << 16, words.y = pairs[2] | pairs[3] << 16;
+    store_words(to, words);
+  } else {
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) to[i] = uint8_t(pairs[i / 2] >> (i % 2 * 8));
+    }
+  }
+}
+__device__ __forceinline__ Floats8 all_of(float x) {
+  Floats8 all;
+  for (int j = 0; j < kVector; ++j) all.v[j] = x;
+  return all;
+}
+// The numbers of the first n codes, times factor.
+__device__ __forceinline__ Floats8 load_codes(const uint8_t* from, float factor, int64_t n) {
+  uint32_t words[2] = {0, 0};
+  if (n >= kVector && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
+    const uint2 both = load_words<uint2>(from);
+    words[0] = both.x, words[1] = both.y;
+  } else {
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) words[i / 4] |= uint32_t(from[i]) << (i % 4 * 8);
+    }
+  }
+  Floats8 x;
+  for (int i = 0; i < kVector; ++i) x.v[i] = ptx::float_from_e4m3(words[i / 4] >> (i % 4 * 8) & 0xffu) * factor;
+  return x;
+}
+
+// One block of a row by 16 neighbouring lanes, eight columns to each, of which n are there; whole warps call it.
+__device__ __forceinline__ void quantize_row_block(const Floats8& x, int64_t n, uint8_t* codes, float* scale,
+                                                   Counts& counts) {
+  const PowerOfTwo power = power_of_two(warp_max<kTileLanes>(largest_bits(x)));
+  if (n <= 0) return;
+  if (threadIdx.x % kTileLanes == 0) *scale = power.scale;
+  store_codes(codes, x, all_of(power.inv_scale), n, counts);
+}
+
+// Each column of a tile with its scale, n columns of it; rows without numbers get code 0. codes and scale: of the first
+// row and column of the tile. All threads of the block call it.
+__device__ __forceinline__ void quantize_tile_columns(const Tile& tile, int64_t n, uint8_t* codes, int64_t stride,
+                                                      float* scale, Counts& counts) {
+  OCTET_SHARED(uint32_t, tops, kTileWarps * kBlock);
+  OCTET_SHARED(float, inv_scales, kBlock);
+  const int column = tile_column(), warp = int(threadIdx.x) / kWarp;
+  __syncthreads();  // the last call's numbers have been read
+  for (int j = 0; j < kVector; ++j) {
+    uint32_t top = 0;
+    for (int pass = 0; pass < kTilePasses; ++pass) {
+      const uint32_t u = finite_bits(tile.v[pass].v[j]);
+      top = u > top ? u : top;
+    }
+    const uint32_t other = shuffle_xor(top, kTileLanes);  // the other row of this warp
+    if (threadIdx.x % kWarp < kTileLanes) tops[warp * kBlock + column + j] = other > top ? other : top;
+  }
+  __syncthreads();
+  if (threadIdx.x < kBlock) {
+    const int c = int(threadIdx.x);
+    uint32_t top = 0;
+    for (int w = 0; w < kTileWarps; ++w) {
+      const uint32_t u = tops[w * kBlock + c];
+      top = u > top ? u : top;
+    }
+    const PowerOfTwo power = power_of_two(top);
+    inv_scales[c] = power.inv_scale;
+    if (c < n) scale[c] = power.scale;
+  }
+  __syncthreads();
+  if (column >= n) return;
+  Floats8 inv_scale;
+  for (int j = 0; j < kVector; ++j) inv_scale.v[j] = inv_scales[column + j];
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    store_codes(codes + tile_row(pass) * stride + column, tile.v[pass], inv_scale, n - column, counts);
+  }
+}
+
+// Rows 128 b and on of a group: `rows` of them, at most 128; none where b is beyond the last block.
+struct RowBlock {
+  int64_t first = 0;
+  int rows = 0;
+  bool is_there = false;
+};
+__device__ __forceinline__ RowBlock row_block(const int64_t* offsets, const int64_t* block_offsets, int groups,
+                                              int64_t b) {
+  if (b >= block_offsets[groups]) return {};
+  int low = 0, high = groups;  // the last group that begins at b or before is in [low, high)
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (block_offsets[middle] <= b) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const int64_t first = offsets[low] + kBlock * (b - block_offsets[low]), left = offsets[low + 1] - first;
+  return {first, int(left < kBlock ? left : kBlock), true};
+}
+
+}  // namespace octet::kernels::cuda

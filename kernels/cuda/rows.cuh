@@ -1,0 +1,50 @@
+// Grids of one thread for each eight columns of each row, and the copy of rows through an index.
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+
+namespace octet::kernels::cuda {
+
+inline constexpr int kRowThreads = 256;
+
+// The row and the first column of this thread. The count of threads is below 2^32, so that one division of 32 bits is
+// enough: row_grid sees to it.
+struct RowPlace {
+  int64_t row, column;
+};
+__device__ __forceinline__ RowPlace row_place(uint32_t pieces, int per_piece = kVector) {
+  const uint32_t flat = blockIdx.x * uint32_t(kRowThreads) + threadIdx.x;
+  const uint32_t row = flat / pieces;
+  return {int64_t(row), int64_t(flat - row * pieces) * per_piece};
+}
+inline dim3 row_grid(int64_t rows, int64_t pieces) {
+  require(rows * pieces <= (int64_t(1) << 32) - kRowThreads,
+          "a kernel over {} rows of {} pieces; wanted less than 2^32 pieces", rows, pieces);
+  return blocks(ceil_div<int64_t>(rows * pieces, kRowThreads));
+}
+
+// y[r,:] = x[source[r],:] by words.
+template <class Words>
+__global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const char* x, int64_t x_stride, const int32_t* source,
+                                                                char* y, int64_t y_stride, int64_t R, uint32_t pieces) {
+  const RowPlace at = row_place(pieces, int(sizeof(Words)));
+  if (at.row >= R) return;
+  store_words(y + at.row * y_stride + at.column, load_words<Words>(x + source[at.row] * x_stride + at.column));
+}
+inline void copy_rows(const char* name, const ConstView& x, const ConstView& source, const View& y, Stream& stream) {
+  const int64_t size = size_of(y.dtype()), bytes = y.cols() * size;
+  if (bytes == 0) return;
+  const auto copy = [&]<class Words>(Words) {
+    const int64_t pieces = bytes / int64_t(sizeof(Words));
+    launch(name, row_grid(y.rows(), pieces), kRowThreads, 0, stream, copy_rows_kernel<Words>, x.data<char>(),
+           x.row_stride() * size, source.data<int32_t>(), y.data<char>(), y.row_stride() * size, y.rows(),
+           uint32_t(pieces));
+  };
+  const uint64_t together = reinterpret_cast<uintptr_t>(x.raw()) | reinterpret_cast<uintptr_t>(y.raw()) |
+                            uint64_t(bytes | x.row_stride() * size | y.row_stride() * size);
+  if (together % 16 == 0) return copy(uint4());
+  if (together % 4 == 0) return copy(uint32_t());
+  copy(uint8_t());
+}
+
+}  // namespace octet::kernels::cuda

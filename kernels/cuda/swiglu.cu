@@ -1,0 +1,209 @@
+#include "kernels/swiglu.h"
+
+#include "kernels/cuda/quantize_tile.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace octet::kernels::cuda {
+namespace {
+
+__device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bfloat16>(x)); }
+
+// y, and dh of the gate and of up.
+struct Slopes {
+  float y, gate, up;
+};
+__device__ __forceinline__ Slopes slopes_of(float gate, float up, float dy) {
+  const float s = sigmoid_of(gate);
+  const float slope = s * fmaf(gate, 1.0f - s, 1.0f);
+  return {gate * s * up, dy * up * slope, dy * (gate * s)};
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kRowThreads) forward_kernel(const Scalar* h, int64_t h_stride, Scalar* y,
+                                                              int64_t y_stride, int64_t R, int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  if (at.row >= R) return;
+  const int64_t f = at.column, n = F - f;
+  Floats8 gate = load8(h + at.row * h_stride + f, n);
+  const Floats8 up = load8(h + at.row * h_stride + F + f, n);
+  for (int j = 0; j < kVector; ++j) gate.v[j] = gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j];
+  store8(y + at.row * y_stride + f, gate, n);
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kRowThreads)
+    backward_kernel(const Scalar* dy, int64_t dy_stride, const Scalar* h, int64_t h_stride, Scalar* dh,
+                    int64_t dh_stride, int64_t R, int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  if (at.row >= R) return;
+  const int64_t f = at.column, n = F - f;
+  Floats8 gate = load8(h + at.row * h_stride + f, n), up = load8(h + at.row * h_stride + F + f, n);
+  const Floats8 grad = load8(dy + at.row * dy_stride + f, n);
+  for (int j = 0; j < kVector; ++j) {
+    const Slopes slopes = slopes_of(gate.v[j], up.v[j], grad.v[j]);
+    gate.v[j] = slopes.gate, up.v[j] = slopes.up;
+  }
+  store8(dh + at.row * dh_stride + f, gate, n);
+  store8(dh + at.row * dh_stride + F + f, up, n);
+}
+
+// Sixteen threads to a block of a row of y. Where h_codes is not null, 128 divides F, and they have a block of the gate
+// and one of up too.
+__global__ void __launch_bounds__(kRowThreads)
+    forward_fp8_kernel(const bfloat16* h, int64_t h_stride, uint8_t* h_codes, int64_t h_codes_stride, float* h_scale,
+                       int64_t h_scale_stride, uint8_t* y_codes, int64_t y_codes_stride, float* y_scale,
+                       int64_t y_scale_stride, QuantizeStats* stats, int64_t R, int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  const bool is_there = at.row < R;
+  const int64_t row = is_there ? at.row : 0, f = at.column, n = is_there ? F - f : 0;
+  Floats8 gate = load8(h + row * h_stride + f, n);
+  const Floats8 up = load8(h + row * h_stride + F + f, n);
+  Counts counts;
+  if (h_codes != nullptr) {
+    quantize_row_block(gate, n, h_codes + row * h_codes_stride + f, h_scale + row * h_scale_stride + f / kBlock,
+                       counts);
+    quantize_row_block(up, n, h_codes + row * h_codes_stride + F + f, h_scale + row * h_scale_stride + (F + f) / kBlock,
+                       counts);
+  }
+  for (int j = 0; j < kVector; ++j) gate.v[j] = round_bf16(gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]);
+  quantize_row_block(gate, n, y_codes + row * y_codes_stride + f, y_scale + row * y_scale_stride + f / kBlock, counts);
+  add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * F * (h_codes != nullptr ? 3 : 1) : 0, stats);
+}
+
+// A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up, in registers; 128
+// divides F.
+__global__ void __launch_bounds__(kTileThreads)
+    backward_fp8_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
+                        const float* h_scale, int64_t h_scale_stride, const int64_t* offsets,
+                        const int64_t* block_offsets, int groups, uint8_t* y_codes, int64_t y_stride, float* y_scale,
+                        int64_t y_scale_stride, uint8_t* dh_codes, int64_t dh_stride, float* dh_scale,
+                        int64_t dh_scale_stride, uint8_t* column_codes, int64_t column_stride, float* column_scale,
+                        int64_t column_scale_stride, QuantizeStats* y_stats, QuantizeStats* dh_stats,
+                        QuantizeStats* column_stats, int64_t F) {
+  const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
+  if (!block.is_there) return;
+  const int64_t f = int64_t(blockIdx.y) * kBlock, up_block = F / kBlock + blockIdx.y;
+  const int column = tile_column();
+  Tile y, gate, up;
+  Counts y_counts, row_counts, column_counts;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const bool is_there = tile_row(pass) < block.rows;
+    const int64_t row = is_there ? block.first + tile_row(pass) : 0, n = is_there ? kBlock - column : 0;
+    const uint8_t* const codes = h_codes + row * h_codes_stride + f + column;
+    const float* const scale = h_scale + row * h_scale_stride;
+    gate.v[pass] = load_codes(codes, is_there ? scale[blockIdx.y] : 0.0f, n);
+    up.v[pass] = load_codes(codes + F, is_there ? scale[up_block] : 0.0f, n);
+    const Floats8 grad = load8(dy + row * dy_stride + f + column, n);
+    for (int j = 0; j < kVector; ++j) {
+      const Slopes slopes = slopes_of(gate.v[pass].v[j], up.v[pass].v[j], grad.v[j]);
+      y.v[pass].v[j] = round_bf16(slopes.y);
+      gate.v[pass].v[j] = round_bf16(slopes.gate), up.v[pass].v[j] = round_bf16(slopes.up);
+    }
+    uint8_t* const to = dh_codes + row * dh_stride + f + column;
+    quantize_row_block(gate.v[pass], n, to, dh_scale + row * dh_scale_stride + blockIdx.y, row_counts);
+    quantize_row_block(up.v[pass], n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
+  }
+  const int64_t first = kBlock * int64_t(blockIdx.x);
+  quantize_tile_columns(y, kBlock, y_codes + first * y_stride + f, y_stride, y_scale + blockIdx.x * y_scale_stride + f,
+                        y_counts);
+  uint8_t* const to = column_codes + first * column_stride + f;
+  float* const to_scale = column_scale + blockIdx.x * column_scale_stride + f;
+  quantize_tile_columns(gate, kBlock, to, column_stride, to_scale, column_counts);
+  quantize_tile_columns(up, kBlock, to + F, column_stride, to_scale + F, column_counts);
+  const int64_t count = int64_t(block.rows) * kBlock;
+  add_counts<kTileThreads>(y_counts, count, y_stats);
+  add_counts<kTileThreads>(row_counts, 2 * count, dh_stats);
+  add_counts<kTileThreads>(column_counts, 2 * count, column_stats);
+}
+
+// y and dh of codes of h, for the sizes at which a block of h has columns of both the gate and up.
+__global__ void __launch_bounds__(kRowThreads)
+    backward_of_codes_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
+                             const float* h_scale, int64_t h_scale_stride, bfloat16* y, bfloat16* dh, int64_t R,
+                             int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces, 1);
+  if (at.row >= R) return;
+  const auto h = [&](int64_t column) {
+    return ptx::float_from_e4m3(h_codes[at.row * h_codes_stride + column]) *
+           h_scale[at.row * h_scale_stride + column / kBlock];
+  };
+  const int64_t f = at.column;
+  const Slopes slopes = slopes_of(h(f), h(F + f), to_float(dy[at.row * dy_stride + f]));
+  y[at.row * F + f] = from_float<bfloat16>(slopes.y);
+  dh[at.row * 2 * F + f] = from_float<bfloat16>(slopes.gate);
+  dh[at.row * 2 * F + F + f] = from_float<bfloat16>(slopes.up);
+}
+
+}  // namespace
+
+void swiglu_forward(const SwigluForward& args, Stream& stream) {
+  const int64_t R = args.y.rows(), F = args.y.cols(), pieces = ceil_div<int64_t>(F, kVector);
+  if (F == 0) return;
+  visit_float(args.h.dtype(), [&]<class Scalar>() {
+    launch("swiglu_forward", row_grid(R, pieces), kRowThreads, 0, stream, forward_kernel<Scalar>, args.h.data<Scalar>(),
+           args.h.row_stride(), args.y.data<Scalar>(), args.y.row_stride(), R, F, uint32_t(pieces));
+  });
+}
+
+void swiglu_backward(const SwigluBackward& args, Stream& stream) {
+  const int64_t R = args.dy.rows(), F = args.dy.cols(), pieces = ceil_div<int64_t>(F, kVector);
+  if (F == 0) return;
+  visit_float(args.h.dtype(), [&]<class Scalar>() {
+    launch("swiglu_backward", row_grid(R, pieces), kRowThreads, 0, stream, backward_kernel<Scalar>,
+           args.dy.data<Scalar>(), args.dy.row_stride(), args.h.data<Scalar>(), args.h.row_stride(),
+           args.dh.data<Scalar>(), args.dh.row_stride(), R, F, uint32_t(pieces));
+  });
+}
+
+void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
+  const int64_t R = args.h.rows(), F = args.y_codes.cols(), pieces = ceil_div<int64_t>(F, kBlock) * kTileLanes;
+  if (F == 0) return;
+  const bool in_one_pass = args.h_codes.is_defined() && F % kBlock == 0;
+  if (args.h_codes.is_defined() && !in_one_pass) {
+    quantize_rows({.x = args.h, .codes = args.h_codes, .scale = args.h_scale, .stats = args.stats}, stream);
+  }
+  launch("swiglu_forward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, forward_fp8_kernel, args.h.data<bfloat16>(),
+         args.h.row_stride(), in_one_pass ? args.h_codes.data<uint8_t>() : nullptr, args.h_codes.row_stride(),
+         args.h_scale.data<float>(), args.h_scale.row_stride(), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(),
+         args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R, F, uint32_t(pieces));
+}
+
+void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
+  const int64_t R = args.dy.rows(), F = args.dy.cols();
+  if (F == 0) return;
+  if (F % kBlock != 0) {
+    Workspace<bfloat16> y("swiglu_backward_fp8", R * F, stream), dh("swiglu_backward_fp8", R * 2 * F, stream);
+    launch("swiglu_backward_fp8", row_grid(R, F), kRowThreads, 0, stream, backward_of_codes_kernel,
+           args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(), args.h_codes.row_stride(),
+           args.h_scale.data<float>(), args.h_scale.row_stride(), y.data(), dh.data(), R, F, uint32_t(F));
+    const Device device = args.dy.device();
+    quantize_columns({.x = View(y.data(), {R, F}, DType::kBFloat16, device),
+                      .offsets = args.offsets,
+                      .block_offsets = args.block_offsets,
+                      .codes = args.y_codes,
+                      .scale = args.y_scale,
+                      .stats = args.y_stats},
+                     stream);
+    return quantize_columns({.x = View(dh.data(), {R, 2 * F}, DType::kBFloat16, device),
+                             .offsets = args.offsets,
+                             .block_offsets = args.block_offsets,
+                             .codes = args.dh_column_codes,
+                             .scale = args.dh_column_scale,
+                             .stats = args.dh_column_stats,
+                             .row_codes = args.dh_codes,
+                             .row_scale = args.dh_scale,
+                             .row_stats = args.dh_stats},
+                            stream);
+  }
+  launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads, 0, stream, backward_fp8_kernel,
+         args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(), args.h_codes.row_stride(),
+         args.h_scale.data<float>(), args.h_scale.row_stride(), args.offsets.data<int64_t>(),
+         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(),
+         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
+         args.dh_codes.data<uint8_t>(), args.dh_codes.row_stride(), args.dh_scale.data<float>(),
+         args.dh_scale.row_stride(), args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(),
+         args.dh_column_scale.data<float>(), args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats,
+         args.dh_column_stats, F);
+}
+
+}  // namespace octet::kernels::cuda
