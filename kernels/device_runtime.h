@@ -23,8 +23,11 @@ struct CUevent_st;  // what cudaEvent_t points to
 
 namespace octet::gpu {
 
+// What this octet was built for: "CUDA 13.0", "an emulated GPU", "no CUDA"; and whether that is more than nothing.
+std::string built_for();
+bool is_built_in();
+
 struct Runtime {
-  std::string name;     // "CUDA 13.0", "an emulated GPU", "no CUDA"
   int driver = 0;       // the newest CUDA that the driver serves: 13000 is 13.0; 0: no driver
   int count = 0;        // GPUs
   std::string trouble;  // why there are none, in the runtime's words

@@ -14,9 +14,9 @@ namespace {
 
 }  // namespace
 
-Runtime runtime() {
-  return {.name = "no CUDA", .driver = 0, .count = 0, .trouble = "this octet was built without it", .is_emulated = {}};
-}
+std::string built_for() { return "no CUDA"; }
+bool is_built_in() { return false; }
+Runtime runtime() { return {.driver = 0, .count = 0, .trouble = "this octet was built without it", .is_emulated = {}}; }
 Properties properties(int) { refuse(); }
 void open(Device) { refuse(); }
 bool is_open(Device) { return false; }

@@ -1,8 +1,10 @@
 #include "optim/adamw.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
+#include "core/tensor/transfer.h"
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 
@@ -11,19 +13,29 @@ namespace octet {
 AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments, Communicator* world)
     : parameters_(std::move(parameters)), config_(config), world_(world) {
   for (const Parameter* parameter : parameters_) {
-    moments_.push_back({.m = zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer),
-                        .v = zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer)});
+    const auto make = [&] {
+      return zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer, parameter->device());
+    };
+    moments_.push_back({.m = make(), .v = make()});
   }
 }
 
 std::vector<double> AdamW::square_sums() const {
-  std::vector<double> sums;
+  const auto slabs_of = [](const Parameter& parameter) {
+    return parameter.is_cut() ? parameter.slabs_of_matrix() * parameter.cut().total : parameter.num_slabs();
+  };
+  int64_t slabs = 0;
+  for (const Parameter* parameter : parameters_) slabs += slabs_of(*parameter);
+  // Of each slab of the model; 0 where another rank owns it. float64 numbers, in the dtype of their size.
+  const Device device = parameters_.empty() ? Device{} : parameters_[0]->device();
+  const Tensor partial = zeros({slabs}, DType::kInt64, MemoryCategory::kWorkspace, device);
+  int64_t begin = 0;
   for (Parameter* parameter : parameters_) {
     const int64_t of_matrix = parameter->slabs_of_matrix();
-    const size_t begin = sums.size();
-    sums.resize(begin + size_t(parameter->is_cut() ? of_matrix * parameter->cut().total : parameter->num_slabs()));
+    double* of_parameter =
+        partial.view().data<double>() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
+    begin += slabs_of(*parameter);
     if (parameter->own().rows == 0) continue;
-    double* of_parameter = sums.data() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
     const Tensor& grad = parameter->grad();
     const int64_t N = parameter->rows_of_matrix(), K = parameter->shape().cols();
     const Tensor rows = grad.reshape({parameter->num_rows(), K});
@@ -34,6 +46,9 @@ std::vector<double> AdamW::square_sums() const {
                            grad.stream());
     }
   }
+  std::vector<double> sums;
+  sums.reserve(size_t(slabs));
+  for (const int64_t bits : Readback(partial).wait<int64_t>()) sums.push_back(std::bit_cast<double>(bits));
   return sums;
 }
 

@@ -7,5 +7,7 @@ namespace octet {
 int local_ranks();
 // This rank, as mpirun or srun say; 0 where neither does.
 int launched_rank();
+// The number of this rank among those of its host; 0 where neither says it.
+int local_rank();
 
 }  // namespace octet

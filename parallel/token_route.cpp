@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/tensor/transfer.h"
 #include "parallel/row_exchange.h"
 
 namespace octet {

@@ -44,6 +44,7 @@ int run(int argc, char** argv) {
   octet::add_ckpt_command(app, code);
   octet::add_report_command(app, code);
   octet::add_bench_command(app, code);
+  octet::add_doctor_command(app, code);
   octet::add_docs_command(app, code);
   octet::add_help_command(app, code);
   try {

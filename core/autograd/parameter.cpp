@@ -1,16 +1,21 @@
 #include "core/autograd/parameter.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "kernels/elementwise.h"
 
 namespace octet {
 
-Parameter::Parameter(std::string name, Shape shape, WeightForm form, bool decays, std::vector<WeightPiece> pieces,
-                     AxisCut cut)
-    : name_(std::move(name)), shape_(shape), form_(form), decays_(decays), pieces_(std::move(pieces)), cut_(cut) {
+Parameter::Parameter(std::string name, Shape shape, WeightForm form, bool decays, Device device,
+                     std::vector<WeightPiece> pieces, AxisCut cut)
+    : name_(std::move(name)),
+      shape_(shape),
+      form_(form),
+      decays_(decays),
+      device_(device),
+      pieces_(std::move(pieces)),
+      cut_(cut) {
   require(shape.rank() >= 1, "Parameter {}: a scalar; wanted at least one axis", name_);
   if (cut_.total == 0) cut_ = {.first = 0, .total = shape[0]};
   own_ = {0, num_rows()};
@@ -62,19 +67,19 @@ const Tensor& Parameter::master() const {
     master_ = own_rows_of(weight_);
   } else {
     require(form_ != WeightForm::kFloat32 || owns_all(), "Parameter {}: placed without memory for its weight", name_);
-    master_ = empty(own_shape(), DType::kFloat32, MemoryCategory::kWeights);
+    master_ = empty(own_shape(), DType::kFloat32, MemoryCategory::kWeights, device_);
   }
   return master_;
 }
 
 const Tensor& Parameter::grad() {
   const GradTarget target = grad_target();
-  if (!target.accumulate) std::memset(grad_.view().raw(), 0, size_t(grad_.num_bytes()));
+  if (!target.accumulate) fill_zero(grad_);
   return grad_;
 }
 
 Parameter::GradTarget Parameter::grad_target() {
-  if (!grad_.is_defined()) grad_ = empty(shape(), DType::kFloat32, MemoryCategory::kGradients);
+  if (!grad_.is_defined()) grad_ = empty(shape(), DType::kFloat32, MemoryCategory::kGradients, device_);
   return {grad_, !std::exchange(grad_is_clear_, false)};
 }
 
@@ -122,11 +127,11 @@ void Parameter::make_weight() {
   if (form_ == WeightForm::kFloat32) {
     if (!weight_.is_defined()) weight_ = master();
   } else if (form_ == WeightForm::kBFloat16) {
-    if (!weight_.is_defined()) weight_ = empty(shape(), DType::kBFloat16);
+    if (!weight_.is_defined()) weight_ = empty(shape(), DType::kBFloat16, device_);
   } else if (!fp8_.codes.is_defined()) {
     const int64_t N = shape()[-2], K = shape()[-1], G = num_matrices();
-    fp8_ = {.codes = empty({G, N, K}, DType::kFloat8E4M3),
-            .scale = empty({G, slabs_of_matrix(), (K + 127) / 128}, DType::kFloat32)};
+    fp8_ = {.codes = empty({G, N, K}, DType::kFloat8E4M3, device_),
+            .scale = empty({G, slabs_of_matrix(), (K + 127) / 128}, DType::kFloat32, device_)};
   }
 }
 
@@ -138,7 +143,7 @@ void Parameter::refresh() {
   if (form_ != WeightForm::kFp8Block) return;
   // One expert at a time, so that the bfloat16 copy is one expert large.
   const int64_t N = shape()[-2], K = shape()[-1];
-  const Tensor rounded = empty({std::min(N, own_.rows), K}, DType::kBFloat16, MemoryCategory::kWorkspace);
+  const Tensor rounded = empty({std::min(N, own_.rows), K}, DType::kBFloat16, MemoryCategory::kWorkspace, device_);
   const Tensor rows = master().reshape({own_.rows, K});
   for (int64_t first = own_.first; first < own_.end();) {
     const int64_t count = std::min(N - first % N, own_.end() - first);

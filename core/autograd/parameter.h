@@ -44,12 +44,13 @@ class Parameter {
  public:
   // pieces must cover the rows in order. A parameter of one piece may leave them out: it is then called `name` on disk.
   // cut: all of the tensor where it is left out.
-  Parameter(std::string name, Shape shape, WeightForm form, bool decays, std::vector<WeightPiece> pieces = {},
-            AxisCut cut = {});
+  Parameter(std::string name, Shape shape, WeightForm form, bool decays, Device device = {},
+            std::vector<WeightPiece> pieces = {}, AxisCut cut = {});
 
   const std::string& name() const { return name_; }
   const Shape& shape() const { return shape_; }  // [..., N, K]; [D] for a norm
   WeightForm form() const { return form_; }
+  Device device() const { return device_; }
   bool decays() const { return decays_; }  // takes weight decay: matrices do, norms do not
   const std::vector<WeightPiece>& pieces() const { return pieces_; }
   // On disk a piece of a vector is a vector.
@@ -118,6 +119,7 @@ class Parameter {
   Shape shape_;
   WeightForm form_;
   bool decays_;
+  Device device_;
   std::vector<WeightPiece> pieces_;
   AxisCut cut_;
   RowRange own_;

@@ -15,12 +15,12 @@ AttentionLayer::AttentionLayer(const std::string& prefix, const ModelConfig& con
       rotary_(rotary),
       shape_{.num_heads = config.heads, .num_kv_heads = config.num_kv_heads(), .head_dim = config.head_width()},
       qkv_(prefix + "qkv_proj.weight", {shape_.qkv_width(), config.hidden}, linear_form(context.numerics.recipe),
-           /*decays=*/true,
+           /*decays=*/true, context.device,
            {{prefix + "q_proj.weight", 0, shape_.q_width()},
             {prefix + "k_proj.weight", shape_.q_width(), shape_.kv_width()},
             {prefix + "v_proj.weight", shape_.q_width() + shape_.kv_width(), shape_.kv_width()}}),
       o_(prefix + "o_proj.weight", {config.hidden, shape_.q_width()}, linear_form(context.numerics.recipe),
-         /*decays=*/true) {}
+         /*decays=*/true, context.device) {}
 
 Tensor AttentionLayer::forward(const LinearInput& input) {
   const DType dtype = context_.numerics.activation_dtype();
@@ -37,8 +37,8 @@ Tensor AttentionLayer::decode(const LinearInput& input, KvCache& cache) {
 
 KvCache AttentionLayer::make_cache(int64_t capacity) const {
   const Shape shape{capacity, shape_.kv_width()};
-  return {.k = empty(shape, context_.numerics.activation_dtype()),
-          .v = empty(shape, context_.numerics.activation_dtype())};
+  return {.k = empty(shape, context_.numerics.activation_dtype(), context_.device),
+          .v = empty(shape, context_.numerics.activation_dtype(), context_.device)};
 }
 
 }  // namespace octet

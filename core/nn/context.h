@@ -19,6 +19,7 @@ struct RecomputeParts {
 struct ModelContext {
   Numerics numerics;
   RecomputeParts recompute;
+  Device device = {};  // of weights and activations
 
   // Of the pass that runs.
   int64_t batch = 1;               // sequences side by side in a [T, D] activation

@@ -11,14 +11,15 @@ class LocalDispatch final : public Dispatch {
   LocalDispatch(const LinearInput& input, const Tensor& indices, const Tensor& weights, int64_t num_experts)
       : input_(input),
         weights_(weights),
-        offsets_(empty({num_experts + 1}, DType::kInt64)),
-        row_of_(empty(indices.shape(), DType::kInt32)),
-        source_(empty({indices.num_elements()}, DType::kInt32)) {
+        offsets_(empty({num_experts + 1}, DType::kInt64, indices.device())),
+        row_of_(empty(indices.shape(), DType::kInt32, indices.device())),
+        source_(empty({indices.num_elements()}, DType::kInt32, indices.device())) {
     kernels::build_permutation({.indices = indices, .offsets = offsets_, .row_of = row_of_, .source = source_},
                                indices.stream());
-    place_ =
-        record("dispatch", Tensor::without_data({source_.size(0), input.x().cols()}, input.x().dtype()), {input.x()},
-               [row_of = row_of_](const Tensor& drows) -> Gradients { return {sum_rows_of_tokens(drows, row_of)}; });
+    place_ = record(
+        "dispatch", Tensor::without_data({source_.size(0), input.x().cols()}, input.x().dtype(), input.x().device()),
+        {input.x()},
+        [row_of = row_of_](const Tensor& drows) -> Gradients { return {sum_rows_of_tokens(drows, row_of)}; });
   }
 
   void send() override {}

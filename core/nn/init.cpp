@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/random.h"
+#include "core/tensor/transfer.h"
 
 namespace octet {
 
@@ -13,16 +14,20 @@ void init_normal(Parameter& weight, uint64_t seed, float std) {
     const int64_t begin = std::max(piece.first_row, own.first), end = std::min(piece.first_row + piece.rows, own.end());
     if (begin >= end) continue;
     const RandomStream stream(seed, "init/" + piece.name);
-    float* values = weight.master().data<float>() + (begin - own.first) * cols;
+    const Tensor rows = weight.master().reshape({own.rows, cols}).slice_rows(begin - own.first, end - begin);
+    const Tensor host =
+        rows.device().is_cpu() ? rows : empty(rows.shape(), DType::kFloat32, MemoryCategory::kWorkspace);
+    float* values = host.data<float>();
     const auto first = uint64_t((begin - piece.first_row) * cols);  // a number depends on its place in the tensor alone
-    weight.master().stream().parallel_for((end - begin) * cols, 4096,
-                                          [&](int64_t i) { values[i] = std * stream.normal(first + uint64_t(i)); });
+    default_stream().parallel_for((end - begin) * cols, 4096,
+                                  [&](int64_t i) { values[i] = std * stream.normal(first + uint64_t(i)); });
+    copy(host, rows);
   }
 }
 
 void init_ones(Parameter& weight) {
-  float* values = weight.master().data<float>();
-  std::fill(values, values + weight.master().num_elements(), 1.0f);
+  const Tensor& master = weight.master();
+  copy(from_vector(std::vector<float>(size_t(master.num_elements()), 1.0f), master.shape()), master);
 }
 
 }  // namespace octet

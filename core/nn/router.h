@@ -18,11 +18,16 @@ class Router {
   // input: [T, D]. replayed: [T, K] int32 to send tokens where an earlier pass sent them, or not defined.
   Routing forward(const LinearInput& input, const Tensor& replayed = {});
 
-  // Choices per expert since the last end_step, over all micro-batches: ranks add theirs before end_step.
-  std::vector<int64_t>& load() { return load_; }
-  float balance_loss() const { return balance_loss_; }
-  float z_loss() const { return z_loss_; }
-  // Once an optimizer step, with the load of the whole global batch in load():
+  // Choices per expert since the last end_step, over all micro-batches. Read when the passes of a step are done: on a
+  // GPU the host waits for it.
+  std::vector<int64_t> load() const;
+  // Of all ranks, in place of this one's: before end_step.
+  void set_load(const std::vector<int64_t>& load);
+  struct Losses {
+    float balance = 0, z = 0;
+  };
+  Losses losses() const;  // read as load() is
+  // Once an optimizer step, with the load of the whole global batch:
   //   bias[i] += rate * sign(mean(load) - load[i]), then minus the mean of that step where bias_centered
   // and the load becomes the one that aux_loss global_batch balances against. Clears load and losses.
   void end_step();
@@ -41,8 +46,8 @@ class Router {
   const ModelContext& context_;
   Parameter gate_;  // [E, D]
   Tensor bias_, last_share_;
-  std::vector<int64_t> load_;
-  float balance_loss_ = 0, z_loss_ = 0;
+  Tensor load_;    // [E] int64
+  Tensor losses_;  // [2] float32: balance, z
 };
 
 }  // namespace octet

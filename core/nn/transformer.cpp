@@ -4,6 +4,7 @@
 #include "core/ops/add.h"
 #include "core/ops/embedding.h"
 #include "core/ops/rms_norm.h"
+#include "core/tensor/transfer.h"
 
 namespace octet {
 
@@ -12,9 +13,9 @@ Block::Block(int64_t layer, const ModelConfig& config, const ModelContext& conte
     : context_(context),
       eps_(config.norm_eps),
       attention_norm_(fmt::format("model.layers.{}.input_layernorm.weight", layer), {config.hidden},
-                      WeightForm::kFloat32, /*decays=*/false),
+                      WeightForm::kFloat32, /*decays=*/false, context.device),
       ffn_norm_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), {config.hidden},
-                WeightForm::kFloat32, /*decays=*/false),
+                WeightForm::kFloat32, /*decays=*/false, context.device),
       attention_(fmt::format("model.layers.{}.self_attn.", layer), config, context, rotary) {
   const std::string mlp = fmt::format("model.layers.{}.mlp.", layer);
   if (config.is_moe_layer(layer)) {
@@ -86,27 +87,30 @@ Tensor Block::decode(const Tensor& x, KvCache& cache) {
 
 Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& precision,
                          const RecomputeParts& recompute_parts, int64_t max_positions,
-                         std::unique_ptr<Dispatcher> dispatcher)
+                         std::unique_ptr<Dispatcher> dispatcher, Device device)
     : config_(config),
       context_{.numerics = {.recipe = precision.recipe,
                             .emulation = precision.emulation,
                             .expert_gradients = precision.recipe == Recipe::kFp8Block ? precision.expert_gradients
                                                                                       : GradientWire::kActivation},
-               .recompute = recompute_parts},
-      rotary_{.cos_sin = empty({max_positions, config.head_width()}, DType::kFloat32, MemoryCategory::kWeights),
+               .recompute = recompute_parts,
+               .device = device},
+      rotary_{.cos_sin = empty({max_positions, config.head_width()}, DType::kFloat32, MemoryCategory::kWeights, device),
               .layout = config.rope_layout},
       dispatcher_(std::move(dispatcher)),
       embedding_("model.embed_tokens.weight", {config.vocab_size, config.hidden}, high_precision_form(precision.recipe),
-                 /*decays=*/true),
-      final_norm_("model.norm.weight", {config.hidden}, WeightForm::kFloat32, /*decays=*/false) {
+                 /*decays=*/true, device),
+      final_norm_("model.norm.weight", {config.hidden}, WeightForm::kFloat32, /*decays=*/false, device) {
   require(config.vocab_size >= 1, "Transformer: vocab_size is {}; wanted 1 or more", config.vocab_size);
-  kernels::fill_rope_table(rotary_.cos_sin, config.head_width(), double(config.rope_theta));
+  const Tensor table = empty(rotary_.cos_sin.shape(), DType::kFloat32, MemoryCategory::kWorkspace);
+  kernels::fill_rope_table(table, config.head_width(), double(config.rope_theta));
+  copy(table, rotary_.cos_sin);
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     blocks_.push_back(std::make_unique<Block>(layer, config_, context_, rotary_, *dispatcher_));
   }
   if (!config_.tied_head) {
     head_.emplace("lm_head.weight", Shape{config.vocab_size, config.hidden}, high_precision_form(precision.recipe),
-                  /*decays=*/true);
+                  /*decays=*/true, device);
   }
 }
 
@@ -189,9 +193,8 @@ std::vector<Tensor> Transformer::hidden(std::span<const Tensor> ids) {
   return normed;
 }
 
-std::vector<Transformer::Loss> Transformer::train_micro_batches(std::span<const MicroBatch> micro_batches,
-                                                                int64_t batch, float loss_scale,
-                                                                float micro_batch_share) {
+std::vector<HeadLoss> Transformer::train_micro_batches(std::span<const MicroBatch> micro_batches, int64_t batch,
+                                                       float loss_scale, float micro_batch_share) {
   context_.batch = batch;
   context_.training = true;
   context_.micro_batch_share = micro_batch_share;
@@ -201,12 +204,12 @@ std::vector<Transformer::Loss> Transformer::train_micro_batches(std::span<const 
   std::vector<Tensor> ids(n);
   for (size_t i = 0; i < n; ++i) ids[n - 1 - i] = micro_batches[i].ids;
   std::vector<Tensor> xs = hidden(ids);
-  std::vector<Loss> losses;
+  std::vector<HeadLoss> losses;
   std::vector<std::pair<Tensor, Tensor>> roots;
   for (size_t i = 0; i < n; ++i) {
-    const HeadLoss loss = head_loss(xs[n - 1 - i], head(), micro_batches[i].targets, loss_scale);
-    losses.push_back({loss.sum, loss.tokens});
+    HeadLoss& loss = losses.emplace_back(head_loss(xs[n - 1 - i], head(), micro_batches[i].targets, loss_scale));
     roots.emplace_back(loss.anchor, loss.anchor.detach());
+    loss.anchor = Tensor();
   }
   xs.clear();
   autograd::run_backward(std::move(roots));
@@ -217,7 +220,8 @@ std::vector<Transformer::Loss> Transformer::train_micro_batches(std::span<const 
 Transformer::Loss Transformer::train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch,
                                                  float loss_scale, float micro_batch_share) {
   const MicroBatch one{ids, targets};
-  return train_micro_batches({&one, 1}, batch, loss_scale, micro_batch_share)[0];
+  const HeadLoss loss = train_micro_batches({&one, 1}, batch, loss_scale, micro_batch_share)[0];
+  return {loss.sum(), loss.tokens()};
 }
 
 Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets, int64_t batch) {
@@ -225,7 +229,7 @@ Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets
   context_.training = false;
   const Recording off(false);
   const HeadLoss loss = head_loss(hidden(ids), head(), targets, 1.0f);
-  return {loss.sum, loss.tokens};
+  return {loss.sum(), loss.tokens()};
 }
 
 Tensor Transformer::logits(const Tensor& ids, int64_t batch) {

@@ -61,7 +61,8 @@ class Transformer {
  public:
   // config.vocab_size must be set. max_positions: longest sequence the rotary table serves.
   Transformer(const ModelConfig& config, const PrecisionConfig& precision, const RecomputeParts& recompute,
-              int64_t max_positions, std::unique_ptr<Dispatcher> dispatcher = std::make_unique<LocalDispatcher>());
+              int64_t max_positions, std::unique_ptr<Dispatcher> dispatcher = std::make_unique<LocalDispatcher>(),
+              Device device = {});
   Transformer(const Transformer&) = delete;  // layers point at the context and the rotary table
   Transformer& operator=(const Transformer&) = delete;
 
@@ -73,19 +74,20 @@ class Transformer {
     double sum = 0;  // of cross-entropy over the tokens, nats
     int64_t tokens = 0;
   };
-  // One micro-batch, forward and backward: adds the gradient of
+  // ids and targets are on the model's device. One micro-batch, forward and backward: adds the gradient of
   //   loss_scale * sum over tokens of cross-entropy + micro_batch_share * (balance losses)
   // to each parameter's grad(). ids, targets: [batch * S] int32.
   Loss train_micro_batch(const Tensor& ids, const Tensor& targets, int64_t batch, float loss_scale,
                          float micro_batch_share);
   // Several, layer by layer in turn, so that the tokens of one move between ranks while another computes. Gradients are
   // the same as those of one after the other, bit for bit (but for a tied head, whose two uses add up in another
-  // order), and the activations of all are held at once.
+  // order), and the activations of all are held at once. On a
+  // GPU this returns before it is computed; what reads a loss waits for it.
   struct MicroBatch {
     Tensor ids, targets;
   };
-  std::vector<Loss> train_micro_batches(std::span<const MicroBatch> micro_batches, int64_t batch, float loss_scale,
-                                        float micro_batch_share);
+  std::vector<HeadLoss> train_micro_batches(std::span<const MicroBatch> micro_batches, int64_t batch, float loss_scale,
+                                            float micro_batch_share);
   Loss evaluate(const Tensor& ids, const Tensor& targets, int64_t batch);
 
   // Generation: the logits of the last of `ids`, [1, V] float32, after the tokens that `caches` holds.

@@ -1,9 +1,9 @@
 #include "core/ops/attention.h"
 
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
+#include "core/tensor/transfer.h"
 #include "kernels/attention.h"
 
 namespace octet {
@@ -30,13 +30,12 @@ void rotate(const Tensor& qkv, const Tensor& positions, const AttentionShape& sh
                 qkv.stream());
 }
 
-Tensor positions_from(int64_t first, int64_t count, int64_t repeats) {
-  Tensor positions = empty({repeats * count}, DType::kInt32);
+Tensor positions_from(int64_t first, int64_t count, int64_t repeats, Device device) {
+  std::vector<int32_t> positions(size_t(repeats * count));
   for (int64_t b = 0; b < repeats; ++b) {
-    int32_t* row = positions.data<int32_t>() + b * count;
-    std::iota(row, row + count, int32_t(first));
+    std::iota(positions.begin() + b * count, positions.begin() + (b + 1) * count, int32_t(first));
   }
-  return positions;
+  return from_vector(positions, {repeats * count}, device);
 }
 
 float softmax_scale(const AttentionShape& shape) { return 1.0f / std::sqrt(float(shape.head_dim)); }
@@ -49,12 +48,12 @@ Tensor attention(const Tensor& qkv, int64_t batch, const AttentionShape& shape, 
           "attention: qkv is {} for {} sequences; wanted [batch * S, {}]", qkv.shape(), batch, shape.qkv_width());
   const int64_t S = T / batch;
   require(S <= rotary.cos_sin.size(0), "attention: {} positions; the rotary table has {}", S, rotary.cos_sin.size(0));
-  const Tensor positions = positions_from(0, S, batch);
+  const Tensor positions = positions_from(0, S, batch, qkv.device());
   rotate(qkv, positions, shape, rotary, /*inverse=*/false);
   const Tensor turned = qkv.detach();
   const Slices in = split(turned, shape);
-  Tensor o = empty({T, shape.q_width()}, qkv.dtype());
-  const Tensor lse = empty({T, shape.num_heads}, DType::kFloat32);
+  Tensor o = empty({T, shape.q_width()}, qkv.dtype(), qkv.device());
+  const Tensor lse = empty({T, shape.num_heads}, DType::kFloat32, qkv.device());
   const float scale = softmax_scale(shape);
   kernels::attention_forward({.q = in.q,
                               .k = in.k,
@@ -94,17 +93,12 @@ Tensor attention_decode(const Tensor& qkv, KvCache& cache, const AttentionShape&
   const int64_t N = qkv.rows();
   require(cache.length + N <= cache.k.size(0), "attention_decode: {} tokens after {}; the cache holds {}", N,
           cache.length, cache.k.size(0));
-  rotate(qkv, positions_from(cache.length, N, 1), shape, rotary, /*inverse=*/false);
+  rotate(qkv, positions_from(cache.length, N, 1, qkv.device()), shape, rotary, /*inverse=*/false);
   const Slices in = split(qkv, shape);
-  const int64_t row_bytes = shape.kv_width() * size_of(qkv.dtype());
-  for (int64_t n = 0; n < N; ++n) {
-    std::memcpy(cache.k.view().row<char>(0) + (cache.length + n) * row_bytes,
-                static_cast<const char*>(in.k.view().raw()) + n * qkv.cols() * size_of(qkv.dtype()), size_t(row_bytes));
-    std::memcpy(cache.v.view().row<char>(0) + (cache.length + n) * row_bytes,
-                static_cast<const char*>(in.v.view().raw()) + n * qkv.cols() * size_of(qkv.dtype()), size_t(row_bytes));
-  }
+  copy(in.k, cache.k.slice_rows(cache.length, N));
+  copy(in.v, cache.v.slice_rows(cache.length, N));
   cache.length += N;
-  Tensor o = empty({N, shape.q_width()}, qkv.dtype());
+  Tensor o = empty({N, shape.q_width()}, qkv.dtype(), qkv.device());
   kernels::attention_decode({.q = in.q,
                              .k_cache = cache.k,
                              .v_cache = cache.v,

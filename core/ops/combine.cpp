@@ -7,13 +7,13 @@ namespace octet {
 
 Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, const Tensor& base,
                GradientWire expert_gradients) {
-  Tensor y = empty({row_of.rows(), rows.cols()}, rows.dtype());  // [T, D]
+  Tensor y = empty({row_of.rows(), rows.cols()}, rows.dtype(), rows.device());  // [T, D]
   kernels::combine_forward({.rows = rows, .row_of = row_of, .weights = weights, .base = base, .y = y}, y.stream());
   return record(
       "combine", y, {rows, weights, base},
       [rows = rows.detach(), row_of, weights = weights.detach(), expert_gradients](const Tensor& dy) -> Gradients {
-        Tensor drows = empty_like(rows);                            // [R, D]
-        Tensor dweights = empty(weights.shape(), DType::kFloat32);  // [T, K]
+        Tensor drows = empty_like(rows);                                         // [R, D]
+        Tensor dweights = empty(weights.shape(), DType::kFloat32, dy.device());  // [T, K]
         kernels::combine_backward({.dy = round_gradient(dy, expert_gradients),
                                    .rows = rows,
                                    .row_of = row_of,
@@ -26,7 +26,7 @@ Tensor combine(const Tensor& rows, const Tensor& row_of, const Tensor& weights, 
 }
 
 Tensor sum_rows_of_tokens(const Tensor& drows, const Tensor& row_of) {
-  Tensor dx = empty({row_of.rows(), drows.cols()}, drows.dtype());
+  Tensor dx = empty({row_of.rows(), drows.cols()}, drows.dtype(), drows.device());
   kernels::combine_forward({.rows = drows, .row_of = row_of, .weights = {}, .base = {}, .y = dx}, dx.stream());
   return dx;
 }

@@ -4,6 +4,18 @@
 #include "kernels/gemm.h"
 
 namespace octet {
+
+double HeadLoss::sum() const {
+  double sum = 0;
+  for (const float loss : losses.wait<float>()) sum += double(loss);
+  return sum;
+}
+
+int64_t HeadLoss::tokens() const {
+  const auto ids = targets.wait<int32_t>();
+  return std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= 0; });
+}
+
 HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, float grad_scale) {
   const int64_t T = x.rows(), D = x.cols(), V = weight.shape()[0];
   require(weight.shape() == Shape{V, D} && targets.shape() == Shape{T},
@@ -11,10 +23,12 @@ HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, fl
           targets.shape());
   const bool with_gradient = is_recording();
   const int64_t chunk = std::min(T, head_chunk_tokens(V));
-  const Tensor logits = empty({chunk, V}, DType::kFloat32, MemoryCategory::kWorkspace);
+  const Tensor logits = empty({chunk, V}, DType::kFloat32, MemoryCategory::kWorkspace, x.device());
   Tensor dlogits = logits;  // float32: in place
-  if (with_gradient && x.dtype() != DType::kFloat32) dlogits = empty({chunk, V}, x.dtype(), MemoryCategory::kWorkspace);
-  const Tensor losses = empty({T}, DType::kFloat32, MemoryCategory::kWorkspace);
+  if (with_gradient && x.dtype() != DType::kFloat32) {
+    dlogits = empty({chunk, V}, x.dtype(), MemoryCategory::kWorkspace, x.device());
+  }
+  const Tensor losses = empty({T}, DType::kFloat32, MemoryCategory::kWorkspace, x.device());
   const Tensor dx = with_gradient ? empty_like(x) : Tensor();
   Stream& stream = x.stream();
   for (int64_t begin = 0; begin < T; begin += chunk) {
@@ -36,17 +50,14 @@ HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, fl
     kernels::grouped_wgrad(
         {.dy = dzs, .x = xs, .offsets = {}, .rows = {}, .dw = target.grad, .accumulate = target.accumulate}, stream);
   }
-  HeadLoss loss{.anchor = zeros({1}, DType::kFloat32)};
-  for (int64_t t = 0; t < T; ++t) {
-    loss.sum += double(losses.data<float>()[t]);
-    loss.tokens += targets.data<int32_t>()[t] >= 0 ? 1 : 0;
-  }
+  HeadLoss loss{
+      .anchor = zeros({1}, DType::kFloat32, x.device()), .losses = Readback(losses), .targets = Readback(targets)};
   loss.anchor = record("head_loss", loss.anchor, {x}, [dx](const Tensor&) -> Gradients { return {dx}; });
   return loss;
 }
 
 Tensor head_logits(const Tensor& x, const Parameter& weight) {
-  return fprop_plain(x, RowGroups::dense(x.rows()), weight, DType::kFloat32);
+  return fprop_plain(x, RowGroups::dense(x.rows(), x.device()), weight, DType::kFloat32);
 }
 
 }  // namespace octet

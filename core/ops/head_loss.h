@@ -6,6 +6,7 @@
 
 #include "core/autograd/tape.h"
 #include "core/ops/product.h"
+#include "core/tensor/transfer.h"
 
 namespace octet {
 
@@ -14,9 +15,10 @@ namespace octet {
 inline int64_t head_chunk_tokens(int64_t vocab) { return std::max<int64_t>(256, (int64_t(4) << 20) / vocab / 64 * 64); }
 
 struct HeadLoss {
-  Tensor anchor;       // [1] on the tape: the place to run back from
-  double sum = 0;      // of the losses of all tokens, in nats
-  int64_t tokens = 0;  // that have a target
+  Tensor anchor;             // [1] on the tape: the place to run back from
+  Readback losses, targets;  // [T] float32 and int32: where they are read, the host waits for a GPU
+  double sum() const;        // of the losses of all tokens in their order, in nats
+  int64_t tokens() const;    // that have a target
 };
 
 // x: [T, D]; weight: [V, D] float32 or bfloat16, as x; targets: [T] int32 in [0, V), or -1 for none.

@@ -2,13 +2,13 @@
 
 namespace octet {
 
-Fp8Rows empty_rows(int64_t rows, int64_t columns) {
-  return {.codes = empty({rows, columns}, DType::kFloat8E4M3),
-          .scale = empty({rows, (columns + 127) / 128}, DType::kFloat32)};
+Fp8Rows empty_rows(int64_t rows, int64_t columns, Device device) {
+  return {.codes = empty({rows, columns}, DType::kFloat8E4M3, device),
+          .scale = empty({rows, (columns + 127) / 128}, DType::kFloat32, device)};
 }
 
 Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats) {
-  Fp8Rows rows = empty_rows(x.rows(), x.cols());
+  Fp8Rows rows = empty_rows(x.rows(), x.cols(), x.device());
   kernels::quantize_rows({.x = x, .codes = rows.codes, .scale = rows.scale, .stats = stats}, x.stream());
   return rows;
 }

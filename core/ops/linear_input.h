@@ -14,7 +14,7 @@ struct Fp8Rows {
   Tensor codes;  // [R, C] float8_e4m3
   Tensor scale;  // [R, ceil(C/128)] float32
 };
-Fp8Rows empty_rows(int64_t rows, int64_t columns);  // to be filled
+Fp8Rows empty_rows(int64_t rows, int64_t columns, Device device);  // to be filled
 Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats);
 
 // What a backward pass needs of a linear input: its values or its codes, kept or made again. Several closures share

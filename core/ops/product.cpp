@@ -14,8 +14,9 @@ int64_t in_features(const Parameter& weight) { return weight.shape()[-1]; }
 
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups) {
   const int64_t padded = groups.num_padded_rows();
-  return {.codes = empty({padded, columns}, DType::kFloat8E4M3, MemoryCategory::kWorkspace),
-          .scale = empty({padded / 128, columns}, DType::kFloat32, MemoryCategory::kWorkspace)};
+  const Device device = groups.offsets.device();
+  return {.codes = empty({padded, columns}, DType::kFloat8E4M3, MemoryCategory::kWorkspace, device),
+          .scale = empty({padded / 128, columns}, DType::kFloat32, MemoryCategory::kWorkspace, device)};
 }
 
 Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels::QuantizeStats* stats) {
@@ -34,7 +35,7 @@ Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels
 
 Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter& weight, kernels::Emulation emulation,
                  DType out) {
-  Tensor y = empty({groups.num_rows, out_features(weight)}, out);
+  Tensor y = empty({groups.num_rows, out_features(weight)}, out, groups.offsets.device());
   kernels::fp8_grouped_gemm({.a = input.codes,
                              .a_scale = input.scale,
                              .b = weight.fp8().codes,
@@ -48,7 +49,7 @@ Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter&
 }
 
 Tensor fprop_plain(const Tensor& input, const RowGroups& groups, const Parameter& weight, DType out) {
-  Tensor y = empty({groups.num_rows, out_features(weight)}, out);
+  Tensor y = empty({groups.num_rows, out_features(weight)}, out, groups.offsets.device());
   kernels::grouped_gemm({.a = input, .b = weight.weight(), .offsets = groups.offsets, .rows = groups.source, .c = y},
                         y.stream());
   return y;
@@ -66,7 +67,7 @@ OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const 
     : groups_(groups), weight_(weight), numerics_(numerics) {
   if (weight.form() == WeightForm::kFp8Block) {
     const AllocateAs workspace(MemoryCategory::kWorkspace);
-    rows_ = empty_rows(dy.rows(), dy.cols());
+    rows_ = empty_rows(dy.rows(), dy.cols(), dy.device());
     columns_ = empty_columns(dy.cols(), groups);
     kernels::quantize_columns({.x = dy,
                                .offsets = groups.offsets,
@@ -83,7 +84,7 @@ OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const 
   dy_ = dy;
   // Plain products want one dtype: the float32 gradient of the router's logits is rounded to that of the gate.
   if (dy.dtype() != weight.weight().dtype()) {
-    dy_ = empty(dy.shape(), weight.weight().dtype(), MemoryCategory::kWorkspace);
+    dy_ = empty(dy.shape(), weight.weight().dtype(), MemoryCategory::kWorkspace, dy.device());
     kernels::cast({.x = dy, .y = dy_}, dy.stream());
   }
 }
@@ -93,7 +94,7 @@ OutputGradient::OutputGradient(Fp8Rows rows, Fp8Rows columns, const RowGroups& g
     : rows_(std::move(rows)), columns_(std::move(columns)), groups_(groups), weight_(weight), numerics_(numerics) {}
 
 Tensor OutputGradient::dgrad() const {
-  Tensor dx = empty({groups_.num_rows, in_features(weight_)}, numerics_.activation_dtype());
+  Tensor dx = empty({groups_.num_rows, in_features(weight_)}, numerics_.activation_dtype(), groups_.offsets.device());
   if (weight_.form() == WeightForm::kFp8Block) {
     kernels::fp8_grouped_gemm({.a = rows_.codes,
                                .a_scale = rows_.scale,

@@ -13,7 +13,7 @@ RmsNormOutput rms_norm(const Tensor& x, Parameter& weight, float eps) {
     kernels::rms_norm_forward({.x = x, .weight = weight.weight(), .y = y, .rstd = rstd, .eps = eps}, x.stream());
     return y;
   };
-  const Tensor rstd = empty({x.rows()}, DType::kFloat32);
+  const Tensor rstd = empty({x.rows()}, DType::kFloat32, x.device());
   Tensor y = forward(rstd);
   if (!is_recording()) return {y, {}};
   y = record("rms_norm", y, {x}, [x = x.detach(), rstd, &weight](const Tensor& dy) -> Gradients {

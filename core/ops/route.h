@@ -12,13 +12,13 @@ struct BalanceOptions {
   Tensor load;          // [E] float32 that sums to 1: the load of an earlier batch in place of this group's own
   float z_beta = 0.0f;  // weight of the z-loss; 0: none
   float micro_batch_share = 1.0f;  // of this micro-batch in the step: both losses are means over the global batch
+  Tensor losses;  // [2] float32: the balance loss times alpha and the z-loss times z_beta, both times the share, are
+                  // added to it; their gradients flow by themselves. Not defined: there are no losses
 };
 
 struct Routing {
-  Tensor indices;          // [T, K] int32
-  Tensor weights;          // [T, K] float32, on the tape
-  float balance_loss = 0;  // already times alpha and micro_batch_share; its gradient flows by itself
-  float z_loss = 0;        // the same with z_beta
+  Tensor indices;  // [T, K] int32
+  Tensor weights;  // [T, K] float32, on the tape
 };
 
 // logits: [T, E] float32; bias: [E] float32 or not defined; replayed: [T, K] int32 or not defined. The losses put their

@@ -1,18 +1,31 @@
 #include "core/ops/row_groups.h"
 
+#include <map>
+
+#include "core/tensor/transfer.h"
+#include "kernels/row_groups.h"
+
 namespace octet {
 
-RowGroups RowGroups::dense(int64_t num_rows) {
-  return of_offsets(from_vector<int64_t>({0, num_rows}, {2}), Tensor(), num_rows);
+int64_t RowGroups::num_padded_rows() const {
+  if (offsets.device().is_cpu()) return block_offsets.data<int64_t>()[num_groups()] * 128;
+  return (num_rows + num_groups() * 127) / 128 * 128;  // each group ends at most 127 rows into padding
+}
+
+RowGroups RowGroups::dense(int64_t num_rows, Device device) {
+  constexpr size_t kMost = 64;  // lengths of prompts come and go
+  static thread_local std::map<std::pair<int, int64_t>, RowGroups> made;
+  const std::pair<int, int64_t> key{device.is_cpu() ? -1 : device.index, num_rows};
+  const auto found = made.find(key);
+  if (found != made.end()) return found->second;
+  if (made.size() == kMost) made.clear();
+  const AllocateAs workspace(MemoryCategory::kWorkspace);
+  return made[key] = of_offsets(from_vector<int64_t>({0, num_rows}, {2}, device), Tensor(), num_rows);
 }
 
 RowGroups RowGroups::of_offsets(const Tensor& offsets, const Tensor& source, int64_t num_rows) {
-  const int64_t G = offsets.size(0) - 1;
-  Tensor block_offsets = empty({G + 1}, DType::kInt64);
-  const int64_t* rows = offsets.data<int64_t>();
-  int64_t* blocks = block_offsets.data<int64_t>();
-  blocks[0] = 0;
-  for (int64_t g = 0; g < G; ++g) blocks[g + 1] = blocks[g] + (rows[g + 1] - rows[g] + 127) / 128;
+  const Tensor block_offsets = empty(offsets.shape(), DType::kInt64, offsets.device());
+  kernels::block_offsets({.offsets = offsets, .block_offsets = block_offsets}, offsets.stream());
   return {.offsets = offsets, .block_offsets = block_offsets, .source = source, .num_rows = num_rows};
 }
 

@@ -12,10 +12,12 @@ struct RowGroups {
   int64_t num_rows = 0;  // R
 
   int64_t num_groups() const { return offsets.size(0) - 1; }
-  // P: rows of an FP8 operand of a weight gradient, each group padded to whole blocks.
-  int64_t num_padded_rows() const { return block_offsets.data<int64_t>()[num_groups()] * 128; }
+  // P: rows of an FP8 operand of a weight gradient, each group padded to whole blocks. On a GPU, whose offsets the host
+  // does not read, the most that they can be.
+  int64_t num_padded_rows() const;
 
-  static RowGroups dense(int64_t num_rows);
+  // One group. Made once for each number of rows, and shared.
+  static RowGroups dense(int64_t num_rows, Device device);
   static RowGroups of_offsets(const Tensor& offsets, const Tensor& source, int64_t num_rows);
 };
 

@@ -7,7 +7,7 @@ namespace octet {
 namespace {
 
 Tensor swiglu(const Tensor& h) {
-  Tensor y = empty({h.rows(), h.cols() / 2}, h.dtype());
+  Tensor y = empty({h.rows(), h.cols() / 2}, h.dtype(), h.device());
   kernels::swiglu_forward({.h = h, .y = y}, h.stream());
   return y;
 }
@@ -18,12 +18,12 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                    Parameter& w13, Parameter& w2) {
   const Numerics numerics = input.numerics();
   const int64_t R = h.rows(), F = h.cols() / 2;
-  const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F) : Fp8Rows();
+  const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
   Tensor out;  // [R, D]
   {
     const Fp8Rows y = [&] {
       const AllocateAs workspace(MemoryCategory::kWorkspace);
-      return empty_rows(R, F);
+      return empty_rows(R, F, h.device());
     }();
     kernels::swiglu_forward_fp8({.h = h,
                                  .h_codes = kept.codes,
@@ -41,7 +41,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
       [saved = input.keep_quantized(), kept, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
         const AllocateAs workspace(MemoryCategory::kWorkspace);
         const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
-        Fp8Rows dh_rows = empty_rows(rows, width), dh_columns = empty_columns(width, in_order);
+        Fp8Rows dh_rows = empty_rows(rows, width, dout.device()), dh_columns = empty_columns(width, in_order);
         {
           const OutputGradient out_gradient(dout, in_order, w2, numerics);
           const Fp8Rows y_columns = empty_columns(width / 2, in_order);

@@ -2,30 +2,36 @@
 
 #include <cstring>
 
+#include "kernels/device_runtime.h"
+
 namespace octet {
 
 struct Tensor::Storage {
-  Storage(int64_t num_bytes, MemoryCategory of) : memory(allocate(num_bytes, of)), bytes(num_bytes), category(of) {}
-  ~Storage() { release(memory, bytes, category); }
+  Storage(int64_t num_bytes, MemoryCategory of, Device on)
+      : memory(allocate(num_bytes, of, on)), bytes(num_bytes), category(of), device(on) {}
+  ~Storage() { release(memory, bytes, category, device); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
   void* memory;
   int64_t bytes;
   MemoryCategory category;
+  Device device;
 };
 
-Tensor::Tensor(Shape shape, DType dtype, MemoryCategory category)
-    : storage_(std::make_shared<Storage>(shape.num_elements() * size_of(dtype), category)),
+Tensor::Tensor(Shape shape, DType dtype, MemoryCategory category, Device device)
+    : storage_(std::make_shared<Storage>(shape.num_elements() * size_of(dtype), category, device)),
       shape_(shape),
       row_stride_(shape.cols()),
       dtype_(dtype),
+      device_(device),
       has_shape_(true) {}
 
-Tensor Tensor::without_data(Shape shape, DType dtype) {
+Tensor Tensor::without_data(Shape shape, DType dtype, Device device) {
   Tensor x;
   x.shape_ = shape;
   x.row_stride_ = shape.cols();
   x.dtype_ = dtype;
+  x.device_ = device;
   x.has_shape_ = true;
   return x;
 }
@@ -33,7 +39,7 @@ Tensor Tensor::without_data(Shape shape, DType dtype) {
 View Tensor::view() const {
   if (!is_defined()) return View();
   require(has_data(), "Tensor: this tensor of shape {} has no data", shape_);
-  return View(static_cast<char*>(storage_->memory) + offset_bytes_, shape_, dtype_, {}, row_stride_);
+  return View(static_cast<char*>(storage_->memory) + offset_bytes_, shape_, dtype_, device_, row_stride_);
 }
 
 Tensor Tensor::reshape(Shape shape) const {
@@ -85,14 +91,27 @@ Tensor Tensor::detach() const {
   return x;
 }
 
-Tensor empty(Shape shape, DType dtype) { return Tensor(shape, dtype, current_memory_category()); }
-Tensor empty(Shape shape, DType dtype, MemoryCategory category) { return Tensor(shape, dtype, category); }
-Tensor empty_like(const Tensor& x) { return empty(x.shape(), x.dtype()); }
-Tensor zeros(Shape shape, DType dtype) { return zeros(shape, dtype, current_memory_category()); }
-Tensor zeros(Shape shape, DType dtype, MemoryCategory category) {
-  Tensor x(shape, dtype, category);
-  std::memset(x.view().raw(), 0, size_t(x.num_bytes()));
+Tensor empty(Shape shape, DType dtype, Device device) {
+  return Tensor(shape, dtype, current_memory_category(), device);
+}
+Tensor empty(Shape shape, DType dtype, MemoryCategory category, Device device) {
+  return Tensor(shape, dtype, category, device);
+}
+Tensor empty_like(const Tensor& x) { return empty(x.shape(), x.dtype(), x.device()); }
+Tensor zeros(Shape shape, DType dtype, Device device) { return zeros(shape, dtype, current_memory_category(), device); }
+Tensor zeros(Shape shape, DType dtype, MemoryCategory category, Device device) {
+  Tensor x(shape, dtype, category, device);
+  fill_zero(x);
   return x;
+}
+
+void fill_zero(const Tensor& x) {
+  require(x.is_contiguous(), "fill_zero: a slice of columns of shape {}; wanted contiguous rows", x.shape());
+  if (x.device().is_cpu()) {
+    std::memset(x.view().raw(), 0, size_t(x.num_bytes()));
+  } else {
+    gpu::fill(x.view().raw(), 0, x.num_bytes(), x.stream());
+  }
 }
 
 }  // namespace octet

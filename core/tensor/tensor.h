@@ -19,13 +19,13 @@ class Node;
 class Tensor {
  public:
   Tensor() = default;  // no tensor: is_defined() is false
-  Tensor(Shape shape, DType dtype, MemoryCategory category);
+  Tensor(Shape shape, DType dtype, MemoryCategory category, Device device = {});
 
   bool is_defined() const { return has_shape_; }
   // False for a tensor that stands for rows which are never gathered (core/nn/dispatcher.h): it has a shape and a place
   // on the tape, and no numbers.
   bool has_data() const { return storage_ != nullptr; }
-  static Tensor without_data(Shape shape, DType dtype);
+  static Tensor without_data(Shape shape, DType dtype, Device device = {});
 
   const Shape& shape() const { return shape_; }
   int64_t size(int axis) const { return shape_[axis]; }
@@ -34,12 +34,14 @@ class Tensor {
   int64_t num_elements() const { return shape_.num_elements(); }
   int64_t num_bytes() const { return num_elements() * size_of(dtype_); }
   DType dtype() const { return dtype_; }
-  Device device() const { return {}; }
-  Stream& stream() const { return default_stream(); }
+  Device device() const { return device_; }
+  Stream& stream() const { return default_stream(device_); }
   bool is_contiguous() const { return row_stride_ == cols() || rows() <= 1; }
 
+  // Of the CPU only: what a GPU holds is no address to the host (transfer.h).
   template <class T>
   T* data() const {
+    require(device_.is_cpu(), "Tensor: the host asked for the numbers of a tensor of shape {} on {}", shape_, device_);
     return view().data<T>();
   }
   View view() const;
@@ -67,33 +69,19 @@ class Tensor {
   Shape shape_;
   int64_t row_stride_ = 0;
   DType dtype_ = DType::kFloat32;
+  Device device_;
   bool has_shape_ = false;
   std::shared_ptr<autograd::Node> node_;
   int output_index_ = 0;
 };
 
 // New tensors, of the current memory category unless one is named.
-Tensor empty(Shape shape, DType dtype);
-Tensor empty(Shape shape, DType dtype, MemoryCategory category);
+Tensor empty(Shape shape, DType dtype, Device device = {});
+Tensor empty(Shape shape, DType dtype, MemoryCategory category, Device device = {});
 Tensor empty_like(const Tensor& x);
-Tensor zeros(Shape shape, DType dtype);
-Tensor zeros(Shape shape, DType dtype, MemoryCategory category);
-template <class T>
-Tensor from_vector(const std::vector<T>& values, Shape shape) {
-  require(int64_t(values.size()) == shape.num_elements(), "from_vector: {} values for shape {}", values.size(), shape);
-  Tensor x = empty(shape, dtype_of<T>);
-  std::copy(values.begin(), values.end(), x.data<T>());
-  return x;
-}
-template <class T>
-std::vector<T> to_vector(const Tensor& x) {
-  std::vector<T> values;
-  values.reserve(size_t(x.num_elements()));
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    const T* row = x.view().row<T>(r);
-    values.insert(values.end(), row, row + x.cols());
-  }
-  return values;
-}
+Tensor zeros(Shape shape, DType dtype, Device device = {});
+Tensor zeros(Shape shape, DType dtype, MemoryCategory category, Device device = {});
+// Every byte becomes 0. x: contiguous.
+void fill_zero(const Tensor& x);
 
 }  // namespace octet

@@ -34,9 +34,11 @@ std::string version(int number) { return fmt::format("{}.{}", number / 1000, num
 
 }  // namespace
 
+std::string built_for() { return "CUDA " + version(CUDART_VERSION); }
+bool is_built_in() { return true; }
+
 Runtime runtime() {
-  Runtime found{
-      .name = "CUDA " + version(CUDART_VERSION), .driver = 0, .count = 0, .trouble = {}, .is_emulated = false};
+  Runtime found;
   if (cudaDriverGetVersion(&found.driver) != cudaSuccess) found.driver = 0;
   const cudaError_t status = cudaGetDeviceCount(&found.count);
   if (status == cudaSuccess && found.count > 0) return found;

@@ -1,6 +1,7 @@
 #include "core/autograd/tape.h"
 
 #include "core/ops/add.h"
+#include "core/tensor/transfer.h"
 #include "tests/support/numeric.h"
 
 namespace octet::test {

@@ -45,7 +45,7 @@ double train(Transformer& model, const Batch& batch) {
   const auto loss =
       model.train_micro_batch(batch.ids_tensor(), batch.targets_tensor(), batch.sequences, 1.0f / tokens, 1.0f);
   double total = loss.sum / double(loss.tokens);
-  for (Router* router : model.routers()) total += double(router->balance_loss()) + double(router->z_loss());
+  for (Router* router : model.routers()) total += double(router->losses().balance) + double(router->losses().z);
   return total;
 }
 
@@ -234,7 +234,7 @@ TEST_CASE("micro-batches side by side give the gradients of one after the other,
   std::vector<size_t> done;
   b.context().on_unit_done = [&done](size_t unit) { done.push_back(unit); };
   const auto together = b.train_micro_batches(micro_batches, 2, 0.1f, 0.5f);
-  for (size_t i = 0; i < losses.size(); ++i) CHECK(together[i].sum == losses[i]);
+  for (size_t i = 0; i < losses.size(); ++i) CHECK(together[i].sum() == losses[i]);
   CHECK(all_gradients(a) == all_gradients(b));
   std::vector<size_t> backwards;
   for (size_t unit = b.units().size(); unit-- > 0;) backwards.push_back(unit);
@@ -311,7 +311,7 @@ TEST_CASE("the routing bias moves by the sign of the load's distance from the me
   config.moe.bias_centered = centered;
   Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
   Router& router = *model.routers()[0];
-  router.load() = {10, 2, 4, 0};  // mean 4
+  router.set_load({10, 2, 4, 0});  // mean 4
   router.end_step();
   const auto wanted =
       centered ? std::vector<float>{-0.625f, 0.375f, -0.125f, 0.375f} : std::vector<float>{-0.5f, 0.5f, 0.0f, 0.5f};

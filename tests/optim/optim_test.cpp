@@ -1,3 +1,4 @@
+#include "core/tensor/transfer.h"
 #include "optim/adamw.h"
 #include "optim/lr_schedule.h"
 #include "tests/support/numeric.h"

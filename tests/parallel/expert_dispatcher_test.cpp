@@ -8,6 +8,7 @@
 #include "core/nn/init.h"
 #include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
+#include "core/tensor/transfer.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mesh.h"
 #include "tests/parallel/communicator_cases.h"

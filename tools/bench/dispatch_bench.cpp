@@ -8,6 +8,7 @@
 #include "core/base/clock.h"
 #include "core/base/random.h"
 #include "core/base/thread_pool.h"
+#include "core/tensor/transfer.h"
 #include "kernels/elementwise.h"
 #include "kernels/permute.h"
 #include "parallel/expert_dispatcher.h"

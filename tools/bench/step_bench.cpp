@@ -11,12 +11,14 @@
 #include "core/base/isa.h"
 #include "core/io/json.h"
 #include "core/tensor/allocator.h"
+#include "kernels/device_runtime.h"
 #include "kernels/peak.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/parallelize.h"
 #include "parallel/self_communicator.h"
 #include "tools/bench/whole_number.h"
 #include "tools/data/made_up_batch.h"
+#include "tools/train/device.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/rank_session.h"
 #include "tools/train/training_step.h"
@@ -111,16 +113,18 @@ void print_phases(const kernels::KernelProfile& profile, double total_seconds, i
 // seconds: of the steps that count.
 void print_result(const StepOptions& options, const Config& config, std::vector<double> seconds,
                   const std::vector<double>& losses, int64_t resident, int64_t sent_bytes,
-                  const kernels::KernelProfile* profile) {
+                  const kernels::KernelProfile* profile, Device device) {
   const int64_t S = config.data.seq_len, tokens = config.train.batch_size * S, dp = config.parallel.dp;
-  const MemoryUse use = memory_use();
+  const MemoryUse use = memory_use(device);
   const auto mib = [&use](MemoryCategory category) { return double(use.peak_bytes[size_t(category)]) / (1 << 20); };
   const double total = std::accumulate(seconds.begin(), seconds.end(), 0.0);
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2], per_second = double(tokens) / median;
   const double flops = per_second * training_flops_per_token(config.model, config.model.vocab_size, S);
   const int threads = default_thread_pool().num_threads();
-  const auto peak_of = [](kernels::Arithmetic arithmetic) {
+  // What the processor's cores reach says nothing of a GPU: 0 there.
+  const auto peak_of = [&](kernels::Arithmetic arithmetic) {
+    if (!device.is_cpu()) return 0.0;
     return kernels::measure_peak_flops(arithmetic, default_stream(), real_clock());
   };
   if (options.json) {
@@ -141,14 +145,17 @@ void print_result(const StepOptions& options, const Config& config, std::vector<
   }
   const double peak = peak_of(config.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32
                                                                        : kernels::Arithmetic::kBFloat16Pairs);
-  fmt::print("{}: {}, {}, {}{} thread{}, {} tokens a step\n", options.config, name_of(config.precision.recipe),
-             name_of(current_isa()), dp == 1 ? "" : fmt::format("{} ranks (ep {}) of ", dp, config.parallel.ep),
-             threads, threads == 1 ? "" : "s", tokens);
+  const std::string ranks = dp == 1 ? "" : fmt::format("{} ranks (ep {}) of ", dp, config.parallel.ep);
+  fmt::print("{}: {}, {}{}, {} tokens a step\n", options.config, name_of(config.precision.recipe), ranks,
+             describe(device), tokens);
   fmt::print(
       "{:.1f} ms a step, median of {} (spread {:.1f} %): {:.0f} tokens/s, {:.1f} GFLOP/s of the model's work,\n"
-      "{:.1f} % of the peak of {:.0f}; loss {:.4f} first, {:.4f} last; peak resident memory {} MiB\n",
+      "{}loss {:.4f} first, {:.4f} last; peak resident memory {} MiB\n",
       median * 1e3, options.steps, 100 * (seconds.back() - seconds.front()) / median, per_second, flops * 1e-9,
-      100 * flops / (peak * double(dp)), peak * double(dp) * 1e-9, losses.front(), losses.back(), resident >> 20);
+      peak > 0
+          ? fmt::format("{:.1f} % of the peak of {:.0f}; ", 100 * flops / (peak * double(dp)), peak * double(dp) * 1e-9)
+          : "",
+      losses.front(), losses.back(), resident >> 20);
   if (dp > 1) {
     fmt::print(
         "Rank 0 sends {:.2f} MiB a step and holds, at most, {:.1f} MiB of masters and weights, {:.1f} of gradients "
@@ -164,7 +171,10 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& wor
   const int64_t S = config.data.seq_len;
   const StepPlan plan = plan_step(config, world.rank());
   const Ranks ranks(world, config.parallel, config.model);
-  Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher());
+  const Device device = open_device(config.device);
+  require(device.is_cpu() || !options.phases, "bench step: --phases times kernels on the CPU; the run is on {}",
+          device);
+  Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher(), device);
   const auto shards = ranks.shard(model);
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), &world);
   model.init_weights(uint64_t(config.train.seed));
@@ -194,12 +204,13 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& wor
                  together);
     losses.push_back(sums.loss);
     apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
+    if (!device.is_cpu()) gpu::synchronize(default_stream(device));
     sent_bytes = sent() - sent_before;
     if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
   }
   const int64_t resident = peak_resident_bytes();
   if (world.rank() == 0) {
-    print_result(options, config, seconds, losses, resident, sent_bytes, profile ? &*profile : nullptr);
+    print_result(options, config, seconds, losses, resident, sent_bytes, profile ? &*profile : nullptr, device);
   }
   return 0;
 }

@@ -5,6 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "core/base/device.h"
+
 namespace octet {
 
 void add_prepare_command(CLI::App& app, int& exit_code);
@@ -17,13 +19,18 @@ void add_sample_command(CLI::App& app, int& exit_code);
 void add_ckpt_command(CLI::App& app, int& exit_code);
 void add_report_command(CLI::App& app, int& exit_code);
 void add_bench_command(CLI::App& app, int& exit_code);
+void add_doctor_command(CLI::App& app, int& exit_code);
 void add_docs_command(CLI::App& app, int& exit_code);
 void add_help_command(CLI::App& app, int& exit_code);
 
 // "runs/tiny" for configs/tiny.yaml.
 std::string default_run_dir(const std::string& config_path);
 
-// "octet 0.1.0 (avx2, 2 threads, no CUDA)"
+// --device of a command that reads a trained model; and what it says.
+void add_device_option(CLI::App& command, std::string& device);
+DeviceType device_type(const std::string& name);
+
+// "octet 0.1.0 (avx2 kernels, 2 threads, CUDA 13.0)"
 std::string version_text();
 
 }  // namespace octet

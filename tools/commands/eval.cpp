@@ -2,13 +2,14 @@
 
 #include "tools/commands/commands.h"
 #include "tools/data/dataset.h"
+#include "tools/train/device.h"
 #include "tools/train/run_state.h"
 
 namespace octet {
 namespace {
 
 struct EvalOptions {
-  std::string checkpoint, data, split = "val";
+  std::string checkpoint, data, split = "val", device = "cpu";
   int64_t batches = 0;
 };
 
@@ -23,7 +24,8 @@ int run_eval(const EvalOptions& options) {
           join_path(path, "tokenizer.json"));
   const int64_t S = config.data.seq_len;
   const DataLoader loader(data, SampleOrder::in_order(data.num_tokens(), S));
-  const auto model = load_model(reader, S);
+  const Device device = open_device(device_type(options.device));
+  const auto model = load_model(reader, S, device);
   const int64_t each = config.sequences_per_micro_batch(), all = loader.order().samples_per_epoch();
   const int64_t wanted = options.batches == 0 ? all : std::min(all, options.batches * config.train.batch_size);
   double sum = 0;
@@ -31,8 +33,8 @@ int run_eval(const EvalOptions& options) {
   for (int64_t first = 0; first < wanted; first += each) {
     const int64_t count = std::min(each, wanted - first);
     const Batch batch = loader.fetch(first, count);
-    const auto loss =
-        model->evaluate(from_vector(batch.inputs, {count * S}), from_vector(batch.targets, {count * S}), count);
+    const auto loss = model->evaluate(from_vector(batch.inputs, {count * S}, device),
+                                      from_vector(batch.targets, {count * S}, device), count);
     sum += loss.sum;
     tokens += loss.tokens;
   }
@@ -62,6 +64,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->type_name("N")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  add_device_option(*command, options->device);
   command->callback([options, &exit_code] { exit_code = run_eval(*options); });
 }
 

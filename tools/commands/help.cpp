@@ -3,13 +3,14 @@
 #include "core/base/error.h"
 #include "core/base/isa.h"
 #include "core/base/thread_pool.h"
+#include "kernels/device_runtime.h"
 #include "tools/commands/commands.h"
 
 namespace octet {
 
 std::string version_text() {
-  return fmt::format("octet {} ({} kernels, {} threads, CPU only)", OCTET_VERSION, name_of(current_isa()),
-                     default_thread_pool().num_threads());
+  return fmt::format("octet {} ({} kernels, {} threads, {})", OCTET_VERSION, name_of(current_isa()),
+                     default_thread_pool().num_threads(), gpu::built_for());
 }
 
 void add_help_command(CLI::App& app, int& exit_code) {

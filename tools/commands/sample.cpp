@@ -1,6 +1,7 @@
 #include <cstdio>
 
 #include "tools/commands/commands.h"
+#include "tools/train/device.h"
 #include "tools/train/generate.h"
 #include "tools/train/run_state.h"
 
@@ -8,7 +9,7 @@ namespace octet {
 namespace {
 
 struct SampleOptions {
-  std::string checkpoint, prompt;
+  std::string checkpoint, prompt, device = "cpu";
   int64_t tokens = 128, seed = 1;
   float temperature = 0.8f, top_p = 0.95f;
 };
@@ -18,7 +19,7 @@ int run_sample(const SampleOptions& options) {
   const CheckpointReader reader(files, newest_checkpoint_of(files, options.checkpoint));
   const Tokenizer tokenizer = tokenizer_of(reader);
   const int64_t positions = int64_t(options.prompt.size()) + 1 + options.tokens;
-  const auto model = load_model(reader, positions);
+  const auto model = load_model(reader, positions, open_device(device_type(options.device)));
   std::fputs(options.prompt.c_str(), stdout);
   generate(*model, tokenizer,
            {.prompt = options.prompt,
@@ -57,6 +58,7 @@ void add_sample_command(CLI::App& app, int& exit_code) {
       ->type_name("S")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  add_device_option(*command, options->device);
   command->callback([options, &exit_code] { exit_code = run_sample(*options); });
 }
 

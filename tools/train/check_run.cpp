@@ -4,7 +4,9 @@
 
 #include <optional>
 
+#include "kernels/device_runtime.h"
 #include "parallel/launch_environment.h"
+#include "tools/train/device.h"
 
 namespace octet {
 namespace {
@@ -100,16 +102,25 @@ class Checker {
   }
 
   void check_machine(const Config& config, Problems& problems) {
-    run_.memory_bytes = machine_memory();
+    const bool is_gpu = config.device != DeviceType::kCpu;
+    if (is_gpu) {
+      try {
+        run_.memory_bytes = gpu::memory_level(open_device(config.device)).total_bytes;
+      } catch (const Error& error) {
+        note("device", error, problems);
+      }
+    } else {
+      run_.memory_bytes = machine_memory();
+    }
     const int64_t activations = run_.memory.activations + run_.memory.workspace;
     const double needed = double(run_.memory.total()) * double(run_.host_ranks);
     const std::string ranks = run_.host_ranks == 1 ? "" : fmt::format(" for {} ranks", run_.host_ranks);
     problems.require(run_.memory_bytes == 0 || needed < double(run_.memory_bytes), "train.micro_batch",
                      "is {}, with which this run needs {} of memory{}, {} of it for activations; wanted at most the {} "
-                     "of this machine",
+                     "of this {}",
                      config.train.micro_batch, shown_bytes(needed), ranks,
-                     shown_bytes(double(activations) * double(run_.host_ranks)),
-                     shown_bytes(double(run_.memory_bytes)));
+                     shown_bytes(double(activations) * double(run_.host_ranks)), shown_bytes(double(run_.memory_bytes)),
+                     is_gpu ? "GPU" : "machine");
 
     const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
     if (files_.exists(tokenizer)) run_.disk_bytes += files_.info(tokenizer).size;

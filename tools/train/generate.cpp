@@ -19,7 +19,8 @@ void generate(Transformer& model, const Tokenizer& tokenizer, const GenerateRequ
   std::vector<KvCache> caches = model.make_caches(capacity);
   std::vector<int32_t> next = prompt;
   for (int64_t n = 0; n < request.tokens; ++n) {
-    const Tensor logits = model.decode(from_vector(next, {int64_t(next.size())}), caches);
+    const Tensor logits =
+        on_host(model.decode(from_vector(next, {int64_t(next.size())}, model.context().device), caches));  // [1, V]
     const int32_t token = sample_token({logits.data<float>(), size_t(logits.cols())}, request.sampling, stream,
                                        uint64_t(caches[0].length));
     if (token == tokenizer.eos_id()) return;

@@ -27,7 +27,8 @@ class Shapes {
     const int64_t E = moe.num_experts, X = moe.expert_hidden, at_hand = E / config.parallel.ep;
     const auto begin_unit = [this] { units_.emplace_back(); };
     const auto add = [this](const Shape& shape, WeightForm form, int64_t names = 1, AxisCut cut = {}) {
-      all_.push_back(std::make_unique<Parameter>("", shape, form, /*decays=*/true, std::vector<WeightPiece>(), cut));
+      all_.push_back(
+          std::make_unique<Parameter>("", shape, form, /*decays=*/true, Device{}, std::vector<WeightPiece>(), cut));
       units_.back().push_back(all_.back().get());
       names_.push_back(names);
     };

@@ -55,9 +55,8 @@ void for_chunks(const RowRange& rows, int64_t cols, Body&& body) {
 }
 
 // The rows `wanted` of a tensor that holds the rows `held`: [rows, cols].
-View rows_of(const Tensor& tensor, const RowRange& held, const RowRange& wanted, int64_t cols) {
-  return View(static_cast<char*>(tensor.view().raw()) + (wanted.first - held.first) * cols * size_of(tensor.dtype()),
-              {wanted.rows, cols}, tensor.dtype());
+Tensor rows_of(const Tensor& tensor, const RowRange& held, const RowRange& wanted, int64_t cols) {
+  return tensor.reshape({held.rows, cols}).slice_rows(wanted.first - held.first, wanted.rows);
 }
 
 // Rows of a piece as a box of its tensor on disk.
@@ -83,15 +82,17 @@ CheckpointReader::Tensor find_tensor(const CheckpointReader& reader, const std::
 }
 
 // Reads a box of a tensor of float32 or bfloat16 into memory of either, rounding where it must.
-void read_into(const CheckpointReader& reader, const CheckpointReader::Tensor& saved, const Box& box, const View& to,
+void read_into(const CheckpointReader& reader, const CheckpointReader::Tensor& saved, const Box& box, const Tensor& to,
                Chunk& chunk) {
+  const Tensor host = to.device().is_cpu() ? to : empty(to.shape(), to.dtype(), MemoryCategory::kWorkspace);
   if (in_memory(saved.dtype) == to.dtype()) {
-    reader.read_tensor(saved.name, box, to.raw());
-    return;
+    reader.read_tensor(saved.name, box, host.view().raw());
+  } else {
+    const View read = chunk.view(to.shape(), *in_memory(saved.dtype));
+    reader.read_tensor(saved.name, box, read.raw());
+    kernels::cast({.x = read, .y = host}, default_stream());
   }
-  const View read = chunk.view(to.shape(), *in_memory(saved.dtype));
-  reader.read_tensor(saved.name, box, read.raw());
-  kernels::cast({.x = read, .y = to}, default_stream());
+  copy(host, to);
 }
 
 void read_vector(const CheckpointReader& reader, const std::string& name, const Tensor& to, Chunk& chunk) {
@@ -180,14 +181,16 @@ Tensor collect_rounded(const Parameter& parameter, const WeightPiece& piece, con
   const int writer = owners.front().rank;
   const bool is_writer = writer == world.rank();
   Tensor whole;
-  if (is_writer) whole = empty({piece.rows, cols}, DType::kBFloat16, MemoryCategory::kWorkspace);  // [rows, cols]
-  Stream& stream = default_stream();
+  const Device device = parameter.device();
+  if (is_writer)
+    whole = empty({piece.rows, cols}, DType::kBFloat16, MemoryCategory::kWorkspace, device);  // [rows, cols]
+  Stream& stream = default_stream(device);
   for (const Owners::Part& part : owners) {
     const bool is_mine = part.rank == world.rank();
     if (!is_mine && !is_writer) continue;
     for_chunks(part.rows, cols, [&](const RowRange& rows) {
-      const View to =
-          is_writer ? rows_of(whole, rows_of(piece), rows, cols) : chunk.view({rows.rows, cols}, DType::kBFloat16);
+      const View to = is_writer ? rows_of(whole, rows_of(piece), rows, cols).view()
+                                : chunk.view({rows.rows, cols}, DType::kBFloat16);
       if (is_mine) kernels::cast({.x = rows_of(parameter.master(), parameter.own(), rows, cols), .y = to}, stream);
       if (is_mine && !is_writer) world.send(to, writer, stream);
       if (!is_mine) world.receive(to, part.rank, stream);
@@ -218,14 +221,15 @@ std::string save_run_state(FileSystem& files, const std::string& directory, cons
                            const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer,
                            Communicator& world) {
   std::vector<TensorPiece> pieces;
-  std::vector<Tensor> rounded;  // what `pieces` points to beside the model
-  const auto add = [&pieces](std::string name, TensorGroup group, const Shape& shape, const View& values,
-                             const std::optional<Box>& box = {}) {
+  std::vector<Tensor> on_hand;  // what `pieces` points to
+  const auto add = [&](std::string name, TensorGroup group, const Shape& shape, const Tensor& values,
+                       const std::optional<Box>& box = {}) {
+    on_hand.push_back(on_host(values));
     pieces.push_back({.name = std::move(name),
                       .group = group,
                       .dtype = stored(values.dtype()),
                       .shape = shape,
-                      .data = values.raw(),
+                      .data = on_hand.back().view().raw(),
                       .box = box});
   };
   const Owners owners(optimizer.parameters(), world);
@@ -240,7 +244,7 @@ std::string save_run_state(FileSystem& files, const std::string& directory, cons
       const bool is_writer = parts.front().rank == world.rank();
       if (parameter.form() == WeightForm::kFp8Block) {
         const Tensor whole = collect_rounded(parameter, piece, parts, chunk, world);
-        if (is_writer) rounded.push_back(whole), add(piece.name, TensorGroup::kModel, shape, whole);
+        if (is_writer) add(piece.name, TensorGroup::kModel, shape, whole);
       } else if (is_writer) {
         add(piece.name, TensorGroup::kModel, shape,
             rows_of(parameter.weight(), {0, parameter.num_rows()}, rows_of(piece), cols));
@@ -362,10 +366,11 @@ Tokenizer tokenizer_of(const CheckpointReader& reader) {
   return Tokenizer::from_json(reader.text_file(kTokenizerFile), join_path(reader.path(), kTokenizerFile));
 }
 
-std::unique_ptr<Transformer> load_model(const CheckpointReader& reader, int64_t max_positions) {
+std::unique_ptr<Transformer> load_model(const CheckpointReader& reader, int64_t max_positions, Device device) {
   const Config config = config_of(reader);
-  auto model = std::make_unique<Transformer>(resolved_model(config, vocab_size_of(reader)), config.precision,
-                                             RecomputeParts{}, max_positions);
+  auto model =
+      std::make_unique<Transformer>(resolved_model(config, vocab_size_of(reader)), config.precision, RecomputeParts{},
+                                    max_positions, std::make_unique<LocalDispatcher>(), device);
   Chunk chunk;
   read_weights(reader, *model, chunk, *make_self_communicator());
   return model;

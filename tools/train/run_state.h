@@ -35,7 +35,8 @@ std::string save_run_state(FileSystem& files, const std::string& directory, cons
                            const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer);
 // Called by all ranks, with weights that are whole (gathered) on each; each row of a parameter is owned by one of the
 // ranks that hold it. Errors are those of save_checkpoint. Memory beside the model: the bfloat16 values of the FP8
-// weights that this rank writes, and 4 MiB.
+// weights that this rank writes, and 4 MiB; of a GPU, all
+// that this rank writes, on the host.
 std::string save_run_state(FileSystem& files, const std::string& directory, const RunState& state, const Config& config,
                            const Tokenizer& tokenizer, Transformer& model, const AdamW& optimizer, Communicator& world);
 
@@ -56,7 +57,7 @@ std::string newest_checkpoint_of(FileSystem& files, const std::string& path);
 Config config_of(const CheckpointReader& reader);
 Tokenizer tokenizer_of(const CheckpointReader& reader);
 // max_positions: longest sequence it will be given.
-std::unique_ptr<Transformer> load_model(const CheckpointReader& reader, int64_t max_positions);
+std::unique_ptr<Transformer> load_model(const CheckpointReader& reader, int64_t max_positions, Device device = {});
 
 // Of a new run: the time and 32 random bits of the system, "20261124-074500-1f2e3d4c".
 std::string new_run_id(Clock& clock);

@@ -6,13 +6,13 @@
 #include <numeric>
 #include <sstream>
 
-#include "core/base/isa.h"
 #include "core/base/log.h"
 #include "kernels/elementwise.h"
 #include "kernels/peak.h"
 #include "optim/lr_schedule.h"
 #include "parallel/agreement.h"
 #include "parallel/self_communicator.h"
+#include "tools/train/device.h"
 #include "tools/train/generate.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/progress.h"
@@ -131,6 +131,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
       origins_(origins),
       run_dir_(std::move(run_dir)),
       clock_(clock),
+      device_(open_device(config.device)),
       alone_(world == nullptr ? make_self_communicator() : nullptr),
       timed_(world == nullptr ? *alone_ : *world, clock),
       world_(timed_),
@@ -162,10 +163,12 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
           model.vocab_size, data, train_data_->vocab_size());
   const int64_t sample_length = int64_t(config_.train.sample_prompt.size()) + 1 + config_.train.sample_tokens;
   ranks_.emplace(world_, config_.parallel, model);
-  model_ = std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
-                                         std::max(config_.data.seq_len, sample_length), ranks_->make_dispatcher());
+  model_ =
+      std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
+                                    std::max(config_.data.seq_len, sample_length), ranks_->make_dispatcher(), device_);
   shards_ = ranks_->shard(*model_);
   optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision), &world_);
+  fp8_tally_.emplace(device_);
   flops_per_token_ = training_flops_per_token(config_.model, model.vocab_size, config_.data.seq_len);
   all_or_none(world_, [&] { files_.make_directories(run_dir_); });
 }
@@ -216,7 +219,7 @@ StepRecord Trainer::train_step() {
   const int64_t step = state_.step + 1;
   const TrainConfig& train = config_.train;
   const bool measure = step == 1 || at_interval(step, train.log_every_steps);
-  model_->context().numerics.health = measure ? &fp8_counts_ : nullptr;
+  model_->context().numerics.health = measure ? fp8_tally_->counts() : nullptr;
   const int64_t started_ns = clock_.monotonic_ns();
   const double waited_before_s = timed_.seconds_waited();
 
@@ -249,7 +252,7 @@ StepRecord Trainer::train_step() {
     for (Router* router : model_->routers()) router->drop_step();
   } else {
     skipped_in_a_row_ = 0;
-    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? &fp8_counts_ : nullptr,
+    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? fp8_tally_->counts() : nullptr,
                  step_ranks());
   }
   state_.step = step;
@@ -303,14 +306,13 @@ void Trainer::add_router_metrics(StepRecord& record) {
 
 void Trainer::add_machine_metrics(StepRecord& record) {
   if (model_->context().numerics.is_fp8()) {
-    sum_over_ranks(fp8_counts_, world_);
-    record.fp8 = {health_of("weight", fp8_counts_.weight), health_of("activation", fp8_counts_.activation),
-                  health_of("grad_output", fp8_counts_.grad_output),
-                  health_of("wgrad_activation", fp8_counts_.wgrad_activation),
-                  health_of("wgrad_grad", fp8_counts_.wgrad_grad)};
-    fp8_counts_ = {};
+    Fp8Counts counts = fp8_tally_->take();
+    sum_over_ranks(counts, world_);
+    record.fp8 = {health_of("weight", counts.weight), health_of("activation", counts.activation),
+                  health_of("grad_output", counts.grad_output), health_of("wgrad_activation", counts.wgrad_activation),
+                  health_of("wgrad_grad", counts.wgrad_grad)};
   }
-  const MemoryUse use = memory_use();
+  const MemoryUse use = memory_use(device_);
   for (int c = 0; c < kMemoryCategories; ++c) {
     record.memory_bytes.emplace_back(name_of(MemoryCategory(c)), use.peak_bytes[size_t(c)]);
   }
@@ -327,8 +329,8 @@ double Trainer::evaluate() {
     const Batch batch = count > 0 ? val_loader_->fetch(first, count) : Batch{};
     const int64_t T = count * config_.data.seq_len;
     world_.progress();  // experts on one rank make no collective here
-    const auto loss =
-        model_->evaluate(from_vector(batch.inputs, {T}), from_vector(batch.targets, {T}), std::max<int64_t>(count, 1));
+    const auto loss = model_->evaluate(from_vector(batch.inputs, {T}, device_),
+                                       from_vector(batch.targets, {T}, device_), std::max<int64_t>(count, 1));
     if (count == 0) continue;
     sums[size_t(pass)] = loss.sum;
     sums[size_t(passes + pass)] = double(loss.tokens);
@@ -351,9 +353,10 @@ std::string Trainer::first_non_finite(double loss) {
       const int64_t begin = std::max(piece.first_row, parameter.own().first);
       const int64_t end = std::min(piece.first_row + piece.rows, parameter.own().end());
       if (begin >= end) continue;
-      int64_t count = 0;
-      const View grad(parameter.grad().data<float>() + begin * cols, {(end - begin) * cols}, DType::kFloat32);
-      kernels::count_non_finite({.x = grad, .count = &count}, parameter.grad().stream());
+      const Tensor grad = parameter.grad().reshape({parameter.num_rows(), cols}).slice_rows(begin, end - begin);
+      const Tensor counted = zeros({1}, DType::kInt64, MemoryCategory::kWorkspace, device_);
+      kernels::count_non_finite({.x = grad, .count = counted.view().data<int64_t>()}, grad.stream());
+      const int64_t count = to_vector<int64_t>(counted)[0];
       if (count == 0) continue;
       const int64_t row = parameter.cut().first * parameter.rows_of_matrix() + piece.first_row;
       mine = fmt::format("{:06}.{:012} {} {} {}", i, row, count, piece.rows * cols, piece.name);
@@ -457,10 +460,9 @@ void Trainer::print_start() const {
       "model: {} parameters, {} active per token; {}{}", format_count(double(counts.total())),
       format_count(double(counts.active())), name_of(config_.precision.recipe),
       model_->context().numerics.is_fp8() ? fmt::format(", {} arithmetic", name_of(config_.precision.emulation)) : "");
-  log_info("data: {} tokens, {} in a step; machine: {} threads, {} kernels, {:.0f} GFLOP/s at most",
-           format_thousands(train_data_->num_tokens()),
-           format_thousands(config_.train.batch_size * config_.data.seq_len), default_thread_pool().num_threads(),
-           name_of(current_isa()), peak_flops_ * 1e-9);
+  log_info("data: {} tokens, {} in a step; machine: {}{}", format_thousands(train_data_->num_tokens()),
+           format_thousands(config_.train.batch_size * config_.data.seq_len), describe(device_),
+           peak_flops_ > 0 ? fmt::format(", {:.0f} GFLOP/s at most", peak_flops_ * 1e-9) : "");
   if (world_.size() > 1) {
     log_info("ranks: {}, {} with the same experts; {} on a node{}", world_.size(), ranks_->experts().size(),
              ranks_->mesh().shape.ranks_per_node, ranks_->is_two_stage() ? ", dispatch in two stages" : "");
@@ -481,7 +483,7 @@ void Trainer::print_end(int64_t first_step) const {
                         *last_with_validation_->val_loss, *last_with_validation_->bits_per_byte,
                         *last_with_validation_->unigram_entropy);
   }
-  const MemoryUse use = memory_use();
+  const MemoryUse use = memory_use(device_);
   text += fmt::format("  peak of tensors  {}\n", format_bytes(use.peak_total_bytes));
   text += fmt::format("  checkpoint       {}\n",
                       join_path(join_path(run_dir_, "checkpoints"), checkpoint_name(saved_step_)));
@@ -503,9 +505,11 @@ int Trainer::run() {
   });
   const StopSignal signals;
   const int64_t first = resume();
-  peak_flops_ = kernels::measure_peak_flops(
-      config_.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32 : kernels::Arithmetic::kBFloat16Pairs,
-      default_stream(), clock_);
+  if (device_.is_cpu()) {
+    peak_flops_ = kernels::measure_peak_flops(
+        config_.precision.recipe == Recipe::kFp32 ? kernels::Arithmetic::kFloat32 : kernels::Arithmetic::kBFloat16Pairs,
+        default_stream(), clock_);
+  }
   print_start();
   std::optional<Progress> progress;
   if (is_first()) {

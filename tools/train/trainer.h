@@ -16,6 +16,7 @@
 #include "core/base/clock.h"
 #include "core/base/file_system.h"
 #include "core/nn/transformer.h"
+#include "core/ops/fp8_tally.h"
 #include "optim/adamw.h"
 #include "parallel/parallelize.h"
 #include "tools/data/dataset.h"
@@ -72,6 +73,7 @@ class Trainer {
   const std::string run_dir_;
   Clock& clock_;
 
+  const Device device_;
   const std::unique_ptr<Communicator> alone_;
   TimedCommunicator timed_;
   Communicator& world_;  // timed_
@@ -85,7 +87,7 @@ class Trainer {
   std::unique_ptr<ParameterShards> shards_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<MetricsWriter> metrics_;
-  Fp8Counts fp8_counts_;
+  std::optional<Fp8Tally> fp8_tally_;
 
   RunState state_;
   int64_t saved_step_ = -1;  // of the newest checkpoint, -1 for none

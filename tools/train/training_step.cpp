@@ -1,5 +1,6 @@
 #include "tools/train/training_step.h"
 
+#include "core/tensor/transfer.h"
 #include "kernels/elementwise.h"
 #include "tools/train/model_stats.h"
 
@@ -15,7 +16,7 @@ class GroupSums {
     for (size_t i = 0; i < parameters_.size(); ++i) {
       const Tensor& grad = parameters_[i]->grad();
       if (sums_.size() <= i) {
-        sums_.push_back(empty(grad.shape(), grad.dtype(), MemoryCategory::kGradients));
+        sums_.push_back(empty(grad.shape(), grad.dtype(), MemoryCategory::kGradients, grad.device()));
         kernels::cast({.x = grad, .y = sums_[i]}, grad.stream());
       } else {
         kernels::add_into({.a = sums_[i], .b = grad, .y = sums_[i]}, grad.stream());
@@ -64,26 +65,29 @@ std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
           "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
           plan.groups, plan.interleave);
   const int64_t T = plan.sequences * plan.seq_len;
-  std::vector<double> losses(size_t(plan.micro_batches), 0.0);
+  const Device device = model.context().device;
+  std::vector<HeadLoss> parts;  // of each micro-batch of this rank's; read when all has been asked for
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
     for (int64_t i = 0; i < plan.interleave; ++i) {
       const Batch batch = fetch(plan.first + done + i);
-      side_by_side.push_back({from_vector(batch.inputs, {T}), from_vector(batch.targets, {T})});
+      side_by_side.push_back({from_vector(batch.inputs, {T}, device), from_vector(batch.targets, {T}, device)});
     }
     const bool is_last = done + plan.interleave == plan.count;
     if (ranks.shards != nullptr && is_last) {
       model.context().on_unit_done = [shards = ranks.shards](size_t unit) { shards->unit_done(unit); };
     }
-    const auto sums = model.train_micro_batches(side_by_side, plan.sequences, 1.0f / float(plan.tokens()),
-                                                1.0f / float(plan.micro_batches));
+    auto losses = model.train_micro_batches(side_by_side, plan.sequences, 1.0f / float(plan.tokens()),
+                                            1.0f / float(plan.micro_batches));
     model.context().on_unit_done = {};
-    for (const Transformer::Loss& loss : sums) losses[size_t(plan.first + done++)] = loss.sum;
+    for (HeadLoss& loss : losses) parts.push_back(std::move(loss)), ++done;
     if (plan.groups > 1 && done % (plan.count / plan.groups) == 0) groups.take_group();
   }
   if (plan.groups > 1) groups.give_back();
   if (ranks.shards != nullptr) ranks.shards->finish_reduction();
+  std::vector<double> losses(size_t(plan.micro_batches), 0.0);
+  for (size_t i = 0; i < parts.size(); ++i) losses[size_t(plan.first) + i] = parts[i].sum();
   return losses;
 }
 
@@ -92,11 +96,18 @@ StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& pl
   const std::vector<double> squares = optimizer.square_sums();
   std::vector<double> sums(size_t(kStepSums), 0.0);
   sums[0] = asks_to_stop ? 1 : 0;
-  for (Router* router : model.routers()) sums[1] += double(router->balance_loss()), sums[2] += double(router->z_loss());
+  const std::vector<Router*> routers = model.routers();
+  for (const Router* router : routers) {
+    const Router::Losses of = router->losses();
+    sums[1] += double(of.balance), sums[2] += double(of.z);
+  }
   sums.insert(sums.end(), losses.begin(), losses.end());
   sums.insert(sums.end(), squares.begin(), squares.end());
   // Loads are whole numbers below 2^53.
-  for (Router* router : model.routers()) sums.insert(sums.end(), router->load().begin(), router->load().end());
+  for (const Router* router : routers) {
+    const std::vector<int64_t> load = router->load();
+    sums.insert(sums.end(), load.begin(), load.end());
+  }
   if (ranks.world != nullptr) ranks.world->all_reduce(sums);
 
   StepSums result{.balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0};
@@ -105,8 +116,11 @@ StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& pl
   result.loss /= double(plan.tokens());
   result.grad_norm = AdamW::norm_of({next, squares.size()});
   next += std::ptrdiff_t(squares.size());
-  for (Router* router : model.routers()) {
-    for (int64_t& count : router->load()) count = int64_t(*next++);
+  if (ranks.world == nullptr || ranks.world->size() == 1) return result;
+  for (Router* router : routers) {
+    std::vector<int64_t> load(size_t(model.config().moe.num_experts));
+    for (int64_t& count : load) count = int64_t(*next++);
+    router->set_load(load);
   }
   return result;
 }

@@ -36,6 +36,8 @@ int64_t setting(const char* variable, int64_t otherwise) {
   return value;
 }
 
+void watch();
+
 std::atomic<const char*> last_kernel{"none"};
 std::atomic<int> kernels_running{0};
 
@@ -164,6 +166,7 @@ class Memory {
  private:
   void protect(int access) {
     if (access != PROT_NONE) opened_ = reach_;  // all that was ever handed out
+    if (access == PROT_NONE) watch();
     const int64_t page = ::sysconf(_SC_PAGESIZE);
     ::mprotect(base_, size_t((opened_ + page - 1) / page * page), access);
   }
@@ -228,16 +231,22 @@ void on_fault(int signal, siginfo_t* info, void*) {
   ::sigaction(signal, &before_us, nullptr);  // the access is made again, and ends the process as it would have
 }
 
+// Again whenever the memory closes: a test framework has handlers of its own for each test.
+void watch() {
+  struct sigaction ours {};
+  ours.sa_sigaction = on_fault;
+  ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  ::sigemptyset(&ours.sa_mask);
+  struct sigaction before {};
+  ::sigaction(SIGSEGV, &ours, &before);
+  if ((before.sa_flags & SA_SIGINFO) == 0 || before.sa_sigaction != on_fault) before_us = before;
+}
+
 Memory& memory() {
   static Memory* const instance = [] {
-    auto* made = new Memory;  // outlives every tensor
-    memory_now = made;
-    struct sigaction action {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    ::sigemptyset(&action.sa_mask);
-    ::sigaction(SIGSEGV, &action, &before_us);
-    return made;
+    memory_now = new Memory;  // outlives every tensor
+    watch();
+    return memory_now;
   }();
   return *instance;
 }
@@ -319,7 +328,9 @@ CUstream_st* new_handle() { return reinterpret_cast<CUstream_st*>(++streams); } 
 
 }  // namespace
 
-Runtime runtime() { return {.name = "an emulated GPU", .driver = 0, .count = 1, .trouble = {}, .is_emulated = true}; }
+std::string built_for() { return "an emulated GPU"; }
+bool is_built_in() { return true; }
+Runtime runtime() { return {.driver = 0, .count = 1, .trouble = {}, .is_emulated = true}; }
 
 Properties properties(int index) {
   require(ErrorKind::kDevice, index == 0, "properties: GPU {}; there is one, emulated", index);

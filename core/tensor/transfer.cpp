@@ -1,0 +1,122 @@
+#include "core/tensor/transfer.h"
+
+#include <cstring>
+#include <mutex>
+
+#include "kernels/device_runtime.h"
+
+namespace octet {
+namespace {
+
+// Pinned memory is slow to make, so what a copy has let go of is kept for the next.
+class PinnedPool {
+ public:
+  struct Block {
+    std::byte* data = nullptr;
+    int64_t bytes = 0;
+    gpu::Event free_at;  // when the copy that used it is done
+  };
+
+  Block take(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < kept_.size(); ++i) {
+      if (kept_[i].bytes < bytes || kept_[i].bytes > 4 * allocated_bytes(bytes) || !kept_[i].free_at.is_done())
+        continue;
+      Block block = std::move(kept_[i]);
+      kept_.erase(kept_.begin() + std::ptrdiff_t(i));
+      return block;
+    }
+    const int64_t rounded = allocated_bytes(bytes);
+    Block block;
+    block.data = gpu::allocate_pinned(rounded);
+    block.bytes = rounded;
+    return block;
+  }
+  void give_back(Block block) {
+    const std::lock_guard lock(mutex_);
+    kept_.push_back(std::move(block));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Block> kept_;
+};
+PinnedPool& pinned_pool() {
+  static auto* const instance = new PinnedPool;  // outlives what static objects read back
+  return *instance;
+}
+
+int64_t row_bytes(const View& x) { return x.cols() * size_of(x.dtype()); }
+int64_t pitch(const View& x) { return x.row_stride() * size_of(x.dtype()); }
+
+void copy_rows_on_host(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t bytes, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(static_cast<char*>(to) + r * to_pitch, static_cast<const char*>(from) + r * from_pitch, size_t(bytes));
+  }
+}
+
+}  // namespace
+
+void copy(const Tensor& from, const Tensor& to) {
+  require(from.rows() == to.rows() && from.cols() == to.cols() && from.dtype() == to.dtype(),
+          "copy: {} {} to {} {}; wanted one shape and dtype", from.dtype(), from.shape(), to.dtype(), to.shape());
+  if (from.num_elements() == 0) return;
+  const View source = from, target = to;
+  const int64_t bytes = row_bytes(source), rows = source.rows();
+  if (from.device().is_cpu() && to.device().is_cpu()) {
+    if (source.raw() == target.raw()) return;
+    copy_rows_on_host(target.raw(), pitch(target), source.raw(), pitch(source), bytes, rows);
+    return;
+  }
+  if (!from.device().is_cpu() && !to.device().is_cpu()) {
+    gpu::copy_rows(target.raw(), pitch(target), source.raw(), pitch(source), bytes, rows, to.stream());
+    return;
+  }
+  PinnedPool::Block block = pinned_pool().take(bytes * rows);
+  if (from.device().is_cpu()) {
+    copy_rows_on_host(block.data, bytes, source.raw(), pitch(source), bytes, rows);
+    gpu::copy_rows(target.raw(), pitch(target), block.data, bytes, bytes, rows, to.stream());
+    block.free_at.record(to.stream());
+  } else {
+    gpu::copy_rows(block.data, bytes, source.raw(), pitch(source), bytes, rows, from.stream());
+    block.free_at.record(from.stream());
+    block.free_at.wait();
+    copy_rows_on_host(target.raw(), pitch(target), block.data, bytes, bytes, rows);
+  }
+  pinned_pool().give_back(std::move(block));
+}
+
+Tensor on_host(const Tensor& x) {
+  if (x.device().is_cpu()) return x;
+  Tensor host = empty(x.shape(), x.dtype(), MemoryCategory::kWorkspace);
+  copy(x, host);
+  return host;
+}
+
+struct Readback::Landing {
+  PinnedPool::Block block;
+  Landing() = default;
+  ~Landing() { pinned_pool().give_back(std::move(block)); }
+  Landing(const Landing&) = delete;
+  Landing& operator=(const Landing&) = delete;
+};
+
+Readback::Readback(const Tensor& x) : dtype_(x.dtype()), count_(x.num_elements()) {
+  require(x.is_contiguous(), "Readback: a slice of columns of shape {}; wanted contiguous rows", x.shape());
+  if (x.device().is_cpu()) {
+    numbers_ = x.detach();
+    return;
+  }
+  landing_ = std::make_shared<Landing>();
+  landing_->block = pinned_pool().take(x.num_bytes());
+  gpu::copy(landing_->block.data, x.view().raw(), x.num_bytes(), x.stream());
+  landing_->block.free_at.record(x.stream());
+}
+
+const void* Readback::wait_raw() const {
+  if (landing_ == nullptr) return numbers_.view().raw();
+  landing_->block.free_at.wait();
+  return landing_->block.data;
+}
+
+}  // namespace octet

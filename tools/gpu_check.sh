@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Proves Octet on a machine with an NVIDIA Hopper GPU, in one call of less than 9 minutes, and writes one report:
+#   tools/gpu_check.sh [--stages LIST] [--build DIR] [--report FILE]
+# Stages, all of them where --stages is left out, in this order:
+#   build      configure and compile, warnings as errors; needs no GPU. Libraries come from .deps where
+#              tools/bundle_deps.sh packed them and that directory is here
+#   doctor     the driver, the GPU, NCCL
+#   test       every test program that runs something on a GPU
+#   memcheck   compute-sanitizer over a small training step
+#   racecheck  the same, for shared memory
+#   bench      the table of kernels and steps
+# A stage that fails does not stop those after it, but for build. Exit code 0: every stage passed; 2: one did not.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+stages=build,doctor,test,memcheck,racecheck,bench
+build=build-gpu
+report=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --stages | --build | --report)
+      if [ $# -lt 2 ]; then
+        echo "gpu_check: $1 wants a value" >&2
+        exit 2
+      fi
+      declare "${1#--}=$2"
+      shift 2
+      ;;
+    *)
+      echo "gpu_check: \"$1\" came; wanted --stages LIST, --build DIR, --report FILE" >&2
+      exit 2
+      ;;
+  esac
+done
+for stage in ${stages//,/ }; do
+  case $stage in
+    doctor | build | test | memcheck | racecheck | bench) ;;
+    *)
+      echo "gpu_check: there is no stage \"$stage\"; there are build, doctor, test, memcheck, racecheck, bench" >&2
+      exit 2
+      ;;
+  esac
+done
+report=${report:-$build/gpu_report.md}
+mkdir -p "$build" "$(dirname "$report")"
+wants() { [[ ,$stages, == *,$1,* ]]; }
+
+readonly tests=(tensor kernels autograd nn optim train nccl)
+readonly small=(configs/bench_tiny.yaml device=cuda model.layers=1 train.batch_size=1 warmup=0 steps=1)
+rows=() bodies=() failed=0
+
+# stage NAME SECONDS COMMAND...: runs it under a limit; a row of the table and its last lines go into the report.
+stage() {
+  local name=$1 limit=$2 began=$SECONDS log code result
+  shift 2
+  log=$build/$name.log
+  echo "== $name"
+  timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1
+  code=$?
+  case $code in
+    0) result=passed ;;
+    124 | 137) result="over its limit of $limit s" ;;
+    *) result="failed, code $code" ;;
+  esac
+  [ $code -eq 0 ] || failed=1
+  tail -n 3 "$log"
+  rows+=("| $name | $result | $((SECONDS - began)) |")
+  bodies+=("## $name"$'\n\n```\n'"$(tail -n 60 "$log")"$'\n```\n')
+  return $code
+}
+
+configure_and_build() {
+  local options=(-DCMAKE_BUILD_TYPE=Release -DOCTET_WARNINGS_AS_ERRORS=ON -DOCTET_CUDA=ON) targets=(octet)
+  if [ -d .deps ]; then options+=(-DOCTET_BUNDLED_DEPS=ON); fi
+  for test in "${tests[@]}"; do targets+=("test_$test"); done
+  cmake -G Ninja -S . -B "$build" "${options[@]}" || return
+  # NCCL may be missing: its test is then no target.
+  if ! ninja -C "$build" -t query test_nccl >/dev/null 2>&1; then targets=("${targets[@]/test_nccl/}"); fi
+  ninja -C "$build" -j "$(nproc)" $(printf '%s ' "${targets[@]}")
+}
+run_tests() {
+  local code=0
+  for test in "${tests[@]}"; do
+    [ -x "$build/test_$test" ] || continue
+    echo "-- test_$test"
+    "$build/test_$test" || code=1
+  done
+  return $code
+}
+# $1: the tool. The first error ends it: a report of thousands helps nobody.
+sanitized_step() {
+  compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20 "$build/octet" bench step "${small[@]}"
+}
+bench_all() {
+  "$build/octet" bench gemm || return
+  for recipe in bf16 fp8_block; do
+    "$build/octet" bench step configs/bench_small.yaml device=cuda "precision.recipe=$recipe" || return
+  done
+}
+export -f configure_and_build run_tests sanitized_step bench_all
+export build
+
+began=$SECONDS
+if wants build; then stage build 240 bash -c "$(declare -p tests); configure_and_build" || stages=none; fi
+if wants doctor; then stage doctor 30 "$build/octet" doctor || true; fi
+if wants test; then stage test 120 bash -c "$(declare -p tests); run_tests" || true; fi
+if wants memcheck; then stage memcheck 60 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
+if wants racecheck; then stage racecheck 60 bash -c "$(declare -p small); sanitized_step racecheck" || true; fi
+if wants bench; then stage bench 60 bash -c bench_all || true; fi
+
+{
+  echo "# GPU check"
+  echo
+  echo "- when: $(date -u '+%Y-%m-%d %H:%M:%S') UTC, $((SECONDS - began)) s"
+  echo "- commit: $(git rev-parse HEAD 2>/dev/null || echo unknown)"
+  echo "- GPU: $(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader 2>/dev/null || echo none)"
+  echo "- compiler: $(nvcc --version 2>/dev/null | tail -n 1), $(c++ --version 2>/dev/null | head -n 1)"
+  echo
+  echo "| stage | result | s |"
+  echo "| --- | --- | --- |"
+  printf '%s\n' "${rows[@]}"
+  echo
+  printf '%s\n' "${bodies[@]}"
+} >"$report"
+echo "gpu_check: $([ $failed -eq 0 ] && echo "every stage passed" || echo "a stage failed"); the report is $report"
+exit $((failed * 2))
