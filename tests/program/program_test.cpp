@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/io/json.h"
+#include "kernels/device_runtime.h"
 #include "tests/support/numeric.h"
 #include "tools/train/metrics.h"
 
@@ -228,7 +229,7 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
        2,
        "train.batch_size"},
       {{"train", config, "--set", "data.path=nothing"}, 2, "octet prepare"},
-      {{"train", config, "--set", "data.path=data", "--set", "device=cuda"}, 2, "CUDA"},
+      {{"train", config, "--set", "data.path=data", "--set", "device=cuda", "--set", "parallel.dp=2"}, 2, "one GPU"},
       {{"train", config, "--set", "data.path=data", "--set", "data.seq_len=1000000"}, 2, "data.seq_len"},
       {{"train", config, "--set", "data.path=data", "--set", "model.vocab_size=10"}, 2, "model.vocab_size"},
       {{"sample", "nothing"}, 4, "nothing"},
@@ -299,6 +300,28 @@ TEST_CASE("hopper arithmetic trains whole runs, on other bits than ideal", "[pro
   for (size_t i = 0; i < ideal.size(); ++i) {
     CHECK(hopper[i] == Approx(exact[i]).epsilon(0.01));
     CHECK(ideal[i] == Approx(exact[i]).epsilon(0.01));
+  }
+}
+
+TEST_CASE("octet doctor shows the machine, and says why a GPU cannot be used", "[program]") {
+  const Place place;
+  const Place::Result result = place.run({"doctor"});
+  CHECK_THAT(result.out, Catch::Contains("CPU") && Catch::Contains(gpu::built_for()));
+  const int gpus = gpu::runtime().count;
+  if (gpus > 0 || !gpu::is_built_in()) {
+    CHECK(result.code == 0);
+    CHECK(result.err.empty());
+    return;
+  }
+  CHECK(result.code == 2);
+  CHECK_THAT(result.err, Catch::StartsWith("octet: error: no GPU can be used") && Catch::Contains("fix:"));
+  // And so does every command that would use it.
+  place.prepare();
+  const std::string config = OCTET_SOURCE_DIR "/configs/test.yaml";
+  for (const char* command : {"check", "train"}) {
+    const Place::Result refused = place.run({command, config, "--set", "data.path=data", "--set", "device=cuda"});
+    CHECK(refused.code == 2);
+    CHECK_THAT(refused.err, Catch::Contains("cuda:0 cannot be used") && Catch::Contains("octet doctor"));
   }
 }
 
