@@ -46,9 +46,10 @@ std::vector<double> AdamW::square_sums() const {
                            grad.stream());
     }
   }
+  const Readback came(partial);
   std::vector<double> sums;
   sums.reserve(size_t(slabs));
-  for (const int64_t bits : Readback(partial).wait<int64_t>()) sums.push_back(std::bit_cast<double>(bits));
+  for (const int64_t bits : came.wait<int64_t>()) sums.push_back(std::bit_cast<double>(bits));
   return sums;
 }
 

@@ -294,13 +294,14 @@ void Trainer::watch_ranks(StepRecord& record, bool is_interval_over, double seco
 void Trainer::add_router_metrics(StepRecord& record) {
   const std::vector<Router*> routers = model_->routers();
   for (size_t i = 0; i < routers.size(); ++i) {
-    const LoadStats stats = load_stats(routers[i]->load());
+    const std::vector<int64_t> load = routers[i]->load();
+    const LoadStats stats = load_stats(load);
     record.experts.push_back({.layer = config_.model.dense_layers + int64_t(i),
                               .max_violation = stats.max_violation,
                               .entropy = stats.entropy,
                               .entropy_ratio = stats.entropy_ratio,
                               .dead_experts = stats.dead_experts,
-                              .share = load_share(routers[i]->load())});
+                              .share = load_share(load)});
   }
 }
 
