@@ -14,8 +14,8 @@ Router::Router(const std::string& prefix, const ModelConfig& config, const Model
             /*decays=*/true, context.device),
       bias_(zeros({config.moe.num_experts}, DType::kFloat32, MemoryCategory::kWeights, context.device)),
       last_share_(empty({config.moe.num_experts}, DType::kFloat32, MemoryCategory::kWeights, context.device)),
-      load_(zeros({config.moe.num_experts}, DType::kInt64, MemoryCategory::kWeights, context.device)),
-      losses_(zeros({2}, DType::kFloat32, MemoryCategory::kWeights, context.device)) {
+      load_(zeros({config.moe.num_experts}, DType::kInt64, MemoryCategory::kWorkspace, context.device)),
+      losses_(zeros({2}, DType::kFloat32, MemoryCategory::kWorkspace, context.device)) {
   const int64_t E = config_.num_experts;
   copy(from_vector(std::vector<float>(size_t(E), 1.0f / float(E)), {E}), last_share_);
 }
