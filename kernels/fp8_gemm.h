@@ -61,11 +61,15 @@ namespace cpu {
 void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream);
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream);
 }  // namespace cpu
+namespace cuda {
+void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream);
+void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream);
+}  // namespace cuda
 inline void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
-  dispatch<cpu::fp8_grouped_gemm>(args, stream);
+  dispatch<cpu::fp8_grouped_gemm, cuda::fp8_grouped_gemm>(args, stream);
 }
 inline void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
-  dispatch<cpu::fp8_grouped_wgrad>(args, stream);
+  dispatch<cpu::fp8_grouped_wgrad, cuda::fp8_grouped_wgrad>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -50,7 +50,15 @@ namespace cpu {
 void grouped_gemm(const GroupedGemm& args, Stream& stream);
 void grouped_wgrad(const GroupedWgrad& args, Stream& stream);
 }  // namespace cpu
-inline void grouped_gemm(const GroupedGemm& args, Stream& stream) { dispatch<cpu::grouped_gemm>(args, stream); }
-inline void grouped_wgrad(const GroupedWgrad& args, Stream& stream) { dispatch<cpu::grouped_wgrad>(args, stream); }
+namespace cuda {
+void grouped_gemm(const GroupedGemm& args, Stream& stream);
+void grouped_wgrad(const GroupedWgrad& args, Stream& stream);
+}  // namespace cuda
+inline void grouped_gemm(const GroupedGemm& args, Stream& stream) {
+  dispatch<cpu::grouped_gemm, cuda::grouped_gemm>(args, stream);
+}
+inline void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
+  dispatch<cpu::grouped_wgrad, cuda::grouped_wgrad>(args, stream);
+}
 
 }  // namespace octet::kernels

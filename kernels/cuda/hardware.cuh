@@ -32,6 +32,12 @@ __device__ __forceinline__ Shared<T> dynamic_shared(size_t byte_offset, int coun
   return Shared<T>(reinterpret_cast<T*>(reinterpret_cast<char*>(octet_dynamic_shared) + byte_offset), count);
 }
 
+// Of dynamic shared memory, as descriptors have it.
+__device__ __forceinline__ uint32_t dynamic_shared_address() {
+  extern __shared__ uint4 octet_dynamic_shared[];
+  return uint32_t(__cvta_generic_to_shared(octet_dynamic_shared));
+}
+
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

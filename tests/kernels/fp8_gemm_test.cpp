@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "core/base/fp8.h"
+#include "tests/kernels/backend.h"
 #include "tests/support/numeric.h"
 
 namespace octet::test {
@@ -205,7 +206,7 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
        .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
        .c = view(c, {R, N}),
        .emulation = emulation},
-      default_stream());
+      here());
   auto b_kn = transposed(b.codes, G, N, K);
   auto b_kn_scale = transposed(b.scale, G, blocks(N), blocks(K));
   kernels::fp8_grouped_gemm({.a = bytes_view(a.codes, {S, K}),
@@ -217,7 +218,7 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
                              .c = view(c_of_kn, {R, N}),
                              .b_is_kn = true,
                              .emulation = emulation},
-                            default_stream());
+                            here());
   int64_t wrong = 0, far = 0;
   for (int64_t r = 0; r < R; ++r) {
     const int64_t from = gather ? rows[size_t(r)] : r, g = groups.of(r);
@@ -264,10 +265,10 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
                                 .block_offsets = view(groups.block_offsets, {G + 1}),
                                 .dw = view(dw, {G, N, K}),
                                 .emulation = emulation};
-  kernels::fp8_grouped_wgrad(args, default_stream());
+  kernels::fp8_grouped_wgrad(args, here());
   args.dw = view(overwritten, {G, N, K});
   args.accumulate = false;
-  kernels::fp8_grouped_wgrad(args, default_stream());
+  kernels::fp8_grouped_wgrad(args, here());
   int64_t wrong = 0;
   for (int64_t g = 0; g < G; ++g) {
     const int64_t first = groups.block_offsets[size_t(g)], n_blocks = groups.block_offsets[size_t(g + 1)] - first;
@@ -290,40 +291,47 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
 }  // namespace
 
 TEST_CASE("fp8_grouped_gemm has the bits of its emulation: shapes", "[kernels][fp8_gemm]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const auto emulation = GENERATE(Emulation::kIdeal, Emulation::kHopper, Emulation::kFp64);
   const int64_t M = GENERATE(0, 1, 6, 9), N = GENERATE(1, 16, 131), K = GENERATE(0, 1, 31, 128, 300);
-  CAPTURE(name_of(isa), int(emulation), M, N, K);
+  CAPTURE(backend.name, int(emulation), M, N, K);
   check_gemm<float>(emulation, Data::kEven, Groups({M}), N, K, /*gather=*/false, /*dense=*/true);
   check_gemm<bfloat16>(emulation, Data::kAllCodes, Groups({M}), N, K, /*gather=*/false);
 }
 
 TEST_CASE("fp8_grouped_gemm has the bits of its emulation: groups and hostile data", "[kernels][fp8_gemm]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const auto emulation = GENERATE(Emulation::kIdeal, Emulation::kHopper, Emulation::kFp64);
   const auto data =
       GENERATE(Data::kEven, Data::kAllCodes, Data::kCancelling, Data::kSubnormal, Data::kLargeThenTiny, Data::kNan);
   const bool gather = GENERATE(false, true);
-  CAPTURE(name_of(isa), int(emulation), int(data), gather);
+  CAPTURE(backend.name, int(emulation), int(data), gather);
   check_gemm<float>(emulation, data, Groups({0, 3, 0, 20, 1}), 19, 390, gather);
   check_gemm<bfloat16>(emulation, data, Groups({0, 0}), 19, 390, gather);
 }
 
+TEST_CASE("fp8_grouped_gemm fills whole tiles of a tensor core", "[kernels][fp8_gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  check_gemm<bfloat16>(Emulation::kHopper, Data::kAllCodes, Groups({150, 0, 128}), 136, 256, /*gather=*/false);
+}
+
 TEST_CASE("fp8_grouped_wgrad has the bits of its emulation", "[kernels][fp8_gemm]") {
-  const Isa isa = GENERATE(from_range(supported_isas()));
-  const UseIsa use(isa);
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
   const auto emulation = GENERATE(Emulation::kIdeal, Emulation::kHopper, Emulation::kFp64);
   const Groups groups(GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1, 0, 130, 0, 256}));
   const auto data = GENERATE(Data::kEven, Data::kAllCodes, Data::kNan);
-  CAPTURE(name_of(isa), int(emulation), int(data), groups.offsets);
+  CAPTURE(backend.name, int(emulation), int(data), groups.offsets);
   check_wgrad(emulation, data, groups, 7, 18);
   check_wgrad(emulation, data, groups, 1, 131);
 }
 
 TEST_CASE("the tensor core's sum loses what the reference says it loses", "[kernels][fp8_gemm]") {
-  const UseIsa use(GENERATE(from_range(supported_isas())));
+  const UseBackend use(GENERATE(from_range(backends())));
   // 256 once and 31 times 2^-6: each small product lies below 2^(8-13), and all of them are cut; in float32 none is.
   std::vector<uint8_t> a(32, encode_e4m3(0x1p-6f).bits), ones(32, encode_e4m3(1.0f).bits);
   a[0] = encode_e4m3(256.0f).bits;
@@ -336,7 +344,7 @@ TEST_CASE("the tensor core's sum loses what the reference says it loses", "[kern
                                .b_scale = view(scale, {1, 1}),
                                .c = view(c, {1, 1}),
                                .emulation = emulation},
-                              default_stream());
+                              here());
     return c[0];
   };
   CHECK(product(Emulation::kHopper) == 256.0f);

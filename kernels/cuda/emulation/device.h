@@ -85,6 +85,8 @@ Shared<T> dynamic_shared(size_t byte_offset, int count) {
   return Shared<T>(reinterpret_cast<T*>(emulation::dynamic_shared(byte_offset, sizeof(T) * size_t(count))), count);
 }
 
+inline uint32_t dynamic_shared_address() { return 0; }
+
 namespace detail {
 template <class T>
 T lane_value(const emulation::Exchange& lanes, int lane) {

@@ -1,0 +1,147 @@
+// The arithmetic of the tensor core of compute capability 9.0 (MMA-Sim, arXiv:2511.10909; docs/numerics.md, section 4):
+// the products of one step and the sum so far are brought to the largest exponent among those that are not zero, cut
+// toward zero after some fraction bits, added exactly, and the sum is cut toward zero. A product has the sum of its
+// factors' exponents and the product of their significands, in [0, 4). A NaN among them gives 0x7fffffff.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/emulation/block.h"
+#include "kernels/cuda/gemm_tile.h"
+
+namespace octet::emulation {
+
+// significand / 2^fraction_bits * 2^exponent
+struct Term {
+  int64_t significand = 0;
+  int exponent = 0;
+};
+
+struct E4m3 {
+  static constexpr int kDepth = 32;           // products of a step
+  static constexpr int kBytes = 1;            // of an element
+  static constexpr int kSignificandBits = 3;  // behind the point
+  static constexpr int kKeptBits = 13;        // of a term, behind the point
+  static constexpr int kResultBits = 13;      // of the sum, behind its leading one
+  static bool is_nan(uint32_t code) { return (code & 0x7f) == 0x7f; }
+  static bool is_infinite(uint32_t) { return false; }
+  static Term term(uint32_t code) {
+    const int exponent = int(code >> 3 & 15), fraction = int(code & 7);
+    const int64_t significand = exponent == 0 ? fraction : 8 + fraction;
+    return {(code & 0x80) != 0 ? -significand : significand, std::max(exponent, 1) - 7};
+  }
+};
+struct Bf16 {
+  static constexpr int kDepth = 16;
+  static constexpr int kBytes = 2;
+  static constexpr int kSignificandBits = 7;
+  static constexpr int kKeptBits = 25;
+  static constexpr int kResultBits = 23;
+  static bool is_nan(uint32_t bits) { return (bits & 0x7fff) > 0x7f80; }
+  static bool is_infinite(uint32_t bits) { return (bits & 0x7fff) == 0x7f80; }
+  static Term term(uint32_t bits) {
+    const int exponent = int(bits >> 7 & 255), fraction = int(bits & 127);
+    const int64_t significand = exponent == 0 ? fraction : 128 + fraction;
+    return {(bits & 0x8000) != 0 ? -significand : significand, std::max(exponent, 1) - 127};
+  }
+};
+
+// c + sum over kDepth of a[k] * b[k]. a and b: the bits of the elements.
+template <class Format>
+float multiply_add(const uint32_t* a, const uint32_t* b, float c) {
+  constexpr int kFraction = 2 * Format::kSignificandBits;
+  constexpr int64_t kHidden = int64_t(1) << 23;
+  const uint32_t c_bits = std::bit_cast<uint32_t>(c);
+  bool is_nan = std::isnan(c), has_infinity = std::isinf(c);
+  for (int k = 0; k < Format::kDepth; ++k) {
+    is_nan = is_nan || Format::is_nan(a[k]) || Format::is_nan(b[k]);
+    has_infinity = has_infinity || Format::is_infinite(a[k]) || Format::is_infinite(b[k]);
+  }
+  if (!is_nan && has_infinity) {
+    // Infinities of both signs, or one times zero, are a NaN; else the sum is infinite.
+    float sum = std::isinf(c) ? c : 0.0f;
+    for (int k = 0; k < Format::kDepth; ++k) {
+      if (!Format::is_infinite(a[k]) && !Format::is_infinite(b[k])) continue;
+      const int64_t x = Format::term(a[k]).significand, y = Format::term(b[k]).significand;
+      if (x == 0 || y == 0) is_nan = true;
+      sum += std::copysign(INFINITY, float((x < 0) != (y < 0) ? -1 : 1));
+    }
+    if (!is_nan && !std::isnan(sum)) return sum;
+    is_nan = true;
+  }
+  if (is_nan) return std::bit_cast<float>(0x7fffffffu);
+
+  Term terms[Format::kDepth];
+  const int c_exponent = std::max(int(c_bits >> 23 & 255), 1) - 127;
+  const int64_t c_magnitude = int64_t(c_bits & (kHidden - 1)) + ((c_bits >> 23 & 255) != 0 ? kHidden : 0);
+  int top = c_magnitude != 0 ? c_exponent : -1000;
+  for (int k = 0; k < Format::kDepth; ++k) {
+    const Term x = Format::term(a[k]), y = Format::term(b[k]);
+    terms[k] = {x.significand * y.significand, x.exponent + y.exponent};
+    if (terms[k].significand != 0) top = std::max(top, terms[k].exponent);
+  }
+  // In units of 2^(top - kKeptBits); more than 62 places to the right nothing is left.
+  const auto cut = [](int64_t magnitude, int left) {
+    return left >= 0 ? magnitude << left : left < -62 ? 0 : magnitude >> -left;
+  };
+  int64_t sum = 0;
+  if (c_magnitude != 0) {
+    const int64_t kept = cut(c_magnitude, Format::kKeptBits - 23 + c_exponent - top);
+    sum += (c_bits >> 31) != 0 ? -kept : kept;
+  }
+  for (const Term& term : terms) {
+    if (term.significand == 0) continue;
+    const int64_t kept = cut(std::abs(term.significand), Format::kKeptBits - kFraction + term.exponent - top);
+    sum += term.significand < 0 ? -kept : kept;
+  }
+  if (sum == 0) return 0.0f;
+  uint64_t magnitude = uint64_t(std::abs(sum));
+  const int excess = int(std::bit_width(magnitude)) - 1 - Format::kResultBits;
+  if (excess > 0) magnitude = magnitude >> excess << excess;
+  const float result = float(std::ldexp(double(magnitude), top - Format::kKeptBits));
+  return sum < 0 ? -result : result;
+}
+
+// One wgmma m64n128: this thread's 64 elements of it.
+template <class Format>
+void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+  constexpr int kColumns = 128;
+  using kernels::cuda::Place;
+  using kernels::cuda::wgmma_place;
+  // Returns whether the line has anything but zeros: without, it leaves a sum as it is.
+  const auto read = [](uint64_t descriptor, int row, uint32_t(&line)[Format::kDepth]) {
+    uint32_t any = 0;
+    if (descriptor >> 62 != 1) fault("a matrix descriptor without 128-byte swizzling");
+    const uint32_t start = uint32_t(descriptor & 0x3fff) << 4, atom = uint32_t(descriptor >> 32 & 0x3fff) << 4;
+    for (uint32_t k = 0; k < uint32_t(Format::kDepth); ++k) {
+      const uint32_t address = kernels::cuda::swizzled_address(
+          start + uint32_t(row) / 8 * atom + uint32_t(row) % 8 * kernels::cuda::kSwizzledRowBytes + k * Format::kBytes);
+      const std::byte* at = dynamic_shared(address, Format::kBytes);
+      read_shared(at, Format::kBytes);
+      line[k] = uint32_t(at[0]);
+      if constexpr (Format::kBytes == 2) line[k] |= uint32_t(at[1]) << 8;
+      any |= line[k] << (33 - 8 * Format::kBytes);  // without the sign
+    }
+    return any != 0;
+  };
+  const int thread = int(threadIdx.x % 128);
+  uint32_t rows[2][Format::kDepth], column[Format::kDepth];
+  bool has_row[2];
+  for (int i = 0; i < 2; ++i) has_row[i] = read(a, wgmma_place(thread, 2 * i).row, rows[i]);
+  for (int i = 0; i < kColumns / 2; ++i) {
+    const Place place = wgmma_place(thread, i);
+    // Elements i and i + 2 are two rows of one column.
+    if (i / 2 % 2 != 0) continue;
+    const bool has_column = (has_row[0] || has_row[1]) && read(b, place.column, column);
+    for (int half = 0; half < 2; ++half) {
+      float& sum = d[i + 2 * half];
+      if (!accumulate) sum = 0.0f;
+      if (has_row[half] && has_column) sum = multiply_add<Format>(rows[half], column, sum);
+    }
+  }
+}
+
+}  // namespace octet::emulation

@@ -1,0 +1,65 @@
+#include "kernels/fp8_gemm.h"
+
+#include "kernels/cuda/gemm_plain.cuh"
+#include "kernels/cuda/gemm_tensor.cuh"
+
+namespace octet::kernels::cuda {
+namespace {
+
+template <class Body>
+void visit_tile(Emulation emulation, Body&& body) {
+  switch (emulation) {
+    case Emulation::kIdeal:
+      return body.template operator()<PlainTile<IdealMath>>();
+    case Emulation::kHopper:
+      return body.template operator()<TensorTile<E4m3Products>>();
+    case Emulation::kFp64:
+      return body.template operator()<PlainTile<Fp64Math>>();
+  }
+}
+
+}  // namespace
+
+void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
+  const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
+  const int64_t k_blocks = ceil_div<int64_t>(K, 128), n_blocks = ceil_div<int64_t>(N, 128);
+  const Operand<uint8_t> a{.data = args.a.data<uint8_t>(),
+                           .line_step = args.a.row_stride(),
+                           .k_step = 1,
+                           .lines = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr,
+                           .scale = args.a_scale.data<float>(),
+                           .scale_line_step = k_blocks,
+                           .scale_block_step = 1};
+  const Operand<uint8_t> b{.data = args.b.data<uint8_t>(),
+                           .line_step = args.b_is_kn ? 1 : K,
+                           .k_step = args.b_is_kn ? N : 1,
+                           .scale = args.b_scale.data<float>(),
+                           .scale_line_step = args.b_is_kn ? 1 : k_blocks,
+                           .scale_block_step = args.b_is_kn ? n_blocks : 1,
+                           .lines_of_scale = 128};
+  visit_float(args.c.dtype(), [&]<class Result>() {
+    const ResultMatrix<Result> c{args.c.data<Result>(), args.c.row_stride(), /*accumulate=*/false};
+    visit_tile(args.emulation, [&]<class Tile>() {
+      launch_grouped_rows<Tile>("fp8_grouped_gemm", a, b, N * K, n_blocks * k_blocks, args.offsets, R, N, K, c, stream);
+    });
+  });
+}
+
+void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
+  const int64_t N = args.dy.cols(), K = args.x.cols();
+  const auto operand = [](const ConstView& codes, const ConstView& scale, int64_t columns) {
+    return Operand<uint8_t>{.data = codes.data<uint8_t>(),
+                            .line_step = 1,
+                            .k_step = columns,
+                            .scale = scale.data<float>(),
+                            .scale_line_step = 1,
+                            .scale_block_step = columns};
+  };
+  const ResultMatrix<float> dw{args.dw.data<float>(), args.dw.row_stride(), args.accumulate};
+  visit_tile(args.emulation, [&]<class Tile>() {
+    launch_grouped_sums<Tile>("fp8_grouped_wgrad", operand(args.dy, args.dy_scale, N), operand(args.x, args.x_scale, K),
+                              args.offsets, args.block_offsets, args.dy.rows(), N, K, dw, stream);
+  });
+}
+
+}  // namespace octet::kernels::cuda

@@ -1,0 +1,47 @@
+#include "kernels/gemm.h"
+
+#include "kernels/cuda/gemm_plain.cuh"
+#include "kernels/cuda/gemm_tensor.cuh"
+
+namespace octet::kernels::cuda {
+namespace {
+
+// The tile that multiplies two matrices of a type.
+template <class Scalar>
+using TileOf = std::conditional_t<std::is_same_v<Scalar, float>, PlainTile<FloatMath>, TensorTile<Bf16Products>>;
+
+const int32_t* rows_of(const ConstView& rows) { return rows.is_defined() ? rows.data<int32_t>() : nullptr; }
+
+}  // namespace
+
+void grouped_gemm(const GroupedGemm& args, Stream& stream) {
+  const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
+  visit_float(args.a.dtype(), [&]<class Scalar>() {
+    const Operand<Scalar> a{
+        .data = args.a.data<Scalar>(), .line_step = args.a.row_stride(), .k_step = 1, .lines = rows_of(args.rows)};
+    const int64_t b_stride = args.b.row_stride();
+    const Operand<Scalar> b{
+        .data = args.b.data<Scalar>(), .line_step = args.b_is_kn ? 1 : b_stride, .k_step = args.b_is_kn ? b_stride : 1};
+    const int64_t b_group_step = b_stride * (args.b_is_kn ? K : N);
+    visit_float(args.c.dtype(), [&]<class Result>() {
+      const ResultMatrix<Result> c{args.c.data<Result>(), args.c.row_stride(), args.accumulate};
+      launch_grouped_rows<TileOf<Scalar>>("grouped_gemm", a, b, b_group_step, 0, args.offsets, R, N, K, c, stream);
+    });
+  });
+}
+
+void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
+  const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols();
+  visit_float(args.dy.dtype(), [&]<class Scalar>() {
+    const Operand<Scalar> dy{.data = args.dy.data<Scalar>(), .line_step = 1, .k_step = args.dy.row_stride()};
+    const Operand<Scalar> x{.data = args.x.data<Scalar>(),
+                            .line_step = 1,
+                            .k_step = args.x.row_stride(),
+                            .lines = nullptr,
+                            .ks = rows_of(args.rows)};
+    const ResultMatrix<float> dw{args.dw.data<float>(), args.dw.row_stride(), args.accumulate};
+    launch_grouped_sums<TileOf<Scalar>>("grouped_wgrad", dy, x, args.offsets, {}, R, N, K, dw, stream);
+  });
+}
+
+}  // namespace octet::kernels::cuda
