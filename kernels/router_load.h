@@ -29,9 +29,15 @@ namespace cpu {
 void count_choices(const CountChoices& args, Stream& stream);
 void update_router_bias(const UpdateRouterBias& args, Stream& stream);
 }  // namespace cpu
-inline void count_choices(const CountChoices& args, Stream& stream) { dispatch<cpu::count_choices>(args, stream); }
+namespace cuda {
+void count_choices(const CountChoices& args, Stream& stream);
+void update_router_bias(const UpdateRouterBias& args, Stream& stream);
+}  // namespace cuda
+inline void count_choices(const CountChoices& args, Stream& stream) {
+  dispatch<cpu::count_choices, cuda::count_choices>(args, stream);
+}
 inline void update_router_bias(const UpdateRouterBias& args, Stream& stream) {
-  dispatch<cpu::update_router_bias>(args, stream);
+  dispatch<cpu::update_router_bias, cuda::update_router_bias>(args, stream);
 }
 
 }  // namespace octet::kernels

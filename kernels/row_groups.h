@@ -17,6 +17,11 @@ struct BlockOffsets {
 namespace cpu {
 void block_offsets(const BlockOffsets& args, Stream& stream);
 }  // namespace cpu
-inline void block_offsets(const BlockOffsets& args, Stream& stream) { dispatch<cpu::block_offsets>(args, stream); }
+namespace cuda {
+void block_offsets(const BlockOffsets& args, Stream& stream);
+}  // namespace cuda
+inline void block_offsets(const BlockOffsets& args, Stream& stream) {
+  dispatch<cpu::block_offsets, cuda::block_offsets>(args, stream);
+}
 
 }  // namespace octet::kernels
