@@ -102,11 +102,11 @@ export build
 
 began=$SECONDS
 if wants build; then stage build 240 bash -c "$(declare -p tests); configure_and_build" || stages=none; fi
-if wants doctor; then stage doctor 30 "$build/octet" doctor || true; fi
-if wants test; then stage test 120 bash -c "$(declare -p tests); run_tests" || true; fi
-if wants memcheck; then stage memcheck 60 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
-if wants racecheck; then stage racecheck 60 bash -c "$(declare -p small); sanitized_step racecheck" || true; fi
-if wants bench; then stage bench 60 bash -c bench_all || true; fi
+if wants doctor; then stage doctor 15 "$build/octet" doctor || true; fi
+if wants test; then stage test 110 bash -c "$(declare -p tests); run_tests" || true; fi
+if wants memcheck; then stage memcheck 55 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
+if wants racecheck; then stage racecheck 55 bash -c "$(declare -p small); sanitized_step racecheck" || true; fi
+if wants bench; then stage bench 55 bash -c bench_all || true; fi
 
 {
   echo "# GPU check"
