@@ -2,10 +2,15 @@
 
 #include "core/base/error.h"
 
+// Not under the sanitizer, which has an operator new of its own.
+#if defined(OCTET_CUDA) && !defined(__SANITIZE_ADDRESS__)
+#define OCTET_TESTS_ON_GPU
+#endif
+
 #ifdef OCTET_EMULATE_CUDA
 #include "kernels/cuda/emulation/block.h"
 #endif
-#ifdef OCTET_CUDA
+#ifdef OCTET_TESTS_ON_GPU
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
@@ -17,7 +22,7 @@ namespace {
 
 Stream* stream_in_use = nullptr;
 
-#ifdef OCTET_CUDA
+#ifdef OCTET_TESTS_ON_GPU
 bool has_gpu() {
   static const bool found = [] {
     int count = 0;
@@ -46,7 +51,7 @@ std::vector<Backend> cuda_backends() {
 #ifdef OCTET_EMULATE_CUDA
   return {{.name = "cuda, emulated", .is_cuda = true},
           {.name = "cuda, emulated backward", .is_cuda = true, .is_backward = true}};
-#elif defined(OCTET_CUDA)
+#elif defined(OCTET_TESTS_ON_GPU)
   if (has_gpu()) return {{.name = "cuda", .is_cuda = true}};
   return {};
 #else
@@ -67,7 +72,7 @@ UseBackend::UseBackend(const Backend& backend, ThreadPool& pool) : isa_before_(c
     CUstream_st* stream = nullptr;
 #ifdef OCTET_EMULATE_CUDA
     emulation::set_order(backend.is_backward ? emulation::Order::kBackward : emulation::Order::kForward);
-#elif defined(OCTET_CUDA)
+#elif defined(OCTET_TESTS_ON_GPU)
     stream = gpu_stream();
 #endif
     stream_ = std::make_unique<Stream>(pool, Device{DeviceType::kCuda, 0}, stream);
@@ -80,7 +85,7 @@ UseBackend::~UseBackend() {
 }
 
 Here::~Here() noexcept(false) {
-#ifdef OCTET_CUDA
+#ifdef OCTET_TESTS_ON_GPU
   if (stream_in_use == nullptr || stream_in_use->device().is_cpu()) return;
   const cudaError_t status = cudaStreamSynchronize(stream_in_use->cuda());
   require(ErrorKind::kDevice, status == cudaSuccess, "a kernel under test: {}", cudaGetErrorString(status));
@@ -90,7 +95,7 @@ Here::operator Stream&() const { return stream_in_use == nullptr ? default_strea
 
 }  // namespace octet::test
 
-#ifdef OCTET_CUDA
+#ifdef OCTET_TESTS_ON_GPU
 // All memory of the test program is managed where there is a GPU, so that kernels may be given any vector.
 namespace {
 void* allocate(std::size_t bytes) {
