@@ -754,24 +754,22 @@ class World {
            .why = difference,
            .fix = "this is a fault of the program or of differing configurations: compare what the two ranks run"}));
     }
-    if (op.call.parts > 1 && in.piece_bytes == op.incoming_bytes(from) &&
-        in.parts != hash_of(op.call.parts_from(from))) {
-      break_down(
-          Error(ErrorKind::kCommunication,
-                {.what = fmt::format("rank {} sends rank {} its {} bytes in {} in other parts than it expects", theirs,
-                                     rank(), in.piece_bytes, shown_operation(own_header(op), op.group->name)),
-                 .where = where(),
-                 .why = "the counts of the two ranks differ",
-                 .fix = "this is a fault of the program: exchange the counts first"}));
-    }
     const int64_t expected = op.incoming_bytes(from);
+    std::string difference_of_sizes;
     if (in.piece_bytes != expected || (in.is_inline != 0) != (expected <= kInlineBytes)) {
-      break_down(Error(ErrorKind::kCommunication,
-                       {.what = fmt::format("rank {} sends rank {} {} bytes in {}; it expects {}", theirs, rank(),
-                                            in.piece_bytes, shown_operation(own_header(op), op.group->name), expected),
-                        .where = where(),
-                        .why = "the counts of the two ranks differ",
-                        .fix = "this is a fault of the program: exchange the counts first"}));
+      difference_of_sizes = fmt::format("rank {} sends rank {} {} bytes in {}; it expects {}", theirs, rank(),
+                                        in.piece_bytes, shown_operation(own_header(op), op.group->name), expected);
+    } else if (op.call.parts > 1 && in.parts != hash_of(op.call.parts_from(from))) {
+      difference_of_sizes =
+          fmt::format("rank {} sends rank {} its {} bytes in {} in other parts than it expects", theirs, rank(),
+                      in.piece_bytes, shown_operation(own_header(op), op.group->name));
+    }
+    if (!difference_of_sizes.empty()) {
+      break_down(
+          Error(ErrorKind::kCommunication, {.what = std::move(difference_of_sizes),
+                                            .where = where(),
+                                            .why = "the counts of the two ranks differ",
+                                            .fix = "this is a fault of the program: exchange the counts first"}));
     }
   }
 

@@ -16,6 +16,8 @@ struct Device {
   bool is_cpu() const { return type == DeviceType::kCpu; }
 };
 
+inline constexpr int kMostGpus = 64;  // of one machine
+
 // "cpu", "cuda:1"
 inline std::string to_string(Device device) { return device.is_cpu() ? "cpu" : fmt::format("cuda:{}", device.index); }
 

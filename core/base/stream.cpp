@@ -8,7 +8,6 @@
 namespace octet {
 namespace {
 
-constexpr int kMostGpus = 64;
 std::array<std::atomic<Stream*>, kMostGpus> gpu_streams;
 
 }  // namespace

@@ -17,7 +17,6 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePage = int64_t(2) << 20;
-constexpr int kMostGpus = 64;
 double mib(int64_t bytes) { return double(bytes) / double(1 << 20); }
 
 class Pool {

@@ -63,7 +63,6 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t k = kb * kBlock, n = K - k < kBlock ? K - k : kBlock;
   const int column = tile_column();
   Tile tile;
-  uint32_t top = 0;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     tile.v[pass] = Floats8{};
     if (tile_row(pass) >= rows || column >= n) continue;
@@ -71,18 +70,9 @@ __global__ void __launch_bounds__(kTileThreads)
     for (int j = 0; j < kVector; ++j) {
       tile.v[pass].v[j] = column + j < n ? to_float(from_float<bfloat16>(tile.v[pass].v[j])) : 0.0f;
     }
-    const uint32_t of_row = largest_bits(tile.v[pass]);
-    top = of_row > top ? of_row : top;
   }
-  const PowerOfTwo power = power_of_two(block_max<kTileThreads>(top, 0u));
-  if (threadIdx.x == 0) scale[(g * gridDim.y + nb) * scale_stride + kb] = power.scale;
-  Counts counts;
-  for (int pass = 0; pass < kTilePasses; ++pass) {
-    if (tile_row(pass) >= rows) continue;
-    store_codes(codes + (first + tile_row(pass)) * codes_stride + k + column, tile.v[pass], all_of(power.inv_scale),
-                n - column, counts);
-  }
-  add_counts<kTileThreads>(counts, rows * n, stats);
+  quantize_tile(tile, rows, n, codes + first * codes_stride + k, codes_stride,
+                scale + (g * gridDim.y + nb) * scale_stride + kb, stats);
 }
 
 }  // namespace

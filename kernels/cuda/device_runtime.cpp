@@ -11,7 +11,6 @@
 namespace octet::gpu {
 namespace {
 
-constexpr int kMostGpus = 64;
 std::mutex opening;
 std::array<std::atomic<bool>, kMostGpus> opened;
 std::atomic<int64_t> waits{0};

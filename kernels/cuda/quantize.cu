@@ -89,23 +89,13 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t k = kb * kBlock, n = K - k < kBlock ? K - k : kBlock;
   const int column = tile_column();
   Tile tile;
-  uint32_t top = 0;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < rows;
     const int64_t row = is_there ? first + tile_row(pass) : first;
     tile.v[pass] = load8(x + row * x_stride + k + column, is_there ? n - column : 0);
-    const uint32_t of_row = largest_bits(tile.v[pass]);
-    top = of_row > top ? of_row : top;
   }
-  const PowerOfTwo power = power_of_two(block_max<kTileThreads>(top, 0u));
-  if (threadIdx.x == 0) scale[(g * gridDim.y + nb) * scale_stride + kb] = power.scale;
-  Counts counts;
-  for (int pass = 0; pass < kTilePasses; ++pass) {
-    if (tile_row(pass) >= rows) continue;
-    store_codes(codes + (first + tile_row(pass)) * codes_stride + k + column, tile.v[pass], all_of(power.inv_scale),
-                n - column, counts);
-  }
-  add_counts<kTileThreads>(counts, rows * n, stats);
+  quantize_tile(tile, rows, n, codes + first * codes_stride + k, codes_stride,
+                scale + (g * gridDim.y + nb) * scale_stride + kb, stats);
 }
 
 // A whole row's blocks of sixteen threads, so that none is cut by the end of a row.

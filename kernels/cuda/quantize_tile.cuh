@@ -117,6 +117,26 @@ __device__ __forceinline__ void quantize_row_block(const Floats8& x, int64_t n, 
   store_codes(codes, x, all_of(power.inv_scale), n, counts);
 }
 
+// A tile of `rows` rows and n columns with one scale, and what it adds to stats. codes: of its first row and column.
+// All threads of the block call it.
+__device__ __forceinline__ void quantize_tile(const Tile& tile, int rows, int64_t n, uint8_t* codes, int64_t stride,
+                                              float* scale, QuantizeStats* stats) {
+  uint32_t top = 0;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const uint32_t of_row = largest_bits(tile.v[pass]);
+    top = of_row > top ? of_row : top;
+  }
+  const PowerOfTwo power = power_of_two(block_max<kTileThreads>(top, 0u));
+  if (threadIdx.x == 0) *scale = power.scale;
+  const int column = tile_column();
+  Counts counts;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    if (tile_row(pass) >= rows) continue;
+    store_codes(codes + tile_row(pass) * stride + column, tile.v[pass], all_of(power.inv_scale), n - column, counts);
+  }
+  add_counts<kTileThreads>(counts, rows * n, stats);
+}
+
 // Each column of a tile with its scale, n columns of it; rows without numbers get code 0. codes and scale: of the first
 // row and column of the tile. All threads of the block call it.
 __device__ __forceinline__ void quantize_tile_columns(const Tile& tile, int64_t n, uint8_t* codes, int64_t stride,
