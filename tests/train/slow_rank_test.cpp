@@ -2,6 +2,7 @@
 #include "tools/train/slow_rank.h"
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <thread>
 
 #include "parallel/local_communicator.h"
@@ -23,6 +24,7 @@ TEST_CASE("a rank is named when it is the slowest again and again", "[train][slo
   REQUIRE(found);
   CHECK(found->rank == 2);
   CHECK(found->percent == Approx(20));  // 8 - 6 of 10 seconds
+  CHECK(found->seconds == Approx(10 * kEnough));
   const std::vector<double> slower = {6, 5, 10, 1};
   found = watch.add(slower, 10);
   REQUIRE(found);
@@ -35,6 +37,26 @@ TEST_CASE("a rank is named when it is the slowest again and again", "[train][slo
   CHECK_FALSE(add_often(even, 3 * kEnough));
   CHECK_FALSE(add_often(std::vector<double>{5}, 3 * kEnough));  // a rank by itself
   CHECK_FALSE(watch.add(slow, 0));
+}
+
+TEST_CASE("steps of milliseconds name a rank only when they add up to seconds", "[train][slow]") {
+  SlowRankWatch watch;
+  constexpr double kStep = 1.0 / 128;
+  const std::vector<double> slow = {kStep / 8, kStep}, even = {kStep, kStep};
+  const double least = SlowRankWatch::kLeastSeconds;
+  const int needed = int(SlowRankWatch::kIntervals) * int(std::ceil(least / kStep));
+  std::optional<SlowRank> found;
+  for (int step = 0; step < needed - 1; ++step) {
+    found = watch.add(slow, kStep);
+    CHECK_FALSE(found);
+  }
+  found = watch.add(slow, kStep);
+  REQUIRE(found);
+  CHECK(found->rank == 1);
+  CHECK(found->percent == Approx(87.5));
+  CHECK(watch.add(even, kStep));  // an interval has only begun
+  for (double s = 0; s < least; s += kStep) found = watch.add(even, kStep);
+  CHECK_FALSE(found);
 }
 
 TEST_CASE("a rank that waits in a communicator or its groups is seen to wait", "[train][slow]") {

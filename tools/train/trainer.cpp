@@ -273,7 +273,6 @@ StepRecord Trainer::train_step() {
 void Trainer::watch_ranks(StepRecord& record, bool is_interval_over, double seconds_waited) {
   if (world_.size() == 1) return;
   worked_s_ += record.step_seconds - seconds_waited, interval_s_ += record.step_seconds;
-  ++interval_steps_;
   if (!is_interval_over) return;
   std::vector<double> worked_s(size_t(world_.size()), 0.0);
   worked_s[size_t(world_.rank())] = worked_s_;
@@ -282,13 +281,12 @@ void Trainer::watch_ranks(StepRecord& record, bool is_interval_over, double seco
   if (slow) record.slow_rank = {.rank = slow->rank, .host = world_.host(slow->rank), .percent = slow->percent};
   if (slow && slow->rank != told_slow_rank_) {
     log_warning(
-        "rank {} (host {}) is slower than the others: they waited for it in {:.0f} % of the last {} steps' time; see "
-        "what else its host does (top), and whether its cores are hot or throttled",
-        slow->rank, world_.host(slow->rank), slow->percent, int64_t(SlowRankWatch::kIntervals) * interval_steps_);
+        "rank {} (host {}) is slower than the others: they waited for it in {:.0f} % of the last {:.0f} s; see what "
+        "else its host does (top), and whether its cores are hot or throttled",
+        slow->rank, world_.host(slow->rank), slow->percent, slow->seconds);
   }
   told_slow_rank_ = slow ? slow->rank : -1;
   worked_s_ = interval_s_ = 0;
-  interval_steps_ = 0;
 }
 
 void Trainer::add_router_metrics(StepRecord& record) {

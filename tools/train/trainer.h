@@ -98,8 +98,7 @@ class Trainer {
 
   SlowRankWatch slow_ranks_;
   double worked_s_ = 0, interval_s_ = 0;  // in the steps since the ranks were last compared
-  int64_t interval_steps_ = 0;
-  int told_slow_rank_ = -1;  // the log names it
+  int told_slow_rank_ = -1;               // the log names it
 };
 
 }  // namespace octet
