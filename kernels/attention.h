@@ -5,6 +5,9 @@
 // Backward:  ds[i,j] = p[i,j] (do[i] . v[j] - do[i] . o[i]);  dq = scale ds k;  dk = scale ds^T q;  dv = p^T do
 // q . k, softmax and all sums are float32; dk and dv add the query heads of a group and the query blocks in order.
 // T = batch * S; a token's row holds its heads side by side. B or S may be 0.
+// A GPU computes float32 with the CPU's bits. For bfloat16 with heads of at most 192 columns it takes its tensor cores:
+// p and ds are rounded to bfloat16 where they are factors, and an infinity or NaN in v reaches the queries of its block
+// of 64 positions that lie before it.
 #pragma once
 
 #include "core/base/view.h"
@@ -66,14 +69,19 @@ void attention_forward(const AttentionForward& args, Stream& stream);
 void attention_backward(const AttentionBackward& args, Stream& stream);
 void attention_decode(const AttentionDecode& args, Stream& stream);
 }  // namespace cpu
+namespace cuda {
+void attention_forward(const AttentionForward& args, Stream& stream);
+void attention_backward(const AttentionBackward& args, Stream& stream);
+void attention_decode(const AttentionDecode& args, Stream& stream);
+}  // namespace cuda
 inline void attention_forward(const AttentionForward& args, Stream& stream) {
-  dispatch<cpu::attention_forward>(args, stream);
+  dispatch<cpu::attention_forward, cuda::attention_forward>(args, stream);
 }
 inline void attention_backward(const AttentionBackward& args, Stream& stream) {
-  dispatch<cpu::attention_backward>(args, stream);
+  dispatch<cpu::attention_backward, cuda::attention_backward>(args, stream);
 }
 inline void attention_decode(const AttentionDecode& args, Stream& stream) {
-  dispatch<cpu::attention_decode>(args, stream);
+  dispatch<cpu::attention_decode, cuda::attention_decode>(args, stream);
 }
 
 }  // namespace octet::kernels

@@ -6,6 +6,8 @@
 #include "core/base/stream.h"
 #include "kernels/cuda/cuda_check.h"
 
+// Before a loop whose body indexes registers by its counter.
+#define OCTET_UNROLL _Pragma("unroll")
 #define OCTET_SHARED(T, name, count)  \
   __shared__ T name##_storage[count]; \
   const ::octet::kernels::cuda::Shared<T> name(name##_storage, count)

@@ -44,11 +44,19 @@ struct Fiber {
 
 enum class State { kRuns, kAtWarp, kAtBlock, kEnded };
 
+constexpr size_t kCopyBytes = 16;
+struct Copy {
+  size_t to;  // in shared memory
+  int batch;
+  std::array<std::byte, kCopyBytes> bytes;
+};
 struct Thread {
   State state = State::kRuns;
   Fiber* fiber = nullptr;
-  int line = 0;            // of the __syncthreads that it waits at
-  uint32_t exchanges = 0;  // made so far
+  int line = 0;                // of the __syncthreads that it waits at
+  uint32_t exchanges = 0;      // made so far
+  int batches = 0;             // of copies, committed so far
+  std::vector<Copy> copies{};  // on their way
 };
 struct Warp {
   uint32_t tick = 0;      // rises when its barrier opens
@@ -64,6 +72,7 @@ struct Access {
 constexpr int16_t kSeveral = -2;
 struct Shadow {
   Access write, read;
+  int16_t coming = -1;  // the thread whose copy to this byte is on its way
 };
 
 class Block {
@@ -77,6 +86,9 @@ class Block {
   std::byte* dynamic_shared(size_t offset, size_t bytes);
   void read_shared(const std::byte* at, size_t bytes);
   void write_shared(const std::byte* at, size_t bytes);
+  void copy_async(size_t to_offset, const std::byte* from);
+  void commit_copies() { ++threads_[size_t(current_)].batches; }
+  void wait_for_copies(int most_batches);
   [[noreturn]] void fault(const std::string& what) const;
 
  private:
@@ -88,7 +100,7 @@ class Block {
   void open_block();
   int turn(int i, int n) const { return order_ == Order::kForward ? i : n - 1 - i; }
   bool is_before(const Access& access) const;
-  void check_bounds(const std::byte* at, size_t bytes) const;
+  void forget(const Copy& copy);
 
   const char* name_ = "";
   uint3 index_;
@@ -143,6 +155,9 @@ void Block::run(const char* name, uint3 index, dim3 grid, int threads, size_t sh
   order_ = current_order;
   started_ = ended_ = current_ = 0;
   error_ = nullptr;
+  for (const Thread& thread : threads_) {
+    for (const Copy& copy : thread.copies) forget(copy);
+  }
   threads_.assign(size_t(threads), Thread());
   warps_.resize(size_t(threads / kLanes));
   for (Warp& warp : warps_) warp.tick = 0;
@@ -317,12 +332,43 @@ bool Block::is_before(const Access& access) const {
   return access.warp == current_ / kLanes && access.tick < warps_[size_t(current_ / kLanes)].tick;
 }
 
+void Block::forget(const Copy& copy) {
+  for (size_t i = copy.to; i < copy.to + kCopyBytes; ++i) shadow_[i].coming = -1;
+}
+
+void Block::copy_async(size_t to_offset, const std::byte* from) {
+  if (to_offset % kCopyBytes != 0 || reinterpret_cast<uintptr_t>(from) % kCopyBytes != 0) {
+    fault("a misaligned cp.async");
+  }
+  std::byte* const to = dynamic_shared(to_offset, kCopyBytes);
+  write_shared(to, kCopyBytes);
+  Thread& thread = threads_[size_t(current_)];
+  Copy& copy = thread.copies.emplace_back();
+  copy.to = to_offset;
+  copy.batch = thread.batches;
+  std::memcpy(copy.bytes.data(), from, kCopyBytes);
+  for (size_t i = to_offset; i < to_offset + kCopyBytes; ++i) shadow_[i].coming = int16_t(current_);
+}
+
+void Block::wait_for_copies(int most_batches) {
+  Thread& thread = threads_[size_t(current_)];
+  std::erase_if(thread.copies, [&](const Copy& copy) {
+    if (copy.batch >= thread.batches - most_batches) return false;
+    forget(copy);
+    std::byte* const to = shared() + copy.to;
+    write_shared(to, kCopyBytes);
+    std::memcpy(to, copy.bytes.data(), kCopyBytes);
+    return true;
+  });
+}
+
 void Block::read_shared(const std::byte* at, size_t bytes) {
   const size_t begin = size_t(at - shared());
   const auto thread = int16_t(current_), warp = int16_t(current_ / kLanes);
   const uint32_t tick = warps_[size_t(warp)].tick;
   for (size_t i = begin; i < begin + bytes; ++i) {
     const Access& write = shadow_[i].write;
+    if (shadow_[i].coming >= 0) fault(fmt::format("reads what a cp.async of thread {} brings", shadow_[i].coming));
     if (write.epoch < first_epoch_) fault("reads shared memory that nobody wrote");
     if (!is_before(write)) fault(fmt::format("reads what thread {} wrote, with no barrier in between", write.thread));
     Access& read = shadow_[i].read;
@@ -341,6 +387,7 @@ void Block::write_shared(const std::byte* at, size_t bytes) {
   const auto thread = int16_t(current_), warp = int16_t(current_ / kLanes);
   for (size_t i = begin; i < begin + bytes; ++i) {
     Shadow& shadow = shadow_[i];
+    if (shadow.coming >= 0) fault(fmt::format("writes where a cp.async of thread {} does", shadow.coming));
     if (!is_before(shadow.write)) {
       fault(fmt::format("writes where thread {} wrote, with no barrier in between", shadow.write.thread));
     }
@@ -378,6 +425,9 @@ std::byte* static_shared(const void* tag, size_t bytes) { return block().static_
 std::byte* dynamic_shared(size_t offset, size_t bytes) { return block().dynamic_shared(offset, bytes); }
 void read_shared(const std::byte* at, size_t bytes) { block().read_shared(at, bytes); }
 void write_shared(std::byte* at, size_t bytes) { block().write_shared(at, bytes); }
+void copy_async(size_t to_offset, const std::byte* from) { block().copy_async(to_offset, from); }
+void commit_copies() { block().commit_copies(); }
+void wait_for_copies(int most_batches) { block().wait_for_copies(most_batches); }
 void fault(const std::string& what) { block().fault(what); }
 
 }  // namespace octet::emulation

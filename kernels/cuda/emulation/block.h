@@ -45,6 +45,11 @@ std::byte* dynamic_shared(size_t offset, size_t bytes);
 // barrier in between, fails.
 void read_shared(const std::byte* at, size_t bytes);
 void write_shared(std::byte* at, size_t bytes);
+// Copies to dynamic shared memory that arrive when this thread waits for them, and are seen by others after a barrier.
+// Until then an access of their bytes fails. from: 16 bytes.
+void copy_async(size_t to_offset, const std::byte* from);
+void commit_copies();                    // ends a batch of this thread's copies
+void wait_for_copies(int most_batches);  // all but the latest most_batches have arrived
 
 // Stops the kernel: "NAME: what; block (x, y, z), thread t".
 [[noreturn]] void fault(const std::string& what);

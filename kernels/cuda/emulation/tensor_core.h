@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/cuda/emulation/block.h"
 #include "kernels/cuda/gemm_tile.h"
@@ -141,6 +142,56 @@ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
       if (!accumulate) sum = 0.0f;
       if (has_row[half] && has_column) sum = multiply_add<Format>(rows[half], column, sum);
     }
+  }
+}
+
+// ldmatrix.x4 and its transposing form, of this lane.
+template <bool is_transposed>
+void load_pieces(uint32_t (&pieces)[4], uint32_t address) {
+  if (address % 16 != 0) fault("a misaligned ldmatrix");
+  const Exchange& addresses = exchange(&address, sizeof address);
+  const uint32_t lane = threadIdx.x % 32;
+  for (uint32_t i = 0; i < 4; ++i) {
+    pieces[i] = 0;
+    for (uint32_t j = 0; j < 2; ++j) {
+      const uint32_t row = is_transposed ? lane % 4 * 2 + j : lane / 4,
+                     column = is_transposed ? lane / 4 : lane % 4 * 2 + j;
+      uint32_t start;
+      std::memcpy(&start, addresses[8 * i + row].data(), sizeof start);
+      const std::byte* const at = dynamic_shared(start + 2 * column, 2);
+      read_shared(at, 2);
+      pieces[i] |= (uint32_t(at[0]) | uint32_t(at[1]) << 8) << 16 * j;
+    }
+  }
+}
+
+// mma.sync m16n8k16 of bfloat16: this lane's 4 elements of it.
+inline void multiply_pieces(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const Exchange& lanes = exchange(mine, sizeof mine);
+  const uint32_t lane = threadIdx.x % 32;
+  // The 16 of k of a line lie with four lanes, two registers each.
+  struct Line {
+    uint32_t bits[Bf16::kDepth];
+    bool is_zero = true, is_finite = true;
+  };
+  const auto read = [&](uint32_t first_lane, uint32_t low, uint32_t high) {
+    Line line;
+    for (uint32_t k = 0; k < uint32_t(Bf16::kDepth); ++k) {
+      uint32_t registers[6];
+      std::memcpy(registers, lanes[first_lane + k % 8 / 2].data(), sizeof registers);
+      const uint32_t bits = line.bits[k] = registers[k < 8 ? low : high] >> k % 2 * 16 & 0xffff;
+      line.is_zero = line.is_zero && (bits & 0x7fff) == 0;
+      line.is_finite = line.is_finite && !Bf16::is_nan(bits) && !Bf16::is_infinite(bits);
+    }
+    return line;
+  };
+  const Line rows[2] = {read(lane / 4 * 4, 0, 2), read(lane / 4 * 4, 1, 3)};
+  const Line columns[2] = {read(lane % 4 * 8, 4, 5), read(lane % 4 * 8 + 4, 4, 5)};
+  for (uint32_t i = 0; i < 4; ++i) {
+    const Line &row = rows[i / 2], &column = columns[i % 2];
+    const bool adds_zeros = (row.is_zero && column.is_finite) || (column.is_zero && row.is_finite);
+    d[i] = adds_zeros ? d[i] + 0.0f : multiply_add<Bf16>(row.bits, column.bits, d[i]);
   }
 }
 

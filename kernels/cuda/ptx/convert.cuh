@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #ifndef __CUDACC__
+#include <cmath>
+
 #include "core/base/dtype.h"
 #include "core/base/fp8.h"
 #endif
@@ -18,6 +20,29 @@ __device__ __forceinline__ uint16_t bf16_from_float(float x) {
   return y;
 #else
   return x != x ? uint16_t(0x7fff) : bfloat16(x).bits;
+#endif
+}
+
+// cvt.rn.bf16x2.f32: two of them, low in bits 0 to 15.
+__device__ __forceinline__ uint32_t bf16x2_from_floats(float low, float high) {
+#ifdef __CUDACC__
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return uint32_t(bf16_from_float(low)) | uint32_t(bf16_from_float(high)) << 16;
+#endif
+}
+
+// ex2.approx.ftz.f32: 2^x to about 2^-22 of it; what is subnormal is zero. The twin is exact but for a rounding.
+__device__ __forceinline__ float exp2_of(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
 #endif
 }
 
