@@ -45,20 +45,41 @@ void gather_rows(const GatherRows& args, Stream& stream) {
 
 void combine_forward(const CombineForward& args, Stream& stream) {
   visit_float(args.y.dtype(), [&]<class Scalar>() {
-    const int64_t D = args.y.cols(), K = args.row_of.cols(), R = args.rows.rows();
-    stream.parallel_for(args.y.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
-      const int32_t* row_of = args.row_of.row<int32_t>(t);
+    const int64_t D = args.y.cols(), K = args.row_of.cols(), R = args.rows.rows(), T = args.y.rows();
+    const auto row = [&args, R](int64_t r) {
+      return r < R ? args.rows.row<Scalar>(r) : args.more_rows.row<Scalar>(r - R);
+    };
+    stream.parallel_for(T, permute_grain(D * (K + 1)), [&](int64_t t) {
+      const int32_t *row_of = args.row_of.row<int32_t>(t), *next = args.row_of.row<int32_t>(std::min(t + 1, T - 1));
       const float* weights = args.weights.is_defined() ? args.weights.row<float>(t) : nullptr;
       const Scalar* base = args.base.is_defined() ? args.base.row<Scalar>(t) : nullptr;
       Scalar* y = args.y.row<Scalar>(t);
-      for_lanes(D, [&](int64_t d, auto lanes) {
-        f32x16 sum = base == nullptr ? splat(0.0f) : lanes.load(base + d);
+      // In registers, so that a row is looked up once for all of them.
+      constexpr int kVectors = 4;
+      int64_t d = 0;
+      for (; d + 16 * kVectors <= D; d += 16 * kVectors) {
+        f32x16 sum[kVectors];
+        for_constants<kVectors>(
+            [&](auto i) OCTET_INLINE_LAMBDA { sum[i] = base == nullptr ? splat(0.0f) : load(base + d + 16 * i); });
         for (int64_t k = 0; k < K; ++k) {
-          const int64_t r = row_of[k];
-          const Scalar* row = r < R ? args.rows.row<Scalar>(r) : args.more_rows.row<Scalar>(r - R);
-          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), lanes.load(row + d), sum);
+          const Scalar *from = row(row_of[k]) + d, *ahead = row(next[k]) + d;
+          const f32x16 weight = splat(weights == nullptr ? 1.0f : weights[k]);
+          // The rows of a token lie anywhere, and the processor would see where only when it is there.
+          for (size_t at = 0; at < 16 * kVectors * sizeof(Scalar); at += 64) {
+            __builtin_prefetch(reinterpret_cast<const char*>(ahead) + at);
+          }
+          for_constants<kVectors>([&](auto i)
+                                      OCTET_INLINE_LAMBDA { sum[i] = fma(weight, load(from + 16 * i), sum[i]); });
         }
-        lanes.store(y + d, sum);
+        for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { store(y + d + 16 * i, sum[i]); });
+      }
+      for_lanes(D - d, [&](int64_t rest, auto lanes) {
+        const int64_t at = d + rest;
+        f32x16 sum = base == nullptr ? splat(0.0f) : lanes.load(base + at);
+        for (int64_t k = 0; k < K; ++k) {
+          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), lanes.load(row(row_of[k]) + at), sum);
+        }
+        lanes.store(y + at, sum);
       });
     });
   });

@@ -189,7 +189,7 @@ TEST_CASE("gather copies rows of any dtype", "[kernels][permute]") {
 
 TEST_CASE("combine follows its formula, forward and backward", "[kernels][permute]") {
   const Backend backend = GENERATE(from_range(backends()));
-  const int64_t T = GENERATE(0, 1, 5), K = GENERATE(1, 3), D = GENERATE(1, 16, 33);
+  const int64_t T = GENERATE(0, 1, 5), K = GENERATE(1, 3), D = GENERATE(1, 16, 33, 147);
   const UseBackend use(backend);
   CAPTURE(backend.name, T, K, D);
   check_combine<float>(T, K, D);
