@@ -17,10 +17,15 @@ Tensor workspace(Shape shape, DType dtype) { return empty(shape, dtype, MemoryCa
 class TokensOnWire {
  public:
   TokensOnWire() = default;
-  TokensOnWire(TokenRoute& route, const Tensor& values) : values_(route.move(values)) {}
+  TokensOnWire(TokenRoute& route, const Tensor& values) : values_(route.gather(values)) {}
   TokensOnWire(TokenRoute& route, const Fp8Rows& rows)
-      : codes_(route.move(rows.codes)), scale_(route.move(rows.scale)) {}
+      : codes_(route.gather(rows.codes)), scale_(route.gather(rows.scale)) {}
 
+  void start() {
+    for (TokensInFlight* matrix : {values_.get(), codes_.get(), scale_.get()}) {
+      if (matrix != nullptr) matrix->start();
+    }
+  }
   Fp8Rows wait_quantized() {
     if (values_ != nullptr) return quantize_rows(values_->wait(), nullptr);
     Fp8Rows rows{.codes = codes_->wait(), .scale = {}};
@@ -42,9 +47,10 @@ class TokensOnWire {
 // What the forward pass leaves to the backward pass; not on the tape itself.
 class Exchange {
  public:
-  Exchange(const RouteGroups& groups, const Numerics& numerics, const Tensor& indices, int64_t num_experts)
+  // What can be done before the other ranks have said how much comes.
+  Exchange(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices, int64_t num_experts)
       : ep_(*groups.ep),
-        numerics_(numerics),
+        numerics_(input.numerics()),
         local_experts_(num_experts / ep_.size()),
         row_of_(empty(indices.shape(), DType::kInt32)),
         rows_to_(size_t(ep_.size())),
@@ -54,7 +60,8 @@ class Exchange {
     kernels::build_permutation({.indices = indices, .offsets = offsets, .row_of = row_of_, .source = source},
                                indices.stream());
     // Each token once for each rank that it goes to; and of each row, which of that rank's tokens it is.
-    std::vector<std::vector<int32_t>> tokens{size_t(P)};
+    const std::unique_ptr<int32_t[]> list(new int32_t[size_t(P * T)]);
+    std::vector<int32_t> num_tokens(size_t(P), 0), newest(size_t(P), -1);
     copy_of_row_ = workspace({T * K, 1}, DType::kInt32);
     std::vector<int32_t> rank_of(static_cast<size_t>(num_experts));
     for (int64_t e = 0; e < num_experts; ++e) rank_of[size_t(e)] = int32_t(e / local_experts_);
@@ -62,10 +69,19 @@ class Exchange {
     auto* copy_of_row = copy_of_row_.data<int32_t>();
     for (int64_t t = 0, pair = 0; t < T; ++t) {
       for (int64_t k = 0; k < K; ++k, ++pair) {
-        auto& of_rank = tokens[size_t(rank_of[size_t(experts[pair])])];
-        if (of_rank.empty() || of_rank.back() != int32_t(t)) of_rank.push_back(int32_t(t));
-        copy_of_row[row_of[pair]] = int32_t(of_rank.size() - 1);
+        // Without a branch: whether a token has been to a rank before is a coin toss.
+        const auto p = size_t(rank_of[size_t(experts[pair])]);
+        num_tokens[p] += newest[p] != int32_t(t);
+        newest[p] = int32_t(t);
+        const int32_t copy = num_tokens[p] - 1;
+        list[p * size_t(T) + size_t(copy)] = int32_t(t);
+        copy_of_row[row_of[pair]] = copy;
       }
+    }
+    std::vector<std::vector<int32_t>> tokens;
+    for (size_t p = 0; p < size_t(P); ++p) {
+      const int32_t* first = list.get() + p * size_t(T);
+      tokens.emplace_back(first, first + num_tokens[p]);
     }
     route_ = make_token_route(groups, tokens);
 
@@ -87,10 +103,16 @@ class Exchange {
                                               .receive = counts_received_,
                                               .receive_pieces = {.counts = one_each}},
                                              indices.stream());
+    copies_ = RowExchange(ep_, copy_of_row_, Tensor(), rows_to_);
+    if (!numerics_.is_fp8() || wire == Wire::kBf16) {
+      tokens_ = TokensOnWire(*route_, input.values());
+    } else {
+      tokens_ = TokensOnWire(*route_, input.quantized());
+    }
   }
 
   // Learns what comes, and lets the tokens go.
-  void send(const LinearInput& input, Wire wire) {
+  void send() {
     counts_pending_.wait();
     const int64_t P = ep_.size();
     std::vector<int64_t> of_route;
@@ -102,12 +124,8 @@ class Exchange {
       num_rows_ += rows_from_[size_t(p)];
     }
     route_->start(of_route);
-    copies_ = start_out(copy_of_row_);
-    if (!numerics_.is_fp8() || wire == Wire::kBf16) {
-      tokens_ = TokensOnWire(*route_, input.values());
-    } else {
-      tokens_ = TokensOnWire(*route_, input.quantized());
-    }
+    copies_.start(rows_from_);
+    tokens_.start();
   }
 
   // place: of the rows of experts, on the tape.
@@ -143,12 +161,13 @@ class Exchange {
     const float* from = weights.data<float>();
     auto* to = of_row.data<float>();
     for (int64_t pair = 0; pair < weights.num_elements(); ++pair) to[row_of[pair]] = from[pair];
-    weights_ = start_out(of_row);
+    weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_);
     if (numerics_.expert_gradients == GradientWire::kFp8) {
       tokens_ = TokensOnWire(*route_, quantize_rows(dy, nullptr));
     } else {
       tokens_ = TokensOnWire(*route_, dy);
     }
+    tokens_.start();
   }
   // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
   Tensor wait_gradient(const Tensor& rows) {
@@ -182,9 +201,6 @@ class Exchange {
   int64_t num_rows() const { return num_rows_; }  // of the experts here
 
  private:
-  // One number for each row, [T K, 1], from the rank of its token to that of its expert: [num_rows, 1].
-  RowExchange start_out(const Tensor& of_row) { return RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_); }
-
   // Rows come by rank, expert, token, and are read by expert, rank, token. Back, they lie on the rank of their tokens
   // by expert and token, but for those of its own experts, which stay where they are and count from the last on.
   RowGroups order_rows(const Tensor& copy_of_row) {
@@ -197,15 +213,21 @@ class Exchange {
     const int32_t* copy = copy_of_row.data<int32_t>();
     int32_t *row_at = row_at_.data<int32_t>(), *source = source_.data<int32_t>();
     runs_back_.assign(size_t(P * local_experts_), {});
-    std::vector<int32_t> place_of_own;
-    const int64_t num_come_back = row_of_.num_elements() - rows_to_[size_t(me)];
+    // Where each of this rank's rows will be.
+    const int64_t own = rows_to_[size_t(me)], num_come_back = row_of_.num_elements() - own;
+    std::vector<int32_t> places(size_t(row_of_.num_elements()));
+    const auto own_begin = places.begin() + std::accumulate(rows_to_.begin(), rows_to_.begin() + me, int64_t(0));
+    std::iota(places.begin(), own_begin, 0);
+    std::iota(own_begin + own, places.end(), int32_t(own_begin - places.begin()));
+    auto next_own = own_begin;
     int64_t row = 0;
     for (int64_t e = 0; e < local_experts_; ++e) {
       offsets.data<int64_t>()[e] = row;
       for (int64_t p = 0; p < P; ++p) {
         const int64_t count = counts_received_.view().row<int64_t>(p)[e];
         if (p == me) {
-          for (int64_t i = 0; i < count; ++i) place_of_own.push_back(int32_t(num_come_back + row + i));
+          std::iota(next_own, next_own + count, int32_t(num_come_back + row));
+          next_own += count;
         } else {
           runs_back_[size_t(p * local_experts_ + e)] = {.first = row, .count = count};
         }
@@ -223,14 +245,9 @@ class Exchange {
       for (int64_t e = 0; e < local_experts_; ++e) counts_back_.push_back(p == me ? 0 : counts[e]);
     }
     place_ = empty(row_of_.shape(), DType::kInt32);
-    const auto own_begin = int32_t(std::accumulate(rows_to_.begin(), rows_to_.begin() + me, int64_t(0))),
-               own = int32_t(rows_to_[size_t(me)]);
     const int32_t* row_of = row_of_.data<int32_t>();
     auto* place = place_.data<int32_t>();
-    for (int64_t pair = 0; pair < row_of_.num_elements(); ++pair) {
-      const int32_t r = row_of[pair], after = r - own_begin;
-      place[pair] = after < 0 ? r : after >= own ? r - own : place_of_own[size_t(after)];
-    }
+    for (int64_t pair = 0; pair < row_of_.num_elements(); ++pair) place[pair] = places[size_t(row_of[pair])];
     return RowGroups::of_offsets(offsets, source_, num_rows_);
   }
 
@@ -257,10 +274,9 @@ class ExpertDispatch final : public Dispatch {
  public:
   ExpertDispatch(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices,
                  const Tensor& weights, int64_t num_experts)
-      : wire_(wire),
-        input_(input),
+      : input_(input),
         weights_(weights),
-        exchange_(std::make_shared<Exchange>(groups, input.numerics(), indices, num_experts)) {
+        exchange_(std::make_shared<Exchange>(groups, wire, input, indices, num_experts)) {
     // The placeholders between the two ends of a way have no numbers. Backwards each end does what its other end does
     // forwards: it starts where the other waits.
     started_ = record("dispatch", Tensor::without_data(input.x().shape(), input.x().dtype()), {input.x(), weights},
@@ -269,7 +285,7 @@ class ExpertDispatch final : public Dispatch {
                       });
   }
 
-  void send() override { exchange_->send(input_, wire_); }
+  void send() override { exchange_->send(); }
 
   Dispatched arrive() override {
     const Tensor place =
@@ -298,7 +314,6 @@ class ExpertDispatch final : public Dispatch {
   }
 
  private:
-  Wire wire_;
   LinearInput input_;
   Tensor weights_;
   std::shared_ptr<Exchange> exchange_;

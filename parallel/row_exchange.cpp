@@ -15,33 +15,39 @@ int64_t sum_of(const std::vector<int64_t>& counts, size_t end) {
 
 }  // namespace
 
-RowExchange::RowExchange(Communicator& ranks, const Tensor& x, const Tensor& index,
-                         const std::vector<int64_t>& counts_to, const std::vector<int64_t>& counts_from) {
+RowExchange::RowExchange(Communicator& ranks, const Tensor& x, const Tensor& index, std::vector<int64_t> counts_to)
+    : ranks_(&ranks), x_(x), index_(index), counts_to_(std::move(counts_to)) {
   const auto me = size_t(ranks.rank()), n = size_t(ranks.size());
-  const int64_t own = counts_to[me], before = sum_of(counts_to, me), all = sum_of(counts_to, n);
-  const auto copy = [&](int64_t first, int64_t count, const Tensor& to) {
-    if (count == 0) return;
-    const Tensor rows = index.is_defined() ? index.slice_rows(first, count) : Tensor();
-    if (rows.is_defined()) {
-      kernels::gather_rows({.x = x, .source = rows, .y = to}, x.stream());
-    } else {
-      std::memcpy(to.view().raw(), x.slice_rows(first, count).view().raw(), size_t(to.num_bytes()));
-    }
-  };
-  received_ = empty({sum_of(counts_from, n), x.cols()}, x.dtype());
+  const int64_t own = counts_to_[me], before = sum_of(counts_to_, me), all = sum_of(counts_to_, n);
   sent_ = empty({all - own, x.cols()}, x.dtype(), MemoryCategory::kWorkspace);
   copy(0, before, sent_.slice_rows(0, before));
   copy(before + own, all - own - before, sent_.slice_rows(before, all - own - before));
+}
 
-  std::vector<int64_t> to = counts_to, from = counts_from, offsets(n);
-  to[me] = from[me] = 0;
+void RowExchange::start(const std::vector<int64_t>& counts_from) {
+  const auto me = size_t(ranks_->rank()), n = size_t(ranks_->size());
+  const int64_t own = counts_to_[me], before = sum_of(counts_to_, me);
+  std::vector<int64_t> from = counts_from, offsets(n);
+  counts_to_[me] = from[me] = 0;
   for (size_t r = 0; r < n; ++r) offsets[r] = sum_of(counts_from, r);
-  pending_ = ranks.start_all_to_all_v({.send = sent_,
-                                       .send_pieces = {.counts = to},
-                                       .receive = received_,
-                                       .receive_pieces = {.counts = from, .offsets = offsets}},
-                                      x.stream());
+  received_ = empty({sum_of(counts_from, n), sent_.cols()}, sent_.dtype());
+  pending_ = ranks_->start_all_to_all_v({.send = sent_,
+                                         .send_pieces = {.counts = counts_to_},
+                                         .receive = received_,
+                                         .receive_pieces = {.counts = from, .offsets = offsets}},
+                                        sent_.stream());
   copy(before, own, received_.slice_rows(offsets[me], own));
+  x_ = index_ = Tensor();
+}
+
+// Rows first .. first + count - 1 of those that the index lists.
+void RowExchange::copy(int64_t first, int64_t count, const Tensor& to) const {
+  if (count == 0) return;
+  if (index_.is_defined()) {
+    kernels::gather_rows({.x = x_, .source = index_.slice_rows(first, count), .y = to}, x_.stream());
+  } else {
+    std::memcpy(to.view().raw(), x_.slice_rows(first, count).view().raw(), size_t(to.num_bytes()));
+  }
 }
 
 RowExchange::RowExchange(Communicator& ranks, const Tensor& x, const std::vector<Run>& runs_to,

@@ -37,16 +37,18 @@ class DirectRoute final : public TokenRoute {
     }
   }
 
-  std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
+  std::unique_ptr<TokensInFlight> gather(const Tensor& x) override {
     class InFlight final : public TokensInFlight {
      public:
-      explicit InFlight(RowExchange rows) : rows_(std::move(rows)) {}
+      InFlight(DirectRoute& route, RowExchange rows) : route_(route), rows_(std::move(rows)) {}
+      void start() override { rows_.start(route_.counts_from_); }
       Tensor wait() override { return rows_.wait(); }
 
      private:
+      DirectRoute& route_;
       RowExchange rows_;
     };
-    return std::make_unique<InFlight>(RowExchange(ep_, x, tokens_, counts_to_, counts_from_));
+    return std::make_unique<InFlight>(*this, RowExchange(ep_, x, tokens_, counts_to_));
   }
 
  private:
@@ -106,10 +108,11 @@ class NodeRoute final : public TokenRoute {
     masks_on_way_ = RowExchange(rail_, masks_, Tensor(), to_node_, from_node_);
   }
 
-  std::unique_ptr<TokensInFlight> move(const Tensor& x) override {
+  std::unique_ptr<TokensInFlight> gather(const Tensor& x) override {
     class InFlight final : public TokensInFlight {
      public:
       InFlight(NodeRoute& route, RowExchange rows) : route_(route), rows_(std::move(rows)) {}
+      void start() override { rows_.start(route_.from_node_); }
       Tensor wait() override {
         const Tensor came = rows_.wait();
         route_.learn_masks();
@@ -120,7 +123,7 @@ class NodeRoute final : public TokenRoute {
       NodeRoute& route_;
       RowExchange rows_;
     };
-    return std::make_unique<InFlight>(*this, RowExchange(rail_, x, tokens_, to_node_, from_node_));
+    return std::make_unique<InFlight>(*this, RowExchange(rail_, x, tokens_, to_node_));
   }
 
  private:

@@ -29,6 +29,8 @@ struct RouteGroups {
 class TokensInFlight {
  public:
   virtual ~TokensInFlight() = default;
+  // It leaves. All ranks call it after the start of the route, for their matrices in the same order.
+  virtual void start() = 0;
   // [copies, C]. Waits, and does what is left to do.
   virtual Tensor wait() = 0;
 };
@@ -40,11 +42,11 @@ class TokenRoute {
   // What a rank has to be told before the first matrix comes: two numbers from each rank of the group.
   static constexpr int64_t kCounts = 2;
   virtual void fill_counts(int to, int64_t* counts) const = 0;
-  // counts: [P, kCounts], what each rank has filled in for this one. Nothing moves before all ranks have called it.
+  // counts: [P, kCounts], what each rank has filled in for this one.
   virtual void start(std::span<const int64_t> counts) = 0;
 
-  // x: [T, C], of any dtype. All ranks call it, in the same order.
-  virtual std::unique_ptr<TokensInFlight> move(const Tensor& x) = 0;
+  // x: [T, C], of any dtype. Gathers what goes to other ranks, which needs no counts. The route outlives the result.
+  virtual std::unique_ptr<TokensInFlight> gather(const Tensor& x) = 0;
 
   int64_t num_copies() const { return num_copies_; }                        // that come to this rank
   int64_t first_copy(int from) const { return first_copy_[size_t(from)]; }  // of those from that rank of the group
