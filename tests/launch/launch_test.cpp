@@ -148,6 +148,17 @@ TEST_CASE("a rank that a signal ended is named, with code 7", "[launch][faults]"
                       Catch::Contains("7 (peer lost)") && !Catch::Contains("mpirun"));
 }
 
+TEST_CASE("a rank that was asked to stop before it could save gives 75", "[launch][faults]") {
+  if (is_skipped()) return;
+  // By a signal; or with its number alone, where mpirun says no more of a rank that was only starting.
+  const auto [how, number] =
+      GENERATE(table<std::string, int>({{"kill", SIGTERM}, {"fail", 128 + SIGTERM}, {"fail", 128 + SIGINT}}));
+  CAPTURE(how, number);
+  LaunchedRanks launched(3, {how, "1", std::to_string(number)});
+  CHECK(launched.wait() == 75);
+  CHECK_THAT(launched.err(), !Catch::Contains("octet: error"));
+}
+
 TEST_CASE("each way to ask for a stop lets all ranks save, and gives 75", "[launch][faults]") {
   if (is_skipped()) return;
   const int signal = GENERATE(SIGTERM, SIGINT, SIGHUP, SIGUSR1);

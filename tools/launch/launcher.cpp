@@ -267,6 +267,8 @@ std::string log_of(const LaunchPlan& plan, int64_t rank) {
   return plan.run_dir.empty() ? std::string() : RankOutput::path_of(int(rank), plan.run_dir);
 }
 
+bool asks_to_stop(int signal) { return signal == SIGUSR1 || signal == SIGTERM || signal == SIGINT; }
+
 // The launcher's code for mpirun's. Throws or logs what no rank has told the user.
 int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, bool is_stopped) {
   const auto tell = [&](ErrorKind kind, Report report) {
@@ -277,8 +279,7 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
   if (output.killed()) {
     const MpirunOutput::Killed& killed = *output.killed();
     // Asked to stop, here or by somebody who told that rank, before it had come to where it would have saved.
-    const bool asks = killed.signal == SIGUSR1 || killed.signal == SIGTERM || killed.signal == SIGINT;
-    if (asks) return kExitSavedAndRequeue;
+    if (asks_to_stop(killed.signal)) return kExitSavedAndRequeue;
     return tell(
         ErrorKind::kCommunication,
         {.what = fmt::format("rank {} was ended by signal {}, {}", killed.rank, killed.signal, killed.signal_name),
@@ -307,6 +308,8 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
     return code;
   }
   if (is_stopped) return kExitSavedAndRequeue;  // while it was starting the ranks
+  // Of a rank that a signal ended while it was starting, mpirun may give only this number.
+  if (rank && asks_to_stop(code - 128)) return kExitSavedAndRequeue;
   std::string said;
   for (const std::string& complaint : output.complaints()) said += (said.empty() ? "" : " ") + complaint;
   return tell(
