@@ -1,5 +1,6 @@
 #include "core/nn/transformer.h"
 
+#include "tests/support/devices.h"
 #include "tests/support/reference_model.h"
 
 namespace octet::test {
@@ -27,8 +28,8 @@ ModelConfig small_config() {
 struct Batch {
   std::vector<int32_t> ids, targets;
   int64_t sequences = 2;
-  Tensor ids_tensor() const { return from_vector(ids, {int64_t(ids.size())}); }
-  Tensor targets_tensor() const { return from_vector(targets, {int64_t(targets.size())}); }
+  Tensor ids_on(Device device) const { return from_vector(ids, {int64_t(ids.size())}, device); }
+  Tensor targets_on(Device device) const { return from_vector(targets, {int64_t(targets.size())}, device); }
 };
 Batch random_batch(int64_t sequences, int64_t length, int64_t vocab, uint64_t seed = 5) {
   const RandomStream stream(seed, "batch");
@@ -42,8 +43,9 @@ Batch random_batch(int64_t sequences, int64_t length, int64_t vocab, uint64_t se
 
 double train(Transformer& model, const Batch& batch) {
   const auto tokens = float(batch.ids.size());
+  const Device device = model.context().device;
   const auto loss =
-      model.train_micro_batch(batch.ids_tensor(), batch.targets_tensor(), batch.sequences, 1.0f / tokens, 1.0f);
+      model.train_micro_batch(batch.ids_on(device), batch.targets_on(device), batch.sequences, 1.0f / tokens, 1.0f);
   double total = loss.sum / double(loss.tokens);
   for (Router* router : model.routers()) total += double(router->losses().balance) + double(router->losses().z);
   return total;
@@ -54,6 +56,8 @@ std::vector<std::vector<float>> all_gradients(Transformer& model) {
   for (Parameter* parameter : model.parameters()) all.push_back(to_vector<float>(parameter->grad()));
   return all;
 }
+
+std::unique_ptr<Dispatcher> local() { return std::make_unique<LocalDispatcher>(); }
 
 struct Variant {
   const char* name;
@@ -96,11 +100,13 @@ const Variant kVariants[] = {
 }  // namespace
 
 TEST_CASE("the transformer's loss and gradients follow the float64 model", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const Variant& variant = GENERATE(from_range(std::begin(kVariants), std::end(kVariants)));
   CAPTURE(variant.name);
   ModelConfig config = small_config();
   variant.change(config);
-  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16, local(), device);
   model.init_weights(7);
   const Batch batch = random_batch(2, 5, config.vocab_size);
 
@@ -109,7 +115,7 @@ TEST_CASE("the transformer's loss and gradients follow the float64 model", "[nn]
   const double wanted = reference.loss(weights, batch.ids, batch.targets, 2);
   CHECK(train(model, batch) == Approx(wanted).epsilon(1e-5));
   model.context().batch = 2;
-  CHECK_THAT(doubles(to_vector<float>(model.logits(batch.ids_tensor(), 2))), NearAll(reference.logits(), 1e-4));
+  CHECK_THAT(doubles(to_vector<float>(model.logits(batch.ids_on(device), 2))), NearAll(reference.logits(), 1e-4));
 
   // Central differences of a few elements of every tensor.
   constexpr double kStep = 1e-5;
@@ -132,6 +138,8 @@ TEST_CASE("the transformer's loss and gradients follow the float64 model", "[nn]
 }
 
 TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   ModelConfig config = small_config();
   // Experts too, but each token goes to all of them: where a rounding flips a choice, gradients may differ as they
   // like.
@@ -140,7 +148,7 @@ TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
   config.moe.expert_hidden = 48;
   config.init_std = 0.1f;
   const Batch batch = random_batch(2, 24, config.vocab_size);
-  Transformer exact(config, {.recipe = Recipe::kFp32}, {}, 32);
+  Transformer exact(config, {.recipe = Recipe::kFp32}, {}, 32, local(), device);
   exact.init_weights(7);
   const double loss = train(exact, batch);
   const auto wanted = all_gradients(exact);
@@ -149,7 +157,7 @@ TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
          {kernels::Emulation::kIdeal, kernels::Emulation::kHopper, kernels::Emulation::kFp64}) {
       if (recipe == Recipe::kBf16 && emulation != kernels::Emulation::kIdeal) continue;
       CAPTURE(name_of(recipe), name_of(emulation));
-      Transformer model(config, {.recipe = recipe, .emulation = emulation}, {}, 32);
+      Transformer model(config, {.recipe = recipe, .emulation = emulation}, {}, 32, local(), device);
       model.init_weights(7);
       // Rounding to 8 bits of mantissa moves a loss by about 2^-9 relative, to 4 bits by about 2^-5, before averaging.
       CHECK(train(model, batch) == Approx(loss).epsilon(recipe == Recipe::kBf16 ? 0.005 : 0.03));
@@ -168,13 +176,15 @@ TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
 }
 
 TEST_CASE("recomputing any part changes no bit", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
   ModelConfig config = small_config();
   config.moe.aux_loss = AuxLoss::kSequence;
   config.moe.z_loss_beta = 0.01f;
   const Batch batch = random_batch(2, 9, config.vocab_size);
   const auto run = [&](const RecomputeParts& parts) {
-    Transformer model(config, {.recipe = recipe}, parts, 16);
+    Transformer model(config, {.recipe = recipe}, parts, 16, local(), device);
     model.init_weights(7);
     const double loss = train(model, batch);
     std::vector<std::vector<int64_t>> loads;
@@ -191,17 +201,18 @@ TEST_CASE("recomputing any part changes no bit", "[nn]") {
 }
 
 TEST_CASE("recomputing parts lowers the activation peak", "[nn]") {
+  const Device device{};  // every device counts its memory alike; an emulated GPU takes minutes
   ModelConfig config = small_config();
   config.layers = 6;
   config.hidden = 64;
   const Batch batch = random_batch(4, 32, config.vocab_size);
   const auto peak = [&](Recipe recipe, const RecomputeParts& parts) {
-    Transformer model(config, {.recipe = recipe}, parts, 32);
+    Transformer model(config, {.recipe = recipe}, parts, 32, local(), device);
     model.init_weights(7);
     train(model, batch);
-    reset_peak_memory();
+    reset_peak_memory(device);
     train(model, batch);
-    return memory_use().peak_bytes[size_t(MemoryCategory::kActivations)];
+    return memory_use(device).peak_bytes[size_t(MemoryCategory::kActivations)];
   };
   for (const Recipe recipe : {Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block}) {
     CAPTURE(name_of(recipe));
@@ -214,6 +225,8 @@ TEST_CASE("recomputing parts lowers the activation peak", "[nn]") {
 }
 
 TEST_CASE("micro-batches side by side give the gradients of one after the other, bit for bit", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
   const RecomputeParts recompute = GENERATE(RecomputeParts{}, RecomputeParts{.block = true});
   CAPTURE(name_of(recipe), recompute.block);
@@ -222,14 +235,15 @@ TEST_CASE("micro-batches side by side give the gradients of one after the other,
   const std::vector<Batch> batches = {random_batch(2, 6, config.vocab_size, 1),
                                       random_batch(2, 6, config.vocab_size, 2),
                                       random_batch(2, 6, config.vocab_size, 3)};
-  Transformer a(config, {.recipe = recipe}, recompute, 16), b(config, {.recipe = recipe}, recompute, 16);
+  Transformer a(config, {.recipe = recipe}, recompute, 16, local(), device),
+      b(config, {.recipe = recipe}, recompute, 16, local(), device);
   a.init_weights(3);
   b.init_weights(3);
   std::vector<double> losses;
   std::vector<Transformer::MicroBatch> micro_batches;
   for (const Batch& batch : batches) {
-    micro_batches.push_back({batch.ids_tensor(), batch.targets_tensor()});
-    losses.push_back(a.train_micro_batch(batch.ids_tensor(), batch.targets_tensor(), 2, 0.1f, 0.5f).sum);
+    micro_batches.push_back({batch.ids_on(device), batch.targets_on(device)});
+    losses.push_back(a.train_micro_batch(batch.ids_on(device), batch.targets_on(device), 2, 0.1f, 0.5f).sum);
   }
   std::vector<size_t> done;
   b.context().on_unit_done = [&done](size_t unit) { done.push_back(unit); };
@@ -242,6 +256,8 @@ TEST_CASE("micro-batches side by side give the gradients of one after the other,
 }
 
 TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
   CAPTURE(name_of(recipe));
   ModelConfig dense = small_config(), moe = small_config();
@@ -253,7 +269,8 @@ TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
   moe.moe.shared_experts = 0;
   moe.moe.expert_hidden = dense.ffn_hidden;
   const Batch batch = random_batch(2, 6, dense.vocab_size);
-  Transformer a(dense, {.recipe = recipe}, {}, 16), b(moe, {.recipe = recipe}, {}, 16);
+  Transformer a(dense, {.recipe = recipe}, {}, 16, local(), device),
+      b(moe, {.recipe = recipe}, {}, 16, local(), device);
   a.init_weights(3);
   b.init_weights(3);
   // The same numbers in both: copied by their names on disk.
@@ -262,9 +279,7 @@ TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
     for (Parameter* from : a.parameters()) {
       std::string name = to->name();
       if (const auto at = name.find("experts."); at != std::string::npos) name.erase(at, 8);
-      if (from->name() == name) {
-        std::copy_n(from->master().data<float>(), from->master().num_elements(), to->master().data<float>());
-      }
+      if (from->name() == name) copy(from->master(), to->master());
     }
   }
   b.refresh_weights();
@@ -283,19 +298,21 @@ TEST_CASE("an MoE layer of one expert is the dense layer", "[nn]") {
 }
 
 TEST_CASE("generation with a cache gives the logits of the whole pass, bit for bit", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
   CAPTURE(name_of(recipe));
   const ModelConfig config = small_config();
-  Transformer model(config, {.recipe = recipe}, {}, 200);
+  Transformer model(config, {.recipe = recipe}, {}, 200, local(), device);
   model.init_weights(7);
   const int64_t S = 150;
   const Batch batch = random_batch(1, S, config.vocab_size);
-  const auto wanted = to_vector<float>(model.logits(batch.ids_tensor(), 1));
+  const auto wanted = to_vector<float>(model.logits(batch.ids_on(device), 1));
   auto caches = model.make_caches(S);
   const auto V = size_t(config.vocab_size);
   int64_t done = 0;
   for (const int64_t count : {int64_t(40), int64_t(1), int64_t(1), int64_t(88), int64_t(1), int64_t(19)}) {
-    const auto got = to_vector<float>(model.decode(batch.ids_tensor().slice_rows(done, count), caches));
+    const auto got = to_vector<float>(model.decode(batch.ids_on(device).slice_rows(done, count), caches));
     done += count;
     const auto row = wanted.begin() + std::ptrdiff_t(size_t(done - 1) * V);
     CHECK(got == std::vector<float>(row, row + std::ptrdiff_t(V)));
@@ -304,12 +321,14 @@ TEST_CASE("generation with a cache gives the logits of the whole pass, bit for b
 }
 
 TEST_CASE("the routing bias moves by the sign of the load's distance from the mean", "[nn][router]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   ModelConfig config = small_config();
   config.moe.num_experts = 4;
   config.moe.bias_update_rate = 0.5f;
   const bool centered = GENERATE(false, true);
   config.moe.bias_centered = centered;
-  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16, local(), device);
   Router& router = *model.routers()[0];
   router.set_load({10, 2, 4, 0});  // mean 4
   router.end_step();
@@ -321,13 +340,15 @@ TEST_CASE("the routing bias moves by the sign of the load's distance from the me
 }
 
 TEST_CASE("replayed choices are followed", "[nn][router]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   const ModelConfig config = small_config();
-  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16);
+  Transformer model(config, {.recipe = Recipe::kFp32}, {}, 16, local(), device);
   model.init_weights(7);
   Router& router = *model.routers()[0];
   const auto values = uniform(3 * config.hidden, 4);
-  const LinearInput input(from_vector(values, {3, config.hidden}), model.context().numerics);
-  const Tensor replayed = from_vector<int32_t>({5, 0, 1, 2, 3, 3 + 1}, {3, 2});
+  const LinearInput input(from_vector(values, {3, config.hidden}, device), model.context().numerics);
+  const Tensor replayed = from_vector<int32_t>({5, 0, 1, 2, 3, 3 + 1}, {3, 2}, device);
   CHECK(to_vector<int32_t>(router.forward(input, replayed).indices) == std::vector<int32_t>{5, 0, 1, 2, 3, 4});
 }
 

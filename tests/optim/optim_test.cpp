@@ -1,6 +1,7 @@
 #include "core/tensor/transfer.h"
 #include "optim/adamw.h"
 #include "optim/lr_schedule.h"
+#include "tests/support/devices.h"
 #include "tests/support/numeric.h"
 
 namespace octet::test {
@@ -54,18 +55,20 @@ TEST_CASE("each schedule passes its marks", "[optim]") {
 }
 
 TEST_CASE("AdamW takes the documented step, clipped by the global norm", "[optim]") {
+  const Device device = GENERATE(from_range(devices_here()));
   const DType moments = GENERATE(DType::kFloat32, DType::kBFloat16);
+  CAPTURE(device, moments);
   OptimConfig config;
   config.grad_clip = 1.0;
   config.weight_decay = 0.1;
-  Parameter matrix("matrix", {2, 3}, WeightForm::kFloat32, /*decays=*/true);
-  Parameter norm("norm", {4}, WeightForm::kFloat32, /*decays=*/false);
+  Parameter matrix("matrix", {2, 3}, WeightForm::kFloat32, /*decays=*/true, device);
+  Parameter norm("norm", {4}, WeightForm::kFloat32, /*decays=*/false, device);
   AdamW optimizer({&matrix, &norm}, config, moments);
   std::vector<Doubles> p, m, v;
   for (Parameter* parameter : optimizer.parameters()) {
     const auto n = size_t(parameter->master().num_elements());
     const auto start = uniform(int64_t(n), 11);
-    std::copy(start.begin(), start.end(), parameter->master().data<float>());
+    copy(from_vector(start, parameter->shape()), parameter->master());
     p.push_back(doubles(start)), m.push_back(Doubles(n, 0.0)), v.push_back(Doubles(n, 0.0));
   }
   const auto stored = [&](double x) { return moments == DType::kFloat32 ? x : double(bfloat16(float(x))); };
@@ -74,7 +77,7 @@ TEST_CASE("AdamW takes the documented step, clipped by the global norm", "[optim
     std::vector<Doubles> g;
     for (Parameter* parameter : optimizer.parameters()) {
       const auto values = uniform(parameter->master().num_elements(), uint64_t(100 + step));
-      std::copy(values.begin(), values.end(), parameter->grad().data<float>());
+      copy(from_vector(values, parameter->shape()), parameter->grad());
       g.push_back(doubles(values));
       for (const double x : g.back()) sum += x * x;
     }
@@ -101,10 +104,13 @@ TEST_CASE("AdamW takes the documented step, clipped by the global norm", "[optim
 }
 
 TEST_CASE("a gradient that is not finite makes the norm so", "[optim]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
   OptimConfig config;
-  Parameter norm("norm", {4}, WeightForm::kFloat32, false);
+  Parameter norm("norm", {4}, WeightForm::kFloat32, false, device);
   AdamW optimizer({&norm}, config, DType::kFloat32);
-  norm.grad().data<float>()[2] = GENERATE(INFINITY, -INFINITY, NAN);
+  const float bad = GENERATE(INFINITY, -INFINITY, NAN);
+  copy(from_vector<float>({1, 0, bad, 2}, {4}), norm.grad());
   CHECK_FALSE(std::isfinite(optimizer.gradient_norm()));
 }
 
