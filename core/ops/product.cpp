@@ -40,7 +40,7 @@ Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter&
                              .a_scale = input.scale,
                              .b = weight.fp8().codes,
                              .b_scale = weight.fp8().scale,
-                             .offsets = groups.offsets,
+                             .offsets = groups.cuts(),
                              .rows = groups.source,
                              .c = y,
                              .emulation = emulation},
@@ -50,7 +50,7 @@ Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter&
 
 Tensor fprop_plain(const Tensor& input, const RowGroups& groups, const Parameter& weight, DType out) {
   Tensor y = empty({groups.num_rows, out_features(weight)}, out, groups.offsets.device());
-  kernels::grouped_gemm({.a = input, .b = weight.weight(), .offsets = groups.offsets, .rows = groups.source, .c = y},
+  kernels::grouped_gemm({.a = input, .b = weight.weight(), .offsets = groups.cuts(), .rows = groups.source, .c = y},
                         y.stream());
   return y;
 }
@@ -100,7 +100,7 @@ Tensor OutputGradient::dgrad() const {
                                .a_scale = rows_.scale,
                                .b = weight_.fp8().codes,
                                .b_scale = weight_.fp8().scale,
-                               .offsets = groups_.offsets,
+                               .offsets = groups_.cuts(),
                                .rows = {},
                                .c = dx,
                                .b_is_kn = true,
@@ -108,7 +108,7 @@ Tensor OutputGradient::dgrad() const {
                               dx.stream());
   } else {
     kernels::grouped_gemm(
-        {.a = dy_, .b = weight_.weight(), .offsets = groups_.offsets, .rows = {}, .c = dx, .b_is_kn = true},
+        {.a = dy_, .b = weight_.weight(), .offsets = groups_.cuts(), .rows = {}, .c = dx, .b_is_kn = true},
         dx.stream());
   }
   return dx;
@@ -122,7 +122,7 @@ void OutputGradient::wgrad(SavedInput& x, Parameter& weight) const {
   const Parameter::GradTarget target = weight.grad_target();
   kernels::grouped_wgrad({.dy = dy_,
                           .x = x.values(),
-                          .offsets = groups_.offsets,
+                          .offsets = groups_.cuts(),
                           .rows = groups_.source,
                           .dw = target.grad,
                           .accumulate = target.accumulate},
@@ -132,7 +132,7 @@ void OutputGradient::wgrad(SavedInput& x, Parameter& weight) const {
 void OutputGradient::wgrad_values(const Tensor& x, Parameter& weight) const {
   const Parameter::GradTarget target = weight.grad_target();
   kernels::grouped_wgrad(
-      {.dy = dy_, .x = x, .offsets = groups_.offsets, .rows = {}, .dw = target.grad, .accumulate = target.accumulate},
+      {.dy = dy_, .x = x, .offsets = groups_.cuts(), .rows = {}, .dw = target.grad, .accumulate = target.accumulate},
       dy_.stream());
 }
 

@@ -20,7 +20,9 @@ RowGroups RowGroups::dense(int64_t num_rows, Device device) {
   if (found != made.end()) return found->second;
   if (made.size() == kMost) made.clear();
   const AllocateAs workspace(MemoryCategory::kWorkspace);
-  return made[key] = of_offsets(from_vector<int64_t>({0, num_rows}, {2}, device), Tensor(), num_rows);
+  RowGroups groups = of_offsets(from_vector<int64_t>({0, num_rows}, {2}, device), Tensor(), num_rows);
+  groups.is_dense = true;
+  return made[key] = groups;
 }
 
 RowGroups RowGroups::of_offsets(const Tensor& offsets, const Tensor& source, int64_t num_rows) {

@@ -6,10 +6,14 @@
 namespace octet {
 
 struct RowGroups {
-  Tensor offsets;        // [G + 1] int64
-  Tensor block_offsets;  // [G + 1] int64, in blocks of 128 rows, each group rounded up (kernels/quantize.h)
-  Tensor source;         // [R] int32: row r is row source[r] of the input; not defined: row r is r
-  int64_t num_rows = 0;  // R
+  Tensor offsets;         // [G + 1] int64
+  Tensor block_offsets;   // [G + 1] int64, in blocks of 128 rows, each group rounded up (kernels/quantize.h)
+  Tensor source;          // [R] int32: row r is row source[r] of the input; not defined: row r is r
+  int64_t num_rows = 0;   // R
+  bool is_dense = false;  // made by dense()
+
+  // offsets, for kernels; none where one group takes all rows, which some of them can do better.
+  ConstView cuts() const { return is_dense ? ConstView() : ConstView(offsets); }
 
   int64_t num_groups() const { return offsets.size(0) - 1; }
   // P: rows of an FP8 operand of a weight gradient, each group padded to whole blocks. On a GPU, whose offsets the host

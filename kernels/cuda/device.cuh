@@ -14,6 +14,7 @@
 #include "core/base/error.h"
 #include "core/base/stream.h"
 #include "core/base/view.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/device_runtime.h"
 
 #ifdef __CUDACC__
@@ -37,28 +38,6 @@ inline dim3 blocks(int64_t x, int64_t y = 1, int64_t z = 1) {
   grid.x = unsigned(x), grid.y = unsigned(y), grid.z = unsigned(z);
   return grid;
 }
-
-// Memory of the device for the life of the object, in the order of the stream. what lives for ever.
-template <class T>
-class Workspace {
- public:
-  Workspace(const char* what, int64_t count, Stream& stream) : stream_(stream) {
-    if (count == 0) return;
-    data_ = gpu::allocate(count * int64_t(sizeof(T)), what, stream);
-    require(ErrorKind::kMemory, data_ != nullptr, "{}: no device memory left for {} bytes of intermediate results",
-            what, count * int64_t(sizeof(T)));
-  }
-  ~Workspace() {
-    if (data_ != nullptr) gpu::release(data_, stream_);
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  T* data() { return static_cast<T*>(data_); }
-
- private:
-  Stream& stream_;
-  void* data_ = nullptr;
-};
 
 inline constexpr float kInfinity = __builtin_huge_valf();
 

@@ -1,5 +1,6 @@
 #include "kernels/fp8_gemm.h"
 
+#include "kernels/cuda/dense_product.h"
 #include "kernels/cuda/gemm_plain.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
 
@@ -18,9 +19,39 @@ void visit_tile(Emulation emulation, Body&& body) {
   }
 }
 
+constexpr int kRepackThreads = 256;
+
+// to[i * to_step + j] = from[i * row_step + j * column_step] for j below columns, 0 behind them.
+__global__ void __launch_bounds__(kRepackThreads)
+    repack_scales_kernel(const float* from, int64_t row_step, int64_t column_step, int64_t columns, float* to,
+                         int64_t to_step) {
+  const int64_t i = blockIdx.x, j = int64_t(blockIdx.y) * kRepackThreads + threadIdx.x;
+  if (j < to_step) to[i * to_step + j] = j < columns ? from[i * row_step + j * column_step] : 0.0f;
+}
+void repack_scales(const float* from, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, float* to,
+                   Stream& stream) {
+  const int64_t to_step = scale_step(columns);
+  launch("repack_scales", blocks(rows, ceil_div<int64_t>(to_step, kRepackThreads)), kRepackThreads, 0, stream,
+         repack_scales_kernel, from, row_step, column_step, columns, to, to_step);
+}
+
+bool is_done_by_library(const Fp8GroupedGemm& args, Stream& stream) {
+  if (dense_gemm() != DenseGemm::kCublaslt || args.emulation != Emulation::kHopper) return false;
+  std::optional<DenseProduct> product = as_dense_product(args);
+  if (!product) return false;
+  const int64_t k_blocks = ceil_div<int64_t>(product->k, 128), m_blocks = ceil_div<int64_t>(product->m, 128);
+  Workspace<float> left("scales of weights", m_blocks * scale_step(k_blocks), stream);
+  Workspace<float> right("scales of activations", k_blocks * scale_step(product->n), stream);
+  repack_scales(args.b_scale.data<float>(), k_blocks, 1, m_blocks, k_blocks, left.data(), stream);
+  repack_scales(args.a_scale.data<float>(), 1, k_blocks, k_blocks, product->n, right.data(), stream);
+  product->left_scale = left.data(), product->right_scale = right.data();
+  return multiply_dense(*product, stream);
+}
+
 }  // namespace
 
 void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
+  if (is_done_by_library(args, stream)) return;
   const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
   const int64_t k_blocks = ceil_div<int64_t>(K, 128), n_blocks = ceil_div<int64_t>(N, 128);
   const Operand<uint8_t> a{.data = args.a.data<uint8_t>(),

@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include "kernels/cuda/dense_product.h"
 #include "kernels/cuda/gemm_plain.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
 
@@ -12,9 +13,17 @@ using TileOf = std::conditional_t<std::is_same_v<Scalar, float>, PlainTile<Float
 
 const int32_t* rows_of(const ConstView& rows) { return rows.is_defined() ? rows.data<int32_t>() : nullptr; }
 
+template <class Args>
+bool is_done_by_library(const Args& args, Stream& stream) {
+  if (dense_gemm() == DenseGemm::kOctet) return false;
+  const std::optional<DenseProduct> product = as_dense_product(args);
+  return product && multiply_dense(*product, stream);
+}
+
 }  // namespace
 
 void grouped_gemm(const GroupedGemm& args, Stream& stream) {
+  if (is_done_by_library(args, stream)) return;
   const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
   visit_float(args.a.dtype(), [&]<class Scalar>() {
     const Operand<Scalar> a{
@@ -31,6 +40,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
 }
 
 void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
+  if (is_done_by_library(args, stream)) return;
   const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols();
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     const Operand<Scalar> dy{.data = args.dy.data<Scalar>(), .line_step = 1, .k_step = args.dy.row_stride()};

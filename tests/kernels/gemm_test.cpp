@@ -128,7 +128,7 @@ void check_gemm(const Backend& backend, Groups groups, int64_t N, int64_t K, con
 }
 
 template <class T>
-void check_wgrad(const Backend& backend, Groups groups, int64_t N, int64_t K, bool gather) {
+void check_wgrad(const Backend& backend, Groups groups, int64_t N, int64_t K, bool gather, bool dense = false) {
   const int64_t R = groups.rows(), G = groups.size(), S = gather ? R / 2 + 1 : R;
   auto dy = uniform<T>(R * N, 1), x = uniform<T>(S * K, 2);
   auto rows = random_rows(R, S);
@@ -137,7 +137,7 @@ void check_wgrad(const Backend& backend, Groups groups, int64_t N, int64_t K, bo
   auto overwritten = dw;
   kernels::GroupedWgrad args{.dy = view(dy, {R, N}),
                              .x = view(x, {S, K}),
-                             .offsets = view(groups.offsets, {G + 1}),
+                             .offsets = dense ? ConstView() : ConstView(view(groups.offsets, {G + 1})),
                              .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
                              .dw = view(dw, {G, N, K})};
   kernels::grouped_wgrad(args, here());
@@ -223,6 +223,15 @@ TEST_CASE("grouped_wgrad sums over the rows of each group, in order", "[kernels]
   CAPTURE(backend.name, groups.offsets, N, K, gather);
   check_wgrad<float>(backend, groups, N, K, gather);
   check_wgrad<bfloat16>(backend, groups, N, K, gather);
+}
+
+TEST_CASE("grouped_wgrad sums over all rows of one group", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t R = GENERATE(0, 1, 7, 70), N = GENERATE(1, 16, 40), K = GENERATE(1, 17, 130);
+  CAPTURE(backend.name, R, N, K);
+  check_wgrad<float>(backend, Groups({R}), N, K, /*gather=*/false, /*dense=*/true);
+  check_wgrad<bfloat16>(backend, Groups({R}), N, K, /*gather=*/false, /*dense=*/true);
 }
 
 TEST_CASE("a bfloat16 product takes subnormal numbers as zero and a float32 one does not", "[kernels][gemm]") {
