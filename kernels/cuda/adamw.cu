@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   if (weight != nullptr) store8(weight + i, p, N - i);
 }
 
-// A block for each 128x128 tile, which it updates and then quantises from registers.
+// A block for each 128x128 tile, which it updates and then quantises.
 template <class Moment>
 __global__ void __launch_bounds__(kTileThreads)
     blocks_kernel(float* master, const float* grad, Moment* m, Moment* v, Factors by, uint8_t* codes,
@@ -62,14 +62,14 @@ __global__ void __launch_bounds__(kTileThreads)
   const int rows = int(N - nb * kBlock < kBlock ? N - nb * kBlock : kBlock);
   const int64_t k = kb * kBlock, n = K - k < kBlock ? K - k : kBlock;
   const int column = tile_column();
-  Tile tile;
+  const auto tile = Tile<Bf16Piece>::number(0);
   for (int pass = 0; pass < kTilePasses; ++pass) {
-    tile.v[pass] = Floats8{};
-    if (tile_row(pass) >= rows || column >= n) continue;
-    tile.v[pass] = update(master, grad, m, v, by, (first + tile_row(pass)) * K + k + column, n - column);
-    for (int j = 0; j < kVector; ++j) {
-      tile.v[pass].v[j] = column + j < n ? to_float(from_float<bfloat16>(tile.v[pass].v[j])) : 0.0f;
+    Floats8 p = {};
+    if (tile_row(pass) < rows && column < n) {
+      p = update(master, grad, m, v, by, (first + tile_row(pass)) * K + k + column, n - column);
+      for (int j = 0; j < kVector; ++j) p.v[j] = column + j < n ? p.v[j] : 0.0f;
     }
+    tile.set(pass, Bf16Piece::of(p));
   }
   quantize_tile(tile, rows, n, codes + first * codes_stride + k, codes_stride,
                 scale + (g * gridDim.y + nb) * scale_stride + kb, stats);
@@ -84,10 +84,10 @@ void adamw_step(const AdamwStep& args, Stream& stream) {
       const Shape& shape = args.master.shape();
       const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape[-2], K = shape[-1];
       return launch("adamw_step", blocks(ceil_div<int64_t>(K, kBlock), ceil_div<int64_t>(N, kBlock), G), kTileThreads,
-                    0, stream, blocks_kernel<Moment>, args.master.data<float>(), args.grad.data<float>(),
-                    args.m.data<Moment>(), args.v.data<Moment>(), by, args.codes.data<uint8_t>(),
-                    args.codes.row_stride(), args.code_scale.data<float>(), args.code_scale.row_stride(), args.stats, N,
-                    K);
+                    Tile<Bf16Piece>::kSharedBytes, stream, blocks_kernel<Moment>, args.master.data<float>(),
+                    args.grad.data<float>(), args.m.data<Moment>(), args.v.data<Moment>(), by,
+                    args.codes.data<uint8_t>(), args.codes.row_stride(), args.code_scale.data<float>(),
+                    args.code_scale.row_stride(), args.stats, N, K);
     }
     const int64_t n = args.master.num_elements();
     const auto run = [&]<class Weight>() {

@@ -54,7 +54,7 @@ struct ResultMatrix {
 
 // c[r, n] over the rows r of each group; b and its scale are those of group 0, the others follow at their steps.
 template <class Tile, class Element, class Result>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, 1)
     grouped_rows_kernel(Operand<Element> a, Operand<Element> b, int64_t b_group_step, int64_t scale_group_step,
                         const int64_t* offsets, int groups, int64_t R, int64_t N, int64_t K, ResultMatrix<Result> c) {
   const RowTile tile = find_row_tile(offsets, groups, R, Tile::kRows, blockIdx.y);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kGemmThreads)
 // dw[g, n, k] summed over the rows of group g, which are those of the operands from offsets[g], or from 128 *
 // block_offsets[g]. A group without rows is left as it is where sums are added, and becomes 0 where not.
 template <class Tile, class Element>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, 1)
     grouped_sums_kernel(Operand<Element> dy, Operand<Element> x, const int64_t* offsets, const int64_t* block_offsets,
                         int64_t R, int64_t N, int64_t K, ResultMatrix<float> dw) {
   const int64_t g = blockIdx.z;

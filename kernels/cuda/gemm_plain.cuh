@@ -85,14 +85,15 @@ struct PlainTile {
       }
       if ((k0 + kPlainDepth) % Math::kBlock != 0 && k0 + kPlainDepth < K) continue;
       const int64_t block = k0 / Math::kBlock;
+      float a_scale[kPlainSide], b_scale[kPlainSide];
+      for (int i = 0; i < kPlainSide; ++i) {
+        a_scale[i] = b_scale[i] = Math::kIsScaled ? 0.0f : 1.0f;
+        if (Math::kIsScaled && i0 + i < rows && K > 0) a_scale[i] = a.scale_at(row + i0 + i, block);
+        if (Math::kIsScaled && j0 + i < columns && K > 0) b_scale[i] = b.scale_at(column + j0 + i, block);
+      }
       for (int i = 0; i < kPlainSide; ++i) {
         for (int j = 0; j < kPlainSide; ++j) {
-          float scale = 1.0f;
-          if constexpr (Math::kIsScaled) {
-            const bool has = i0 + i < rows && j0 + j < columns && K > 0;
-            scale = has ? a.scale_at(row + i0 + i, block) * b.scale_at(column + j0 + j, block) : 0.0f;
-          }
-          total[i][j] = Math::promote(sum[i][j], scale, total[i][j], block == 0);
+          total[i][j] = Math::promote(sum[i][j], a_scale[i] * b_scale[j], total[i][j], block == 0);
           sum[i][j] = Sum(0);
         }
       }

@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(kPairs)
 }
 
 // The sum of x over the lanes before this one.
-__device__ __forceinline__ int64_t sum_before(int64_t x, int64_t& total) {
+template <class Integer>
+__device__ __forceinline__ Integer sum_before(Integer x, Integer& total) {
   const int lane = int(threadIdx.x) % kWarp;
-  int64_t sum = x;
+  Integer sum = x;
   for (int step = 1; step < kWarp; step *= 2) {
-    const int64_t other = shuffle(sum, lane >= step ? lane - step : lane);
+    const Integer other = shuffle(sum, lane >= step ? lane - step : lane);
     if (lane >= step) sum = sum + other;
   }
   total = shuffle(sum, kWarp - 1);
@@ -42,12 +43,12 @@ __global__ void __launch_bounds__(kScanThreads) place_kernel(int32_t* counts, in
   const auto totals = dynamic_shared<int64_t>(0, E);
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   for (int e = warp; e < E; e += kScanThreads / kWarp) {
-    int64_t before = 0;
+    int32_t before = 0;  // there are fewer than 2^31 pairs
     for (int c = 0; c < num_chunks; c += kWarp) {
       int32_t* const at = counts + int64_t(e) * num_chunks + c + lane;
-      int64_t total;
-      const int64_t place = before + sum_before(c + lane < num_chunks ? *at : 0, total);
-      if (c + lane < num_chunks) *at = int32_t(place);
+      int32_t total;
+      const int32_t place = before + sum_before(c + lane < num_chunks ? *at : 0, total);
+      if (c + lane < num_chunks) *at = place;
       before = before + total;
     }
     if (lane == 0) totals[e] = before;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kScanThreads) place_kernel(int32_t* counts, in
   int64_t before = 0;
   for (int e = 0; e < E; e += kWarp) {
     int64_t total;
-    const int64_t place = before + sum_before(e + lane < E ? int64_t(totals[e + lane]) : 0, total);
+    const int64_t place = before + sum_before(e + lane < E ? int64_t(totals[e + lane]) : int64_t(0), total);
     if (e + lane < E) offsets[e + lane] = place;
     before = before + total;
   }

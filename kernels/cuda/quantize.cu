@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kRowThreads)
   if (at.row >= R) return;
   const int64_t n = C - at.column;
   const float factor = scale[at.row * scale_stride + at.column / kBlock];
-  store8(x + at.row * x_stride + at.column, load_codes(codes + at.row * codes_stride + at.column, factor, n), n);
+  store8(x + at.row * x_stride + at.column,
+         numbers_of(load_codes(codes + at.row * codes_stride + at.column, n), factor), n);
 }
 
 template <class Scalar>
@@ -41,14 +42,15 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!block.is_there) return;
   const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
   const int column = tile_column();
-  Tile tile;
+  const auto tile = Tile<PieceOf<Scalar>>::number(0);
   Counts counts, row_counts;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < block.rows;
     const int64_t row = is_there ? block.first + tile_row(pass) : 0, here = is_there ? n - column : 0;
-    tile.v[pass] = load8(x + row * x_stride + c + column, here);
+    const Floats8 numbers = load8(x + row * x_stride + c + column, here);
+    tile.set(pass, PieceOf<Scalar>::of(numbers));
     if (row_codes == nullptr) continue;
-    quantize_row_block(tile.v[pass], here, row_codes + row * row_codes_stride + c + column,
+    quantize_row_block(numbers, here, row_codes + row * row_codes_stride + c + column,
                        row_scale + row * row_scale_stride + blockIdx.y, row_counts);
   }
   quantize_tile_columns(tile, n, codes + kBlock * int64_t(blockIdx.x) * codes_stride + c, codes_stride,
@@ -66,14 +68,13 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!block.is_there) return;
   const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
   const int column = tile_column();
-  Tile tile;
+  const auto tile = Tile<CodePiece>::number(0);
   Counts counts;
   for (int pass = 0; pass < kTilePasses; ++pass) {
-    tile.v[pass] = Floats8{};
-    if (tile_row(pass) >= block.rows) continue;
-    const int64_t at = block.first + tile_row(pass), row = rows == nullptr ? at : rows[at];
-    tile.v[pass] =
-        load_codes(codes + row * codes_stride + c + column, scale[row * scale_stride + blockIdx.y], n - column);
+    const bool is_there = tile_row(pass) < block.rows;
+    const int64_t at = block.first + (is_there ? tile_row(pass) : 0), row = rows == nullptr ? at : rows[at];
+    tile.set(pass, {load_codes(codes + row * codes_stride + c + column, is_there ? n - column : 0),
+                    scale[row * scale_stride + blockIdx.y]});
   }
   quantize_tile_columns(tile, n, out_codes + kBlock * int64_t(blockIdx.x) * out_codes_stride + c, out_codes_stride,
                         out_scale + blockIdx.x * out_scale_stride + c, counts);
@@ -88,11 +89,11 @@ __global__ void __launch_bounds__(kTileThreads)
   const int rows = int(N - nb * kBlock < kBlock ? N - nb * kBlock : kBlock);
   const int64_t k = kb * kBlock, n = K - k < kBlock ? K - k : kBlock;
   const int column = tile_column();
-  Tile tile;
+  const auto tile = Tile<PieceOf<Scalar>>::number(0);
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < rows;
     const int64_t row = is_there ? first + tile_row(pass) : first;
-    tile.v[pass] = load8(x + row * x_stride + k + column, is_there ? n - column : 0);
+    tile.set(pass, PieceOf<Scalar>::of(load8(x + row * x_stride + k + column, is_there ? n - column : 0)));
   }
   quantize_tile(tile, rows, n, codes + first * codes_stride + k, codes_stride,
                 scale + (g * gridDim.y + nb) * scale_stride + kb, stats);
@@ -126,32 +127,33 @@ void dequantize_rows(const DequantizeRows& args, Stream& stream) {
 void quantize_columns(const QuantizeColumns& args, Stream& stream) {
   const int64_t C = args.x.cols();
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    launch("quantize_columns", blocks(args.scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads, 0, stream,
-           quantize_columns_kernel<Scalar>, args.x.data<Scalar>(), args.x.row_stride(), args.offsets.data<int64_t>(),
-           args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.codes.data<uint8_t>(),
-           args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.stats,
-           args.row_codes.data<uint8_t>(), args.row_codes.row_stride(), args.row_scale.data<float>(),
-           args.row_scale.row_stride(), args.row_stats, C);
+    launch("quantize_columns", blocks(args.scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads,
+           Tile<PieceOf<Scalar>>::kSharedBytes, stream, quantize_columns_kernel<Scalar>, args.x.data<Scalar>(),
+           args.x.row_stride(), args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(),
+           int(args.offsets.num_elements() - 1), args.codes.data<uint8_t>(), args.codes.row_stride(),
+           args.scale.data<float>(), args.scale.row_stride(), args.stats, args.row_codes.data<uint8_t>(),
+           args.row_codes.row_stride(), args.row_scale.data<float>(), args.row_scale.row_stride(), args.row_stats, C);
   });
 }
 
 void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   const int64_t C = args.codes.cols();
-  launch("requantize_columns", blocks(args.out_scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads, 0, stream,
-         requantize_columns_kernel, args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(),
-         args.scale.row_stride(), args.rows.data<int32_t>(), args.offsets.data<int64_t>(),
-         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.out_codes.data<uint8_t>(),
-         args.out_codes.row_stride(), args.out_scale.data<float>(), args.out_scale.row_stride(), args.stats, C);
+  launch("requantize_columns", blocks(args.out_scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads,
+         Tile<CodePiece>::kSharedBytes, stream, requantize_columns_kernel, args.codes.data<uint8_t>(),
+         args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.rows.data<int32_t>(),
+         args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1),
+         args.out_codes.data<uint8_t>(), args.out_codes.row_stride(), args.out_scale.data<float>(),
+         args.out_scale.row_stride(), args.stats, C);
 }
 
 void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
   const Shape& shape = args.x.shape();
   const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape[-2], K = shape[-1];
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    launch("quantize_blocks", blocks(ceil_div<int64_t>(K, kBlock), ceil_div<int64_t>(N, kBlock), G), kTileThreads, 0,
-           stream, quantize_blocks_kernel<Scalar>, args.x.data<Scalar>(), args.x.row_stride(),
-           args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(),
-           args.stats, N, K);
+    launch("quantize_blocks", blocks(ceil_div<int64_t>(K, kBlock), ceil_div<int64_t>(N, kBlock), G), kTileThreads,
+           Tile<PieceOf<Scalar>>::kSharedBytes, stream, quantize_blocks_kernel<Scalar>, args.x.data<Scalar>(),
+           args.x.row_stride(), args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(),
+           args.scale.row_stride(), args.stats, N, K);
   });
 }
 

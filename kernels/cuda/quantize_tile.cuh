@@ -1,5 +1,5 @@
-// How numbers become E4M3 codes (kernels/quantize.h), with the CPU's bits. A tile of 128 rows and columns lies in the
-// registers of 256 threads: thread t has columns 8 (t % 16) and on of rows t / 16, t / 16 + 16, ...
+// How numbers become E4M3 codes (kernels/quantize.h), with the CPU's bits. A tile of 128 rows and columns is dealt
+// out to 256 threads: thread t has columns 8 (t % 16) and on of rows t / 16, t / 16 + 16, ...
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -14,9 +14,83 @@ inline constexpr int kTileStep = kTileThreads / kTileLanes;  // rows at a time
 inline constexpr int kTilePasses = kBlock / kTileStep;
 inline constexpr int kTileWarps = kTileThreads / kWarp;
 
-struct Tile {
-  Floats8 v[kTilePasses];  // zeros where the matrix ends
+// Eight codes, the first n of them and zeros behind; and their numbers, times factor.
+__device__ __forceinline__ uint2 load_codes(const uint8_t* from, int64_t n) {
+  if (n >= kVector && reinterpret_cast<uintptr_t>(from) % 8 == 0) return load_words<uint2>(from);
+  uint32_t words[2] = {0, 0};
+  for (int i = 0; i < kVector; ++i) {
+    if (i < n) words[i / 4] |= uint32_t(from[i]) << (i % 4 * 8);
+  }
+  uint2 codes;
+  codes.x = words[0], codes.y = words[1];
+  return codes;
+}
+__device__ __forceinline__ Floats8 numbers_of(const uint2& codes, float factor) {
+  const uint32_t words[2] = {codes.x, codes.y};
+  Floats8 x;
+  for (int i = 0; i < kVector; ++i) x.v[i] = ptx::float_from_e4m3(words[i / 4] >> (i % 4 * 8) & 0xffu) * factor;
+  return x;
+}
+
+// Eight numbers as a tile keeps them.
+struct alignas(16) Float32Piece {
+  Floats8 x;
+
+  static __device__ __forceinline__ Float32Piece of(const Floats8& x) { return {x}; }
+  __device__ __forceinline__ Floats8 numbers() const { return x; }
 };
+struct Bf16Piece {  // rounded
+  uint4 words;
+
+  static __device__ __forceinline__ Bf16Piece of(const Floats8& x) {
+    uint32_t pairs[4];
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = from_float<bfloat16>(x.v[2 * i]).bits | uint32_t(from_float<bfloat16>(x.v[2 * i + 1]).bits) << 16;
+    }
+    Bf16Piece piece;
+    piece.words.x = pairs[0], piece.words.y = pairs[1], piece.words.z = pairs[2], piece.words.w = pairs[3];
+    return piece;
+  }
+  __device__ __forceinline__ Floats8 numbers() const {
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+    Floats8 x;
+    for (int i = 0; i < 4; ++i) {
+      x.v[2 * i] = bit_cast<float>(pairs[i] << 16);
+      x.v[2 * i + 1] = bit_cast<float>(pairs[i] & 0xffff0000u);
+    }
+    return x;
+  }
+};
+struct alignas(16) CodePiece {
+  uint2 codes;
+  float scale;
+
+  __device__ __forceinline__ Floats8 numbers() const { return numbers_of(codes, scale); }
+};
+// Without rounding.
+template <class Scalar>
+using PieceOf = std::conditional_t<std::is_same_v<Scalar, bfloat16>, Bf16Piece, Float32Piece>;
+
+// Zeros where the matrix ends. It lies in dynamic shared memory, where each thread has places of its own: held in
+// registers, one block would fill a multiprocessor.
+template <class Piece>
+struct Tile {
+  static constexpr int kPieces = kTilePasses * kTileThreads, kSharedBytes = kPieces * int(sizeof(Piece));
+  Shared<Piece> pieces;
+
+  // Tile i of those that a block has.
+  static __device__ __forceinline__ Tile number(int i) {
+    return {dynamic_shared<Piece>(size_t(i) * kSharedBytes, kPieces)};
+  }
+  __device__ __forceinline__ Floats8 row(int pass) const {
+    const Piece piece = pieces[pass * kTileThreads + int(threadIdx.x)];
+    return piece.numbers();
+  }
+  __device__ __forceinline__ void set(int pass, const Piece& piece) const {
+    pieces[pass * kTileThreads + int(threadIdx.x)] = piece;
+  }
+};
+
 __device__ __forceinline__ int tile_column() { return int(threadIdx.x) % kTileLanes * kVector; }
 __device__ __forceinline__ int tile_row(int pass) { return pass * kTileStep + int(threadIdx.x) / kTileLanes; }
 
@@ -92,22 +166,6 @@ __device__ __forceinline__ Floats8 all_of(float x) {
   for (int j = 0; j < kVector; ++j) all.v[j] = x;
   return all;
 }
-// The numbers of the first n codes, times factor.
-__device__ __forceinline__ Floats8 load_codes(const uint8_t* from, float factor, int64_t n) {
-  uint32_t words[2] = {0, 0};
-  if (n >= kVector && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
-    const uint2 both = load_words<uint2>(from);
-    words[0] = both.x, words[1] = both.y;
-  } else {
-    for (int i = 0; i < kVector; ++i) {
-      if (i < n) words[i / 4] |= uint32_t(from[i]) << (i % 4 * 8);
-    }
-  }
-  Floats8 x;
-  for (int i = 0; i < kVector; ++i) x.v[i] = ptx::float_from_e4m3(words[i / 4] >> (i % 4 * 8) & 0xffu) * factor;
-  return x;
-}
-
 // One block of a row by 16 neighbouring lanes, eight columns to each, of which n are there; whole warps call it.
 __device__ __forceinline__ void quantize_row_block(const Floats8& x, int64_t n, uint8_t* codes, float* scale,
                                                    Counts& counts) {
@@ -119,11 +177,12 @@ __device__ __forceinline__ void quantize_row_block(const Floats8& x, int64_t n, 
 
 // A tile of `rows` rows and n columns with one scale, and what it adds to stats. codes: of its first row and column.
 // All threads of the block call it.
-__device__ __forceinline__ void quantize_tile(const Tile& tile, int rows, int64_t n, uint8_t* codes, int64_t stride,
-                                              float* scale, QuantizeStats* stats) {
+template <class Piece>
+__device__ __forceinline__ void quantize_tile(const Tile<Piece>& tile, int rows, int64_t n, uint8_t* codes,
+                                              int64_t stride, float* scale, QuantizeStats* stats) {
   uint32_t top = 0;
   for (int pass = 0; pass < kTilePasses; ++pass) {
-    const uint32_t of_row = largest_bits(tile.v[pass]);
+    const uint32_t of_row = largest_bits(tile.row(pass));
     top = of_row > top ? of_row : top;
   }
   const PowerOfTwo power = power_of_two(block_max<kTileThreads>(top, 0u));
@@ -132,27 +191,31 @@ __device__ __forceinline__ void quantize_tile(const Tile& tile, int rows, int64_
   Counts counts;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     if (tile_row(pass) >= rows) continue;
-    store_codes(codes + tile_row(pass) * stride + column, tile.v[pass], all_of(power.inv_scale), n - column, counts);
+    store_codes(codes + tile_row(pass) * stride + column, tile.row(pass), all_of(power.inv_scale), n - column, counts);
   }
   add_counts<kTileThreads>(counts, rows * n, stats);
 }
 
 // Each column of a tile with its scale, n columns of it; rows without numbers get code 0. codes and scale: of the first
 // row and column of the tile. All threads of the block call it.
-__device__ __forceinline__ void quantize_tile_columns(const Tile& tile, int64_t n, uint8_t* codes, int64_t stride,
-                                                      float* scale, Counts& counts) {
+template <class Piece>
+__device__ __forceinline__ void quantize_tile_columns(const Tile<Piece>& tile, int64_t n, uint8_t* codes,
+                                                      int64_t stride, float* scale, Counts& counts) {
   OCTET_SHARED(uint32_t, tops, kTileWarps * kBlock);
   OCTET_SHARED(float, inv_scales, kBlock);
   const int column = tile_column(), warp = int(threadIdx.x) / kWarp;
   __syncthreads();  // the last call's numbers have been read
-  for (int j = 0; j < kVector; ++j) {
-    uint32_t top = 0;
-    for (int pass = 0; pass < kTilePasses; ++pass) {
-      const uint32_t u = finite_bits(tile.v[pass].v[j]);
-      top = u > top ? u : top;
+  uint32_t of_rows[kVector] = {};
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const Floats8 x = tile.row(pass);
+    for (int j = 0; j < kVector; ++j) {
+      const uint32_t u = finite_bits(x.v[j]);
+      of_rows[j] = u > of_rows[j] ? u : of_rows[j];
     }
-    const uint32_t other = shuffle_xor(top, kTileLanes);  // the other row of this warp
-    if (threadIdx.x % kWarp < kTileLanes) tops[warp * kBlock + column + j] = other > top ? other : top;
+  }
+  for (int j = 0; j < kVector; ++j) {
+    const uint32_t other = shuffle_xor(of_rows[j], kTileLanes);  // the other row of this warp
+    if (threadIdx.x % kWarp < kTileLanes) tops[warp * kBlock + column + j] = other > of_rows[j] ? other : of_rows[j];
   }
   __syncthreads();
   if (threadIdx.x < kBlock) {
@@ -171,7 +234,7 @@ __device__ __forceinline__ void quantize_tile_columns(const Tile& tile, int64_t 
   Floats8 inv_scale;
   for (int j = 0; j < kVector; ++j) inv_scale.v[j] = inv_scales[column + j];
   for (int pass = 0; pass < kTilePasses; ++pass) {
-    store_codes(codes + tile_row(pass) * stride + column, tile.v[pass], inv_scale, n - column, counts);
+    store_codes(codes + tile_row(pass) * stride + column, tile.row(pass), inv_scale, n - column, counts);
   }
 }
 

@@ -70,8 +70,7 @@ __global__ void __launch_bounds__(kRowThreads)
   add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * F * (h_codes != nullptr ? 3 : 1) : 0, stats);
 }
 
-// A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up, in registers; 128
-// divides F.
+// A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up; 128 divides F.
 __global__ void __launch_bounds__(kTileThreads)
     backward_fp8_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
                         const float* h_scale, int64_t h_scale_stride, const int64_t* offsets,
@@ -84,24 +83,25 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!block.is_there) return;
   const int64_t f = int64_t(blockIdx.y) * kBlock, up_block = F / kBlock + blockIdx.y;
   const int column = tile_column();
-  Tile y, gate, up;
+  using Bf16Tile = Tile<Bf16Piece>;
+  const Bf16Tile y = Bf16Tile::number(0), gate = Bf16Tile::number(1), up = Bf16Tile::number(2);
   Counts y_counts, row_counts, column_counts;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < block.rows;
     const int64_t row = is_there ? block.first + tile_row(pass) : 0, n = is_there ? kBlock - column : 0;
     const uint8_t* const codes = h_codes + row * h_codes_stride + f + column;
     const float* const scale = h_scale + row * h_scale_stride;
-    gate.v[pass] = load_codes(codes, is_there ? scale[blockIdx.y] : 0.0f, n);
-    up.v[pass] = load_codes(codes + F, is_there ? scale[up_block] : 0.0f, n);
-    const Floats8 grad = load8(dy + row * dy_stride + f + column, n);
+    Floats8 gates = numbers_of(load_codes(codes, n), is_there ? scale[blockIdx.y] : 0.0f);
+    Floats8 ups = numbers_of(load_codes(codes + F, n), is_there ? scale[up_block] : 0.0f);
+    Floats8 ys = load8(dy + row * dy_stride + f + column, n);
     for (int j = 0; j < kVector; ++j) {
-      const Slopes slopes = slopes_of(gate.v[pass].v[j], up.v[pass].v[j], grad.v[j]);
-      y.v[pass].v[j] = round_bf16(slopes.y);
-      gate.v[pass].v[j] = round_bf16(slopes.gate), up.v[pass].v[j] = round_bf16(slopes.up);
+      const Slopes slopes = slopes_of(gates.v[j], ups.v[j], ys.v[j]);
+      ys.v[j] = slopes.y, gates.v[j] = slopes.gate, ups.v[j] = slopes.up;
     }
+    y.set(pass, Bf16Piece::of(ys)), gate.set(pass, Bf16Piece::of(gates)), up.set(pass, Bf16Piece::of(ups));
     uint8_t* const to = dh_codes + row * dh_stride + f + column;
-    quantize_row_block(gate.v[pass], n, to, dh_scale + row * dh_scale_stride + blockIdx.y, row_counts);
-    quantize_row_block(up.v[pass], n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
+    quantize_row_block(gate.row(pass), n, to, dh_scale + row * dh_scale_stride + blockIdx.y, row_counts);
+    quantize_row_block(up.row(pass), n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
   }
   const int64_t first = kBlock * int64_t(blockIdx.x);
   quantize_tile_columns(y, kBlock, y_codes + first * y_stride + f, y_stride, y_scale + blockIdx.x * y_scale_stride + f,
@@ -195,11 +195,11 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
                              .row_stats = args.dh_stats},
                             stream);
   }
-  launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads, 0, stream, backward_fp8_kernel,
-         args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(), args.h_codes.row_stride(),
-         args.h_scale.data<float>(), args.h_scale.row_stride(), args.offsets.data<int64_t>(),
-         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(),
-         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
+  launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads,
+         3 * Tile<Bf16Piece>::kSharedBytes, stream, backward_fp8_kernel, args.dy.data<bfloat16>(), args.dy.row_stride(),
+         args.h_codes.data<uint8_t>(), args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(),
+         args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1),
+         args.y_codes.data<uint8_t>(), args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
          args.dh_codes.data<uint8_t>(), args.dh_codes.row_stride(), args.dh_scale.data<float>(),
          args.dh_scale.row_stride(), args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(),
          args.dh_column_scale.data<float>(), args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats,
