@@ -8,6 +8,22 @@
 namespace octet {
 
 enum class MomentType { kBf16, kFp32 };
+// kAuto: what the device is fast at.
+enum class Fp8Arithmetic { kAuto, kIdeal, kHopper, kFp64 };
+
+inline kernels::Emulation emulation_on(Device device, Fp8Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Fp8Arithmetic::kAuto:
+      return device.is_cpu() ? kernels::Emulation::kIdeal : kernels::Emulation::kHopper;
+    case Fp8Arithmetic::kIdeal:
+      return kernels::Emulation::kIdeal;
+    case Fp8Arithmetic::kHopper:
+      return kernels::Emulation::kHopper;
+    case Fp8Arithmetic::kFp64:
+      break;
+  }
+  return kernels::Emulation::kFp64;
+}
 
 template <>
 struct EnumNames<Recipe> {
@@ -19,6 +35,13 @@ struct EnumNames<kernels::Emulation> {
   static constexpr std::pair<kernels::Emulation, std::string_view> values[] = {{kernels::Emulation::kIdeal, "ideal"},
                                                                                {kernels::Emulation::kHopper, "hopper"},
                                                                                {kernels::Emulation::kFp64, "fp64"}};
+};
+template <>
+struct EnumNames<Fp8Arithmetic> {
+  static constexpr std::pair<Fp8Arithmetic, std::string_view> values[] = {{Fp8Arithmetic::kAuto, "auto"},
+                                                                          {Fp8Arithmetic::kIdeal, "ideal"},
+                                                                          {Fp8Arithmetic::kHopper, "hopper"},
+                                                                          {Fp8Arithmetic::kFp64, "fp64"}};
 };
 template <>
 struct EnumNames<MomentType> {
@@ -34,14 +57,15 @@ struct EnumNames<GradientWire> {
 
 struct PrecisionConfig {
   Recipe recipe = Recipe::kFp8Block;
-  kernels::Emulation emulation = kernels::Emulation::kIdeal;
+  Fp8Arithmetic emulation = Fp8Arithmetic::kAuto;
   GradientWire expert_gradients = GradientWire::kActivation;
   MomentType moments = MomentType::kBf16;  // as DeepSeek-V3; half the memory of float32 and no loss seen from it
 
   void fields(auto&& visit) {
     visit("recipe", recipe, "formats of weights, activations and gradients");
     visit("emulation", emulation,
-          "arithmetic inside an FP8 product: float32, the H100 tensor core's, or exact; only fp8_block reads it");
+          "arithmetic inside an FP8 product: float32, the H100 tensor core's, or exact; auto: float32 on CPUs and the "
+          "tensor core's on GPUs; only fp8_block reads it");
     visit(
         "expert_gradients", expert_gradients,
         "format in which the gradient of their output reaches the experts, between ranks too; fp8 halves the bytes and "

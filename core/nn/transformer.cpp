@@ -90,7 +90,7 @@ Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& preci
                          std::unique_ptr<Dispatcher> dispatcher, Device device)
     : config_(config),
       context_{.numerics = {.recipe = precision.recipe,
-                            .emulation = precision.emulation,
+                            .emulation = emulation_on(device, precision.emulation),
                             .expert_gradients = precision.recipe == Recipe::kFp8Block ? precision.expert_gradients
                                                                                       : GradientWire::kActivation},
                .recompute = recompute_parts,

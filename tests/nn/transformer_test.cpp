@@ -153,9 +153,8 @@ TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
   const double loss = train(exact, batch);
   const auto wanted = all_gradients(exact);
   for (const Recipe recipe : {Recipe::kBf16, Recipe::kFp8Block}) {
-    for (const kernels::Emulation emulation :
-         {kernels::Emulation::kIdeal, kernels::Emulation::kHopper, kernels::Emulation::kFp64}) {
-      if (recipe == Recipe::kBf16 && emulation != kernels::Emulation::kIdeal) continue;
+    for (const Fp8Arithmetic emulation : {Fp8Arithmetic::kIdeal, Fp8Arithmetic::kHopper, Fp8Arithmetic::kFp64}) {
+      if (recipe == Recipe::kBf16 && emulation != Fp8Arithmetic::kIdeal) continue;
       CAPTURE(name_of(recipe), name_of(emulation));
       Transformer model(config, {.recipe = recipe, .emulation = emulation}, {}, 32, local(), device);
       model.init_weights(7);
@@ -350,6 +349,17 @@ TEST_CASE("replayed choices are followed", "[nn][router]") {
   const LinearInput input(from_vector(values, {3, config.hidden}, device), model.context().numerics);
   const Tensor replayed = from_vector<int32_t>({5, 0, 1, 2, 3, 3 + 1}, {3, 2}, device);
   CHECK(to_vector<int32_t>(router.forward(input, replayed).indices) == std::vector<int32_t>{5, 0, 1, 2, 3, 4});
+}
+
+TEST_CASE("FP8 arithmetic that is not chosen is what the device is fast at", "[nn]") {
+  const Device gpu{DeviceType::kCuda, 0};
+  CHECK(emulation_on(Device(), Fp8Arithmetic::kAuto) == kernels::Emulation::kIdeal);
+  CHECK(emulation_on(gpu, Fp8Arithmetic::kAuto) == kernels::Emulation::kHopper);
+  for (const Device device : {Device(), gpu}) {
+    CHECK(emulation_on(device, Fp8Arithmetic::kIdeal) == kernels::Emulation::kIdeal);
+    CHECK(emulation_on(device, Fp8Arithmetic::kHopper) == kernels::Emulation::kHopper);
+    CHECK(emulation_on(device, Fp8Arithmetic::kFp64) == kernels::Emulation::kFp64);
+  }
 }
 
 }  // namespace octet::test

@@ -81,7 +81,7 @@ TEST_CASE("what a layout adds changes no bit", "[train][layout]") {
   }
   SECTION("values on the wire") { config.parallel.wire = Wire::kBf16; }
   SECTION("gradients in FP8 on the wire") { config.precision.expert_gradients = GradientWire::kFp8; }
-  SECTION("the tensor core's arithmetic") { config.precision.emulation = kernels::Emulation::kHopper; }
+  SECTION("the tensor core's arithmetic") { config.precision.emulation = Fp8Arithmetic::kHopper; }
   SECTION("a tied head, and the load of the global batch") {
     config.model.tied_head = true;
     config.model.moe.aux_loss = AuxLoss::kGlobalBatch;

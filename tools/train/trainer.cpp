@@ -455,10 +455,11 @@ double Trainer::seconds_per_step_before() {
 
 void Trainer::print_start() const {
   const ParameterCounts counts = count_parameters(config_.model, model_->config().vocab_size);
-  log_info(
-      "model: {} parameters, {} active per token; {}{}", format_count(double(counts.total())),
-      format_count(double(counts.active())), name_of(config_.precision.recipe),
-      model_->context().numerics.is_fp8() ? fmt::format(", {} arithmetic", name_of(config_.precision.emulation)) : "");
+  log_info("model: {} parameters, {} active per token; {}{}", format_count(double(counts.total())),
+           format_count(double(counts.active())), name_of(config_.precision.recipe),
+           model_->context().numerics.is_fp8()
+               ? fmt::format(", {} arithmetic", name_of(model_->context().numerics.emulation))
+               : "");
   log_info("data: {} tokens, {} in a step; machine: {}{}", format_thousands(train_data_->num_tokens()),
            format_thousands(config_.train.batch_size * config_.data.seq_len), describe(device_),
            peak_flops_ > 0 ? fmt::format(", {:.0f} GFLOP/s at most", peak_flops_ * 1e-9) : "");
