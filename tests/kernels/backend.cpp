@@ -13,7 +13,10 @@
 #ifdef OCTET_TESTS_ON_GPU
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #endif
 
@@ -96,25 +99,60 @@ Here::operator Stream&() const { return stream_in_use == nullptr ? default_strea
 }  // namespace octet::test
 
 #ifdef OCTET_TESTS_ON_GPU
-// All memory of the test program is managed where there is a GPU, so that kernels may be given any vector.
+// All memory of the test program is managed where there is a GPU, so that kernels may be given any vector. To make and
+// free managed memory waits for the GPU, so it is made in large chunks, which are cut into blocks of 2^n bytes.
 namespace {
-void* allocate(std::size_t bytes) {
+constexpr std::size_t kHeader = 64, kSmallest = 6, kClasses = 48;
+constexpr std::size_t kChunk = std::size_t(64) << 20;
+struct Free {
+  Free* next;
+};
+std::mutex blocks_mutex;
+Free* free_blocks[kClasses] = {};
+char *chunk = nullptr, *chunk_end = nullptr;
+thread_local bool is_in_cuda = false;  // which may allocate
+
+char* more(std::size_t bytes) {
   void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes + 1, cudaMemAttachGlobal) == cudaSuccess) return memory;
-  cudaGetLastError();
-  memory = std::malloc(bytes + 1);
+  if (!is_in_cuda) {
+    is_in_cuda = true;
+    const bool is_managed = cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) == cudaSuccess;
+    if (!is_managed) memory = nullptr, cudaGetLastError();
+    is_in_cuda = false;
+  }
+  if (memory == nullptr) memory = std::aligned_alloc(kHeader, bytes);
   if (memory == nullptr) throw std::bad_alloc();
-  return memory;
+  return static_cast<char*>(memory);
+}
+void* allocate(std::size_t bytes) {
+  const std::size_t size_class = std::max(std::size_t(std::bit_width(bytes + kHeader - 1)), kSmallest);
+  const std::size_t block = std::size_t(1) << size_class;
+  if (is_in_cuda) {  // under the lock already
+    char* const memory = static_cast<char*>(std::aligned_alloc(kHeader, block));
+    if (memory == nullptr) throw std::bad_alloc();
+    *reinterpret_cast<std::size_t*>(memory) = size_class;
+    return memory + kHeader;
+  }
+  const std::lock_guard guard(blocks_mutex);
+  char* memory = nullptr;
+  if (free_blocks[size_class] != nullptr) {
+    memory = reinterpret_cast<char*>(free_blocks[size_class]) - kHeader;
+    free_blocks[size_class] = free_blocks[size_class]->next;
+  } else if (block >= kChunk) {
+    memory = more(block);
+  } else {
+    if (std::size_t(chunk_end - chunk) < block) chunk = more(kChunk), chunk_end = chunk + kChunk;
+    memory = chunk;
+    chunk += block;
+  }
+  *reinterpret_cast<std::size_t*>(memory) = size_class;
+  return memory + kHeader;
 }
 void release(void* memory) {
-  if (memory == nullptr) return;
-  cudaPointerAttributes attributes{};
-  const bool is_known = cudaPointerGetAttributes(&attributes, memory) == cudaSuccess;
-  if (is_known && attributes.type == cudaMemoryTypeManaged) {
-    cudaFree(memory);
-  } else {
-    std::free(memory);
-  }
+  if (memory == nullptr || is_in_cuda) return;
+  const std::lock_guard guard(blocks_mutex);
+  const std::size_t size_class = *reinterpret_cast<std::size_t*>(static_cast<char*>(memory) - kHeader);
+  free_blocks[size_class] = new (memory) Free{free_blocks[size_class]};
 }
 }  // namespace
 void* operator new(std::size_t bytes) { return allocate(bytes); }
