@@ -237,6 +237,9 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"eval", "nothing", "--data", "data"}, 4, "nothing"},
       {{"ckpt", "verify", "nothing"}, 4, "nothing"},
       {{"bench", "nothing"}, 2, "nothing"},
+      {{"bench", "kernels", "tokens=0"}, 2, "tokens=0"},
+      {{"bench", "kernels", "hidden=100"}, 2, "hidden is 100"},
+      {{"bench", "kernels", "experts=2", "top_k=3"}, 2, "top_k is 3 of 2"},
       {{"bench", "step"}, 2, "no configuration"},
       {{"bench", "step", config, "steps=0"}, 2, "steps=0"},
       {{"bench", "step", config}, 2, "model.vocab_size"},
@@ -265,6 +268,18 @@ TEST_CASE("docs/cli.md is what the program says of itself", "[program]") {
   INFO("octet docs cli > docs/cli.md writes it anew");
   CHECK(printed.out == real_file_system().read_text(OCTET_SOURCE_DIR "/docs/cli.md"));
   CHECK_THAT(place.run({"help", "train"}).out, Catch::Contains("Usage: octet train"));
+}
+
+TEST_CASE("bench kernels times every kernel of a step and finds its answers right", "[program]") {
+  const Place place;
+  const auto ended = place.run(
+      {"bench", "kernels", "tokens=40", "hidden=128", "experts=4", "expert_hidden=64", "vocab=50", "repeats=1"});
+  CAPTURE(ended.out, ended.err);
+  CHECK(ended.code == 0);
+  for (const char* kernel : {"embedding_backward", "fp8_grouped_wgrad", "attention_backward", "adamw_step"}) {
+    CHECK_THAT(ended.out, Catch::Contains(kernel));
+  }
+  CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
 }
 
 TEST_CASE("bench step times a configuration and learns on made-up tokens", "[program]") {

@@ -3,6 +3,7 @@
 #include "core/base/error.h"
 #include "tools/bench/dispatch_bench.h"
 #include "tools/bench/gemm_bench.h"
+#include "tools/bench/kernel_bench.h"
 #include "tools/bench/step_bench.h"
 
 namespace octet {
@@ -16,6 +17,11 @@ struct Benchmark {
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
     {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
+    {"kernels",
+     "each kernel of a step against a copy of its bytes; args: device=cpu|cuda, tokens=N, hidden=N, experts=N, "
+     "top_k=N, "
+     "expert_hidden=N, vocab=N, repeats=N",
+     bench_kernels},
     {"step",
      "a training step on made-up tokens, under mpirun on its ranks; args: CONFIG, steps=N, warmup=N, threads=N|all, "
      "link_delay_us=N (each message is held back), section.key=value..., phases, json",

@@ -1,0 +1,487 @@
+#include "tools/bench/kernel_bench.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "core/base/clock.h"
+#include "core/base/fp8.h"
+#include "core/base/isa.h"
+#include "core/base/random.h"
+#include "core/tensor/transfer.h"
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/device_runtime.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/fp8_gemm.h"
+#include "kernels/gemm.h"
+#include "kernels/permute.h"
+#include "kernels/quantize.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/router.h"
+#include "kernels/row_groups.h"
+#include "kernels/swiglu.h"
+#include "tools/bench/whole_number.h"
+#include "tools/train/device.h"
+
+namespace octet {
+namespace {
+
+struct Sizes {
+  int64_t tokens, hidden, experts, top_k, expert_hidden, vocab;
+};
+constexpr Sizes kOnCpu = {
+    .tokens = 2048, .hidden = 1024, .experts = 16, .top_k = 2, .expert_hidden = 512, .vocab = 8192};
+constexpr Sizes kOnGpu = {
+    .tokens = 32768, .hidden = 4096, .experts = 64, .top_k = 4, .expert_hidden = 1024, .vocab = 32768};
+// Of the answers that are compared: every kind of edge, and little to compute.
+constexpr Sizes kCompared = {.tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128, .vocab = 300};
+constexpr int64_t kHeadDim = 128;
+
+struct Options {
+  DeviceType device = DeviceType::kCpu;
+  Sizes sizes = kOnCpu;
+  int64_t repeats = 9;
+};
+
+Options parse(const std::vector<std::string>& args) {
+  Options options;
+  const auto refuse = [](const std::string& what) {
+    fail(ErrorKind::kArgument,
+         {.what = "bench kernels: " + what +
+                  "; wanted device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N, vocab=N or "
+                  "repeats=N",
+          .where = "command line",
+          .why = {},
+          .fix = "octet bench kernels tokens=2048 hidden=1024"});
+  };
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = kOnGpu;
+  }
+  Sizes& s = options.sizes;
+  const std::pair<const char*, int64_t*> numbers[] = {{"tokens", &s.tokens},
+                                                      {"hidden", &s.hidden},
+                                                      {"experts", &s.experts},
+                                                      {"top_k", &s.top_k},
+                                                      {"vocab", &s.vocab},
+                                                      {"repeats", &options.repeats},
+                                                      {"expert_hidden", &s.expert_hidden}};
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda" || arg == "device=cpu") continue;
+    const size_t equals = arg.find('=');
+    const auto number = whole_number(equals == std::string::npos ? "" : arg.substr(equals + 1));
+    const auto found = std::find_if(std::begin(numbers), std::end(numbers),
+                                    [&](const auto& each) { return arg.substr(0, equals) == each.first; });
+    if (found == std::end(numbers) || !number || *number < 1) refuse(fmt::format("\"{}\" came", arg));
+    *found->second = *number;
+  }
+  if (s.hidden % kHeadDim != 0) refuse(fmt::format("hidden is {}, no multiple of {}", s.hidden, kHeadDim));
+  if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
+  return options;
+}
+
+struct Case {
+  kernels::KernelCost cost;
+  std::function<void()> run;
+  std::vector<Tensor> results;
+};
+
+// Every kernel of a step with tensors of its own, in an order in which each finds what an earlier one made.
+class Workload {
+ public:
+  Workload(const Sizes& sizes, Device device)
+      : s_(sizes), device_(device), stream_(default_stream(device)), as_(MemoryCategory::kWorkspace) {
+    build();
+  }
+  std::vector<Case>& cases() { return cases_; }
+
+ private:
+  Tensor made(Shape shape, DType dtype) { return zeros(shape, dtype, device_); }
+  // Numbers of unit size that repeat after a while.
+  Tensor normal(Shape shape, DType dtype, const char* name) {
+    constexpr size_t kPeriod = 65521;
+    const RandomStream random(1, name);
+    Tensor host = empty(shape, dtype);
+    const auto fill = [&]<class T>() {
+      std::vector<T> pattern;
+      const size_t n = size_t(host.num_elements()), period = std::min(n, kPeriod);
+      for (size_t i = 0; i < period; ++i) pattern.emplace_back(T(random.normal(i)));
+      for (size_t i = 0; i < n; i += period) {
+        std::memcpy(host.data<T>() + i, pattern.data(), std::min(period, n - i) * sizeof(T));
+      }
+    };
+    dtype == DType::kFloat32 ? fill.template operator()<float>() : fill.template operator()<bfloat16>();
+    return there(host);
+  }
+  Tensor below(Shape shape, int64_t limit, const char* name) {
+    const RandomStream random(1, name);
+    Tensor host = empty(shape, DType::kInt32);
+    for (int64_t i = 0; i < host.num_elements(); ++i) {
+      host.data<int32_t>()[i] = int32_t(random.below(uint64_t(limit), uint64_t(i)));
+    }
+    return there(host);
+  }
+  Tensor there(const Tensor& host) {
+    if (device_.is_cpu()) return host;
+    Tensor x = empty(host.shape(), host.dtype(), device_);
+    copy(host, x);
+    return x;
+  }
+  // A kernel as it is called in a step; it runs once now, for those after it.
+  template <class Args>
+  void add(void (*kernel)(const Args&, Stream&), Args args, std::vector<Tensor> results) {
+    cases_.push_back({args.cost(), [this, kernel, args] { kernel(args, stream_); }, std::move(results)});
+    kernel(args, stream_);
+  }
+
+  void build();
+
+  Sizes s_;
+  Device device_;
+  Stream& stream_;
+  AllocateAs as_;
+  std::vector<Tensor> kept_;
+  std::vector<Case> cases_;
+
+  // Views own nothing: what a case reads stays here.
+  Tensor keep(Tensor x) { return kept_.emplace_back(std::move(x)); }
+};
+
+void Workload::build() {
+  using namespace kernels;
+  constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32, kE4m3 = DType::kFloat8E4M3;
+  const auto blocks = [](int64_t n) { return (n + 127) / 128; };
+  const int64_t T = s_.tokens, D = s_.hidden, E = s_.experts, K = s_.top_k, F = s_.expert_hidden, V = s_.vocab;
+  const int64_t R = T * K, heads = D / kHeadDim;
+  const Emulation emulation = device_.is_cpu() ? Emulation::kIdeal : Emulation::kHopper;
+
+  const Tensor x = keep(normal({T, D}, kBf16, "x")), dy = keep(normal({T, D}, kBf16, "dy"));
+  const Tensor weight = keep(normal({D}, kF32, "weight"));
+  const Tensor y = keep(made({T, D}, kBf16)), dx = keep(made({T, D}, kBf16));
+  const Tensor rstd = keep(made({T}, kF32)), dweight = keep(made({D}, kF32));
+
+  const Tensor ids = keep(below({T}, V, "ids")), table = keep(normal({V, D}, kBf16, "table"));
+  const Tensor dtable = keep(made({V, D}, kF32)), embedded = keep(made({T, D}, kBf16));
+  add<EmbeddingForward>(embedding_forward, {.ids = ids, .weight = table, .y = embedded}, {embedded});
+  add<EmbeddingBackward>(embedding_backward, {.ids = ids, .dy = dy, .dweight = dtable}, {dtable});
+  add<RmsNormForward>(rms_norm_forward, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-5f}, {y, rstd});
+  add<RmsNormBackward>(rms_norm_backward,
+                       {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight}, {dx, dweight});
+  add<AddInto>(add_into, {.a = x, .b = dy, .y = dx}, {dx});
+
+  const Tensor positions = keep(below({T}, T, "positions")), turned = keep(normal({T, D}, kBf16, "turned"));
+  const Tensor angles = empty({T, kHeadDim}, kF32);
+  fill_rope_table(angles, kHeadDim, 10000.0);
+  const Tensor cos_sin = keep(there(angles));
+  add<Rope>(rope,
+            {.x = turned,
+             .positions = positions,
+             .cos_sin = cos_sin,
+             .head_dim = kHeadDim,
+             .layout = RopeLayout::kHalf,
+             .inverse = false},
+            {turned});
+
+  const Tensor logits = keep(normal({T, E}, kF32, "logits")), scores = keep(made({T, E}, kF32));
+  const Tensor indices = keep(made({T, K}, DType::kInt32)), weights = keep(made({T, K}, kF32));
+  add<RouterForward>(router_forward,
+                     {.logits = logits,
+                      .bias = {},
+                      .replayed = {},
+                      .scores = scores,
+                      .indices = indices,
+                      .weights = weights,
+                      .options = {}},
+                     {scores, indices, weights});
+  const Tensor offsets = keep(made({E + 1}, DType::kInt64)), block_starts = keep(made({E + 1}, DType::kInt64));
+  const Tensor row_of = keep(made({T, K}, DType::kInt32)), source = keep(made({R}, DType::kInt32));
+  add<BuildPermutation>(build_permutation, {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
+                        {offsets, row_of, source});
+  add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts}, {block_starts});
+
+  const Tensor codes = keep(made({T, D}, kE4m3)), scale = keep(made({T, blocks(D)}, kF32));
+  add<QuantizeRows>(quantize_rows, {.x = x, .codes = codes, .scale = scale, .stats = nullptr}, {codes, scale});
+  const int64_t P = (R + E * 127 + 127) / 128 * 128;  // the most rows that the padded groups of R take
+  const Tensor gathered = keep(made({R, D}, kE4m3));
+  add<GatherRows>(gather_rows, {.x = codes, .source = source, .y = gathered}, {gathered});
+  const Tensor columns = keep(made({P, D}, kE4m3)), column_scale = keep(made({P / 128, D}, kF32));
+  add<RequantizeColumns>(requantize_columns,
+                         {.codes = codes,
+                          .scale = scale,
+                          .rows = source,
+                          .offsets = offsets,
+                          .block_offsets = block_starts,
+                          .out_codes = columns,
+                          .out_scale = column_scale,
+                          .stats = nullptr},
+                         {columns, column_scale});
+
+  // An expert's two matrices, and what is between them.
+  const Tensor w13 = keep(normal({E, 2 * F, D}, kF32, "w13")), w13_codes = keep(made({E, 2 * F, D}, kE4m3));
+  const Tensor w13_scale = keep(made({E, blocks(2 * F), blocks(D)}, kF32));
+  add<QuantizeBlocks>(quantize_blocks, {.x = w13, .codes = w13_codes, .scale = w13_scale, .stats = nullptr},
+                      {w13_codes, w13_scale});
+  const Tensor h = keep(made({R, 2 * F}, kBf16));
+  add<Fp8GroupedGemm>(fp8_grouped_gemm,
+                      {.a = codes,
+                       .a_scale = scale,
+                       .b = w13_codes,
+                       .b_scale = w13_scale,
+                       .offsets = offsets,
+                       .rows = source,
+                       .c = h,
+                       .emulation = emulation},
+                      {h});
+  const Tensor h_codes = keep(made({R, 2 * F}, kE4m3)), h_scale = keep(made({R, blocks(2 * F)}, kF32));
+  const Tensor y_codes = keep(made({R, F}, kE4m3)), y_scale = keep(made({R, blocks(F)}, kF32));
+  add<SwigluForwardFp8>(
+      swiglu_forward_fp8,
+      {.h = h, .h_codes = h_codes, .h_scale = h_scale, .y_codes = y_codes, .y_scale = y_scale, .stats = nullptr},
+      {h_codes, h_scale, y_codes, y_scale});
+  const Tensor dh_in = keep(normal({R, F}, kBf16, "dh_in"));
+  const Tensor y_columns = keep(made({P, F}, kE4m3)), y_column_scale = keep(made({P / 128, F}, kF32));
+  const Tensor dh_codes = keep(made({R, 2 * F}, kE4m3)), dh_scale = keep(made({R, blocks(2 * F)}, kF32));
+  const Tensor dh_columns = keep(made({P, 2 * F}, kE4m3)), dh_column_scale = keep(made({P / 128, 2 * F}, kF32));
+  add<SwigluBackwardFp8>(swiglu_backward_fp8,
+                         {.dy = dh_in,
+                          .h_codes = h_codes,
+                          .h_scale = h_scale,
+                          .offsets = offsets,
+                          .block_offsets = block_starts,
+                          .y_codes = y_columns,
+                          .y_scale = y_column_scale,
+                          .dh_codes = dh_codes,
+                          .dh_scale = dh_scale,
+                          .dh_column_codes = dh_columns,
+                          .dh_column_scale = dh_column_scale,
+                          .y_stats = nullptr,
+                          .dh_stats = nullptr,
+                          .dh_column_stats = nullptr},
+                         {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale});
+  const Tensor dw13 = keep(made({E, 2 * F, D}, kF32));
+  add<Fp8GroupedWgrad>(fp8_grouped_wgrad,
+                       {.dy = dh_columns,
+                        .dy_scale = dh_column_scale,
+                        .x = columns,
+                        .x_scale = column_scale,
+                        .offsets = offsets,
+                        .block_offsets = block_starts,
+                        .dw = dw13,
+                        .accumulate = false,
+                        .emulation = emulation},
+                       {dw13});
+  const Tensor expert_rows = keep(normal({R, D}, kBf16, "rows")), drows = keep(made({R, D}, kBf16));
+  const Tensor dweights = keep(made({T, K}, kF32)), combined = keep(made({T, D}, kBf16));
+  add<CombineForward>(combine_forward,
+                      {.rows = expert_rows, .row_of = row_of, .weights = weights, .base = x, .y = combined},
+                      {combined});
+  add<CombineBackward>(
+      combine_backward,
+      {.dy = dy, .rows = expert_rows, .row_of = row_of, .weights = weights, .drows = drows, .dweights = dweights},
+      {drows, dweights});
+  const Tensor row_columns = keep(made({P, D}, kE4m3)), row_column_scale = keep(made({P / 128, D}, kF32));
+  const Tensor row_codes = keep(made({R, D}, kE4m3)), row_scale = keep(made({R, blocks(D)}, kF32));
+  add<QuantizeColumns>(quantize_columns,
+                       {.x = drows,
+                        .offsets = offsets,
+                        .block_offsets = block_starts,
+                        .codes = row_columns,
+                        .scale = row_column_scale,
+                        .stats = nullptr,
+                        .row_codes = row_codes,
+                        .row_scale = row_scale},
+                       {row_columns, row_column_scale, row_codes, row_scale});
+
+  // The same in bfloat16.
+  const Tensor w13_bf16 = keep(normal({E, 2 * F, D}, kBf16, "w13")), h_bf16 = keep(made({R, 2 * F}, kBf16));
+  const Tensor y_bf16 = keep(made({R, F}, kBf16)), dh_bf16 = keep(made({R, 2 * F}, kBf16));
+  add<GroupedGemm>(grouped_gemm, {.a = x, .b = w13_bf16, .offsets = offsets, .rows = source, .c = h_bf16}, {h_bf16});
+  add<SwigluForward>(swiglu_forward, {.h = h_bf16, .y = y_bf16}, {y_bf16});
+  add<SwigluBackward>(swiglu_backward, {.dy = dh_in, .h = h_bf16, .dh = dh_bf16}, {dh_bf16});
+  add<GroupedWgrad>(grouped_wgrad,
+                    {.dy = dh_bf16, .x = x, .offsets = offsets, .rows = source, .dw = dw13, .accumulate = false},
+                    {dw13});
+
+  // Attention over one sequence after the other, 4,096 tokens at most; products of whole matrices; the loss; the step.
+  const int64_t batch = std::max<int64_t>(1, T % 4096 == 0 ? T / 4096 : 1);
+  const Tensor o = keep(made({T, D}, kBf16)), lse = keep(made({T, heads}, kF32));
+  const Tensor dq = keep(made({T, D}, kBf16)), dk = keep(made({T, D}, kBf16)), dv = keep(made({T, D}, kBf16));
+  const float softmax_scale = 1.0f / std::sqrt(float(kHeadDim));
+  add<AttentionForward>(attention_forward,
+                        {.q = x,
+                         .k = dy,
+                         .v = turned,
+                         .o = o,
+                         .lse = lse,
+                         .batch = batch,
+                         .num_heads = heads,
+                         .num_kv_heads = heads,
+                         .scale = softmax_scale},
+                        {o, lse});
+  add<AttentionBackward>(attention_backward,
+                         {.grad_o = dx,
+                          .q = x,
+                          .k = dy,
+                          .v = turned,
+                          .o = o,
+                          .lse = lse,
+                          .dq = dq,
+                          .dk = dk,
+                          .dv = dv,
+                          .batch = batch,
+                          .num_heads = heads,
+                          .num_kv_heads = heads,
+                          .scale = softmax_scale},
+                         {dq, dk, dv});
+  const Tensor square = keep(normal({D, D}, kBf16, "square")), product = keep(made({T, D}, kBf16));
+  add<GroupedGemm>(grouped_gemm, {.a = x, .b = square, .c = product}, {product});
+
+  const int64_t chunk = std::max<int64_t>(1, T / 8);
+  const Tensor vocab_logits = keep(normal({chunk, V}, kF32, "vocab_logits"));
+  const Tensor targets = keep(below({chunk}, V, "targets")), loss = keep(made({chunk}, kF32));
+  const Tensor dlogits = keep(made({chunk, V}, kBf16));
+  add<CrossEntropy>(cross_entropy,
+                    {.logits = vocab_logits, .targets = targets, .loss = loss, .dlogits = dlogits, .grad_scale = 1.0f},
+                    {loss, dlogits});
+  const Tensor master = keep(normal({E, 2 * F, D}, kF32, "master"));
+  const Tensor m = keep(made({E, 2 * F, D}, kBf16)), v = keep(made({E, 2 * F, D}, kBf16));
+  add<AdamwStep>(adamw_step,
+                 {.master = master,
+                  .grad = w13,
+                  .m = m,
+                  .v = v,
+                  .weight = {},
+                  .codes = w13_codes,
+                  .code_scale = w13_scale,
+                  .lr = 1e-3f,
+                  .beta1 = 0.9f,
+                  .beta2 = 0.95f,
+                  .eps = 1e-8f,
+                  .weight_decay = 0.1f,
+                  .grad_scale = 1.0f,
+                  .step = 1},
+                 {master, m, v, w13_codes, w13_scale});
+}
+
+std::vector<double> numbers_of(const Tensor& x) {
+  std::vector<double> values;
+  const auto take = [&](const auto& all, auto&& number) {
+    for (const auto& each : all) values.push_back(number(each));
+  };
+  const auto plain = [](auto each) { return double(each); };
+  switch (x.dtype()) {
+    case DType::kFloat32:
+      take(to_vector<float>(x), plain);
+      break;
+    case DType::kBFloat16:
+      take(to_vector<bfloat16>(x), [](bfloat16 each) { return double(float(each)); });
+      break;
+    case DType::kInt32:
+      take(to_vector<int32_t>(x), plain);
+      break;
+    case DType::kInt64:
+      take(to_vector<int64_t>(x), plain);
+      break;
+    default:
+      take(to_vector<float8_e4m3>(x), [](float8_e4m3 each) { return double(decode(each)); });
+  }
+  return values;
+}
+
+// The largest difference of two results over the largest number.
+double difference(const Tensor& got, const Tensor& wanted) {
+  const std::vector<double> a = numbers_of(got), b = numbers_of(wanted);
+  double off = 0, largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    off = a[i] == b[i] ? off : std::isfinite(a[i] - b[i]) ? std::max(off, std::abs(a[i] - b[i])) : INFINITY;
+    largest = std::max(largest, std::abs(b[i]));
+  }
+  return off == 0 ? 0 : off / largest;
+}
+
+// Seconds of one call, from `calls` of them at a time.
+double time_of(const std::function<void()>& run, int64_t calls, Stream& stream) {
+  const int64_t begin = real_clock().monotonic_ns();
+  for (int64_t i = 0; i < calls; ++i) run();
+  if (!stream.device().is_cpu()) gpu::synchronize(stream);
+  return double(real_clock().monotonic_ns() - begin) * 1e-9 / double(calls);
+}
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+int bench_kernels(const std::vector<std::string>& args) {
+  const Options options = parse(args);
+  const Device device = open_device(options.device);
+  Stream& stream = default_stream(device);
+
+  // The reference of a GPU is the CPU; that of the CPU, its plain form.
+  std::vector<double> off;
+  {
+    Workload tested(kCompared, device);
+    const Isa isa = current_isa();
+    if (device.is_cpu()) set_current_isa(Isa::kGeneric);
+    Workload reference(kCompared, Device());
+    set_current_isa(isa);
+    for (size_t i = 0; i < tested.cases().size(); ++i) {
+      double worst = 0;
+      for (size_t r = 0; r < tested.cases()[i].results.size(); ++r) {
+        worst = std::max(worst, difference(tested.cases()[i].results[r], reference.cases()[i].results[r]));
+      }
+      off.push_back(worst);
+    }
+  }
+
+  Workload workload(options.sizes, device);
+  const Sizes& s = options.sizes;
+  fmt::print(
+      "{}; {} tokens, width {}, {} experts of width {}, {} for each token, vocabulary {}\n"
+      "x copy: the share of the speed at which this device copies as many bytes; off: the largest difference from {}\n"
+      "on a small problem, over the largest number\n\n",
+      describe(device), s.tokens, s.hidden, s.experts, s.expert_hidden, s.top_k, s.vocab,
+      device.is_cpu() ? "the generic instruction set" : "the CPU");
+  fmt::print("{:<22} {:>9} {:>8} {:>9} {:>8} {:>8} {:>9} {:>9}\n", "kernel", "median ms", "spread", "MB", "GB/s",
+             "x copy", "GFLOP/s", "off");
+  double largest = 0;
+  for (const Case& each : workload.cases()) largest = std::max(largest, each.cost.bytes);
+  const Tensor from = zeros({int64_t(largest / 2) + 1}, DType::kUInt8, device), to = empty_like(from);
+  const int64_t calls = device.is_cpu() ? 1 : 8;
+  int failures = 0;
+  for (size_t i = 0; i < workload.cases().size(); ++i) {
+    const Case& each = workload.cases()[i];
+    const int64_t half = std::max<int64_t>(1, int64_t(each.cost.bytes / 2));
+    const auto copied = [&] {
+      if (!device.is_cpu()) return gpu::copy(to.view().raw(), from.view().raw(), half, stream);
+      stream.parallel_chunks(half, int64_t(1) << 20, [&](int64_t begin, int64_t end) {
+        std::memcpy(to.data<uint8_t>() + begin, from.data<uint8_t>() + begin, size_t(end - begin));
+      });
+    };
+    std::vector<double> seconds, of_copy;
+    time_of(each.run, 1, stream), time_of(copied, 1, stream);
+    for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
+      seconds.push_back(time_of(each.run, calls, stream));
+      of_copy.push_back(time_of(copied, calls, stream));
+    }
+    const double middle = median(seconds), flops = each.cost.float_flops + each.cost.pair_flops;
+    const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
+    // bfloat16 keeps 8 bits and E4M3 4: one rounding apart.
+    const bool is_wrong = !(off[i] <= 0x1p-4);
+    failures += is_wrong;
+    fmt::print("{:<22} {:>9.3f} {:>7.1f}% {:>9.1f} {:>8.1f} {:>8.2f} {:>9} {:>9.1e}{}\n", each.cost.name, middle * 1e3,
+               100 * (*most - *least) / middle, each.cost.bytes * 1e-6, each.cost.bytes / middle * 1e-9,
+               median(of_copy) / middle, flops > 0 ? fmt::format("{:.1f}", flops / middle * 1e-9) : "", off[i],
+               is_wrong ? "  WRONG" : "");
+  }
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace octet
