@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves Octet on a machine with an NVIDIA Hopper GPU, in one call of less than 9 minutes, and writes one report:
-#   tools/gpu_check.sh [--stages LIST] [--build DIR] [--report FILE]
+#   tools/gpu_check.sh [--stages LIST] [--build DIR] [--report FILE] [--emulated]
 # Stages, all of them where --stages is left out, in this order:
 #   build      configure and compile, warnings as errors; needs no GPU. Libraries come from .deps where
 #              tools/bundle_deps.sh packed them and that directory is here
@@ -9,13 +9,17 @@
 #   memcheck   compute-sanitizer over a small training step
 #   racecheck  the same, for shared memory
 #   bench      the table of kernels and steps
+# --emulated: the same on a machine without a GPU, with the emulated one (docs/cuda_emulation.md) and without its limits
+# of time: a rehearsal of this script, whose figures say nothing. memcheck and racecheck run a step without their tool.
 # A stage that fails does not stop those after it, but for build. Exit code 0: every stage passed; 2: one did not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 stages=build,doctor,test,memcheck,racecheck,bench
-build=build-gpu
+build=
 report=
+slower=1
+cuda=(-DOCTET_CUDA=ON)
 while [ $# -gt 0 ]; do
   case $1 in
     --stages | --build | --report)
@@ -26,8 +30,12 @@ while [ $# -gt 0 ]; do
       declare "${1#--}=$2"
       shift 2
       ;;
+    --emulated)
+      slower=20 cuda=(-DOCTET_CUDA=OFF -DOCTET_EMULATE_CUDA=ON)
+      shift
+      ;;
     *)
-      echo "gpu_check: \"$1\" came; wanted --stages LIST, --build DIR, --report FILE" >&2
+      echo "gpu_check: \"$1\" came; wanted --stages LIST, --build DIR, --report FILE or --emulated" >&2
       exit 2
       ;;
   esac
@@ -41,6 +49,7 @@ for stage in ${stages//,/ }; do
       ;;
   esac
 done
+build=${build:-$([ $slower -eq 1 ] && echo build-gpu || echo build-gpu-emulated)}
 report=${report:-$build/gpu_report.md}
 mkdir -p "$build" "$(dirname "$report")"
 wants() { [[ ,$stages, == *,$1,* ]]; }
@@ -51,7 +60,7 @@ rows=() bodies=() failed=0
 
 # stage NAME SECONDS COMMAND...: runs it under a limit; a row of the table and its last lines go into the report.
 stage() {
-  local name=$1 limit=$2 began=$SECONDS log code result
+  local name=$1 limit=$(($2 * slower)) began=$SECONDS log code result
   shift 2
   log=$build/$name.log
   echo "== $name"
@@ -70,7 +79,7 @@ stage() {
 }
 
 configure_and_build() {
-  local options=(-DCMAKE_BUILD_TYPE=Release -DOCTET_WARNINGS_AS_ERRORS=ON -DOCTET_CUDA=ON) targets=(octet)
+  local options=(-DCMAKE_BUILD_TYPE=Release -DOCTET_WARNINGS_AS_ERRORS=ON "${cuda[@]}") targets=(octet)
   if [ -d .deps ]; then options+=(-DOCTET_BUNDLED_DEPS=ON); fi
   for test in "${tests[@]}"; do targets+=("test_$test"); done
   cmake -G Ninja -S . -B "$build" "${options[@]}" || return
@@ -89,19 +98,26 @@ run_tests() {
 }
 # $1: the tool. The first error ends it: a report of thousands helps nobody.
 sanitized_step() {
-  compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20 "$build/octet" bench step "${small[@]}"
+  local tool=(compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20)
+  [ "$slower" -eq 1 ] || tool=()
+  "${tool[@]}" "$build/octet" bench step "${small[@]}"
 }
 bench_all() {
-  "$build/octet" bench gemm || return
+  local config=configs/bench_small.yaml sizes=()
+  [ "$slower" -eq 1 ] || {
+    config=configs/bench_tiny.yaml
+    sizes=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128 vocab=512 repeats=1)
+  }
+  "$build/octet" bench kernels device=cuda "${sizes[@]}" || return
   for recipe in bf16 fp8_block; do
-    "$build/octet" bench step configs/bench_small.yaml device=cuda "precision.recipe=$recipe" || return
+    "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" || return
   done
 }
 export -f configure_and_build run_tests sanitized_step bench_all
-export build
+export build slower
 
 began=$SECONDS
-if wants build; then stage build 240 bash -c "$(declare -p tests); configure_and_build" || stages=none; fi
+if wants build; then stage build 240 bash -c "$(declare -p tests cuda); configure_and_build" || stages=none; fi
 if wants doctor; then stage doctor 15 "$build/octet" doctor || true; fi
 if wants test; then stage test 110 bash -c "$(declare -p tests); run_tests" || true; fi
 if wants memcheck; then stage memcheck 55 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
