@@ -131,8 +131,6 @@ __global__ void __launch_bounds__(kTensorThreads) tensor_forward_kernel(ForwardH
   const int rows = int(a.queries - first < Form::kQueries ? a.queries - first : Form::kQueries);
   const int head_dim = a.q.columns, value_dim = a.v.columns;
   const HeadRows<bfloat16> q = a.q.at(at.sequence * a.queries, at.head);
-  const HeadRows<bfloat16> k = a.k.at(at.sequence * a.keys, at.head / a.group);
-  const HeadRows<bfloat16> v = a.v.at(at.sequence * a.keys, at.head / a.group);
 
   const SharedTile<Form::kQueries> q_tile{0};
   const uint32_t k_bytes = tile_bytes(kKeyBlock, head_dim), stage = k_bytes + tile_bytes(kKeyBlock, value_dim);
@@ -143,8 +141,8 @@ __global__ void __launch_bounds__(kTensorThreads) tensor_forward_kernel(ForwardH
   const int num_keys = position + rows;
   const auto load_block = [&](int block) {
     const int key = block * kKeyBlock, count = num_keys - key < kKeyBlock ? num_keys - key : kKeyBlock;
-    k_tile(block).load(k, key, count);
-    v_tile(block).load(v, key, count);
+    k_tile(block).load(a.k.at(at.sequence * a.keys, at.head / a.group), key, count);
+    v_tile(block).load(a.v.at(at.sequence * a.keys, at.head / a.group), key, count);
   };
 
   const int lane = int(threadIdx.x) % kWarp, warp_row = int(threadIdx.x) / kWarp * Form::kRows;
