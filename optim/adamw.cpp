@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 
-#include "core/tensor/transfer.h"
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 
@@ -20,13 +19,18 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DTyp
   }
 }
 
-std::vector<double> AdamW::square_sums() const {
+std::vector<double> AdamW::SquareSums::wait() const {
+  std::vector<double> sums;
+  for (const int64_t bits : bits_.wait<int64_t>()) sums.push_back(std::bit_cast<double>(bits));
+  return sums;
+}
+
+AdamW::SquareSums AdamW::square_sums() const {
   const auto slabs_of = [](const Parameter& parameter) {
     return parameter.is_cut() ? parameter.slabs_of_matrix() * parameter.cut().total : parameter.num_slabs();
   };
   int64_t slabs = 0;
   for (const Parameter* parameter : parameters_) slabs += slabs_of(*parameter);
-  // Of each slab of the model; 0 where another rank owns it. float64 numbers, in the dtype of their size.
   const Device device = parameters_.empty() ? Device{} : parameters_[0]->device();
   const Tensor partial = zeros({slabs}, DType::kInt64, MemoryCategory::kWorkspace, device);
   int64_t begin = 0;
@@ -46,10 +50,8 @@ std::vector<double> AdamW::square_sums() const {
                            grad.stream());
     }
   }
-  const Readback came(partial);
-  std::vector<double> sums;
-  sums.reserve(size_t(slabs));
-  for (const int64_t bits : came.wait<int64_t>()) sums.push_back(std::bit_cast<double>(bits));
+  SquareSums sums;
+  sums.bits_ = Readback(partial);
   return sums;
 }
 
@@ -60,7 +62,7 @@ double AdamW::norm_of(std::span<const double> sums) {
 }
 
 double AdamW::gradient_norm() const {
-  std::vector<double> sums = square_sums();
+  std::vector<double> sums = square_sums().wait();
   if (world_ != nullptr) world_->all_reduce(sums);
   return norm_of(sums);
 }

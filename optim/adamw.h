@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/autograd/parameter.h"
+#include "core/tensor/transfer.h"
 #include "optim/optim_config.h"
 #include "parallel/communicator.h"
 
@@ -23,7 +24,15 @@ class AdamW {
   double gradient_norm() const;
   // Its two halves, for a caller that sums over ranks itself: of each slab of the model, 0 where another rank owns it;
   // and the norm of what the sums of all ranks are together.
-  std::vector<double> square_sums() const;
+  class SquareSums {
+   public:
+    std::vector<double> wait() const;  // until a GPU has made them
+
+   private:
+    friend class AdamW;
+    Readback bits_;  // of float64 numbers, in the dtype of their size
+  };
+  SquareSums square_sums() const;
   static double norm_of(std::span<const double> sums);
   // One update with gradients times min(1, grad_clip / norm), of the own rows of masters and of the forms that products
   // read; then gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.

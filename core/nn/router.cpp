@@ -1,7 +1,6 @@
 #include "core/nn/router.h"
 
 #include "core/nn/attention_layer.h"
-#include "core/tensor/transfer.h"
 #include "kernels/router_load.h"
 
 namespace octet {
@@ -46,14 +45,27 @@ Routing Router::forward(const LinearInput& input, const Tensor& replayed) {
   return routing;
 }
 
-std::vector<int64_t> Router::load() const { return to_vector<int64_t>(load_); }
+std::vector<int64_t> Router::Reading::load() const {
+  const auto counts = load_.wait<int64_t>();
+  return {counts.begin(), counts.end()};
+}
 
-void Router::set_load(const std::vector<int64_t>& load) { copy(from_vector(load, load_.shape()), load_); }
-
-Router::Losses Router::losses() const {
-  const std::vector<float> both = to_vector<float>(losses_);
+Router::Losses Router::Reading::losses() const {
+  const auto both = losses_.wait<float>();
   return {.balance = both[0], .z = both[1]};
 }
+
+Router::Reading Router::read() const {
+  Reading reading;
+  reading.load_ = Readback(load_);
+  reading.losses_ = Readback(losses_);
+  return reading;
+}
+
+std::vector<int64_t> Router::load() const { return read().load(); }
+Router::Losses Router::losses() const { return read().losses(); }
+
+void Router::set_load(const std::vector<int64_t>& load) { copy(from_vector(load, load_.shape()), load_); }
 
 void Router::end_step() {
   kernels::update_router_bias({.counts = load_,

@@ -7,6 +7,7 @@
 #include "core/nn/model_config.h"
 #include "core/ops/linear.h"
 #include "core/ops/route.h"
+#include "core/tensor/transfer.h"
 
 namespace octet {
 
@@ -18,15 +19,25 @@ class Router {
   // input: [T, D]. replayed: [T, K] int32 to send tokens where an earlier pass sent them, or not defined.
   Routing forward(const LinearInput& input, const Tensor& replayed = {});
 
-  // Choices per expert since the last end_step, over all micro-batches. Read when the passes of a step are done: on a
-  // GPU the host waits for it.
+  // Choices per expert since the last end_step, over all micro-batches. On a GPU the host waits for it.
   std::vector<int64_t> load() const;
   // Of all ranks, in place of this one's: before end_step.
   void set_load(const std::vector<int64_t>& load);
   struct Losses {
     float balance = 0, z = 0;
   };
-  Losses losses() const;  // read as load() is
+  Losses losses() const;  // waits as load() does
+  // Both, on their way to the host: for a caller that waits once for all routers.
+  class Reading {
+   public:
+    std::vector<int64_t> load() const;
+    Losses losses() const;
+
+   private:
+    friend class Router;
+    Readback load_, losses_;
+  };
+  Reading read() const;
   // Once an optimizer step, with the load of the whole global batch:
   //   bias[i] += rate * sign(mean(load) - load[i]), then minus the mean of that step where bias_centered
   // and the load becomes the one that aux_loss global_batch balances against. Clears load and losses.

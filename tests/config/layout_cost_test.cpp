@@ -58,7 +58,7 @@ Measured train(const Config& config) {
       world.reset_traffic();
       for (Communicator* group : ranks.groups()) group->reset_traffic();
       // Tokens are drawn evenly, so that routing is about even.
-      const std::vector<double> losses = run_micro_batches(
+      const StepLosses losses = run_micro_batches(
           model, plan,
           [&](int64_t m) {
             const int64_t T = plan.sequences * plan.seq_len;

@@ -226,7 +226,7 @@ StepRecord Trainer::train_step() {
   const StepPlan plan = plan_step(config_, world_.rank());
   const int64_t tokens = plan.tokens();
   world_.set_phase(fmt::format("step {}, gradients", step));
-  const std::vector<double> losses = run_micro_batches(
+  const StepLosses losses = run_micro_batches(
       *model_, plan,
       [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); },
       step_ranks());
@@ -239,7 +239,7 @@ StepRecord Trainer::train_step() {
                     .lr = learning_rate(config_.optim, step, train.steps),
                     .grad_norm = sums.grad_norm};
   if (!model_->routers().empty()) record.aux_loss = sums.balance_loss, record.z_loss = sums.z_loss;
-  if (measure) add_router_metrics(record);
+  if (measure) add_router_metrics(record, sums.loads);
   if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
     if (train.on_non_finite == OnNonFinite::kStop || skipped_in_a_row_ + 1 >= kMostSkippedInARow) {
       refuse_non_finite(record.loss);
@@ -289,10 +289,9 @@ void Trainer::watch_ranks(StepRecord& record, bool is_interval_over, double seco
   worked_s_ = interval_s_ = 0;
 }
 
-void Trainer::add_router_metrics(StepRecord& record) {
-  const std::vector<Router*> routers = model_->routers();
-  for (size_t i = 0; i < routers.size(); ++i) {
-    const std::vector<int64_t> load = routers[i]->load();
+void Trainer::add_router_metrics(StepRecord& record, const std::vector<std::vector<int64_t>>& loads) const {
+  for (size_t i = 0; i < loads.size(); ++i) {
+    const std::vector<int64_t>& load = loads[i];
     const LoadStats stats = load_stats(load);
     record.experts.push_back({.layer = config_.model.dense_layers + int64_t(i),
                               .max_violation = stats.max_violation,

@@ -53,7 +53,7 @@ class Trainer {
   Transformer& model() { return *model_; }
 
  private:
-  void add_router_metrics(StepRecord& record);
+  void add_router_metrics(StepRecord& record, const std::vector<std::vector<int64_t>>& loads) const;
   void add_machine_metrics(StepRecord& record);
   void watch_ranks(StepRecord& record, bool is_interval_over, double seconds_waited);
   void validate_into(StepRecord& record);

@@ -1,6 +1,5 @@
 #include "tools/train/training_step.h"
 
-#include "core/tensor/transfer.h"
 #include "kernels/elementwise.h"
 #include "tools/train/model_stats.h"
 
@@ -59,14 +58,20 @@ StepPlan plan_step(const Config& config, int rank) {
           .interleave = config.parallel.interleave};
 }
 
-std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
-                                      const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
+std::vector<double> StepLosses::wait() const {
+  std::vector<double> losses(size_t(plan_.micro_batches), 0.0);
+  for (size_t i = 0; i < parts_.size(); ++i) losses[size_t(plan_.first) + i] = parts_[i].sum();
+  return losses;
+}
+
+StepLosses run_micro_batches(Transformer& model, const StepPlan& plan,
+                             const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
   require(plan.count % plan.groups == 0 && plan.count / plan.groups % plan.interleave == 0,
           "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
           plan.groups, plan.interleave);
   const int64_t T = plan.sequences * plan.seq_len;
   const Device device = model.context().device;
-  std::vector<HeadLoss> parts;  // of each micro-batch of this rank's; read when all has been asked for
+  std::vector<HeadLoss> parts;
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
@@ -86,41 +91,42 @@ std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
   }
   if (plan.groups > 1) groups.give_back();
   if (ranks.shards != nullptr) ranks.shards->finish_reduction();
-  std::vector<double> losses(size_t(plan.micro_batches), 0.0);
-  for (size_t i = 0; i < parts.size(); ++i) losses[size_t(plan.first) + i] = parts[i].sum();
-  return losses;
+  return StepLosses(plan, std::move(parts));
 }
 
-StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, std::span<const double> losses,
+StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, const StepLosses& step_losses,
                   const StepRanks& ranks, bool asks_to_stop) {
-  const std::vector<double> squares = optimizer.square_sums();
+  const std::vector<Router*> routers = model.routers();
+  std::vector<Router::Reading> readings;
+  for (const Router* router : routers) readings.push_back(router->read());
+  // The last that was asked for is the first that the host waits for: then all the others are there.
+  const std::vector<double> squares = optimizer.square_sums().wait();
+  const std::vector<double> losses = step_losses.wait();
   std::vector<double> sums(size_t(kStepSums), 0.0);
   sums[0] = asks_to_stop ? 1 : 0;
-  const std::vector<Router*> routers = model.routers();
-  for (const Router* router : routers) {
-    const Router::Losses of = router->losses();
+  for (const Router::Reading& reading : readings) {
+    const Router::Losses of = reading.losses();
     sums[1] += double(of.balance), sums[2] += double(of.z);
   }
   sums.insert(sums.end(), losses.begin(), losses.end());
   sums.insert(sums.end(), squares.begin(), squares.end());
   // Loads are whole numbers below 2^53.
-  for (const Router* router : routers) {
-    const std::vector<int64_t> load = router->load();
+  for (const Router::Reading& reading : readings) {
+    const std::vector<int64_t> load = reading.load();
     sums.insert(sums.end(), load.begin(), load.end());
   }
   if (ranks.world != nullptr) ranks.world->all_reduce(sums);
 
-  StepSums result{.balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0};
+  StepSums result{.balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0, .loads = {}};
   auto next = sums.begin() + kStepSums;
   for (size_t i = 0; i < losses.size(); ++i) result.loss += *next++;
   result.loss /= double(plan.tokens());
   result.grad_norm = AdamW::norm_of({next, squares.size()});
   next += std::ptrdiff_t(squares.size());
-  if (ranks.world == nullptr || ranks.world->size() == 1) return result;
   for (Router* router : routers) {
-    std::vector<int64_t> load(size_t(model.config().moe.num_experts));
+    std::vector<int64_t>& load = result.loads.emplace_back(size_t(model.config().moe.num_experts));
     for (int64_t& count : load) count = int64_t(*next++);
-    router->set_load(load);
+    if (ranks.world != nullptr && ranks.world->size() > 1) router->set_load(load);
   }
   return result;
 }

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <functional>
-#include <span>
 #include <vector>
 
 #include "core/nn/transformer.h"
@@ -38,23 +37,34 @@ struct StepRanks {
   ParameterShards* shards = nullptr;
 };
 
+// The losses of a rank's micro-batches, which a GPU may still be making.
+class StepLosses {
+ public:
+  StepLosses(const StepPlan& plan, std::vector<HeadLoss> parts) : plan_(plan), parts_(std::move(parts)) {}
+  // Of each micro-batch of the step, summed over its tokens, in nats; 0 for those of other ranks. Waits for a GPU.
+  std::vector<double> wait() const;
+
+ private:
+  StepPlan plan_;
+  std::vector<HeadLoss> parts_;
+};
+
 // Forward and backward of this rank's micro-batches: fetch(m) gives the m-th of the step. Gradients are added to the
-// parameters', own rows over all ranks. The result is the loss of each micro-batch of the step, summed over its tokens,
-// in nats; 0 for those of other ranks.
-std::vector<double> run_micro_batches(Transformer& model, const StepPlan& plan,
-                                      const std::function<Batch(int64_t micro_batch)>& fetch,
-                                      const StepRanks& ranks = {});
+// parameters', own rows over all ranks. Where this rank is alone, the host asks for all of it and waits for none.
+StepLosses run_micro_batches(Transformer& model, const StepPlan& plan,
+                             const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks = {});
 
 // What a step sums over ranks besides its gradients; the same on every rank.
 struct StepSums {
-  double loss = 0;                      // mean over the global batch, nats per token
-  double grad_norm = 0;                 // AdamW::gradient_norm
-  double balance_loss = 0, z_loss = 0;  // of all routers
-  bool asks_to_stop = false;            // any rank does
+  double loss = 0;                          // mean over the global batch, nats per token
+  double grad_norm = 0;                     // AdamW::gradient_norm
+  double balance_loss = 0, z_loss = 0;      // of all routers
+  bool asks_to_stop = false;                // any rank does
+  std::vector<std::vector<int64_t>> loads;  // of each router
 };
 // Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers, which become those of all
-// ranks. losses: of run_micro_batches; the gradients are those of the whole step.
-StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, std::span<const double> losses,
+// ranks. losses: of run_micro_batches; the gradients are those of the whole step. The host waits for a GPU, once.
+StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, const StepLosses& losses,
                   const StepRanks& ranks = {}, bool asks_to_stop = false);
 
 // Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), clears them, and gathers the

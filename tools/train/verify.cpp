@@ -69,7 +69,7 @@ class Reference {
       for (Router* router : model_.routers()) router->drop_step();
     }
     plan.groups = parallel.dp;
-    const std::vector<double> losses = run_micro_batches(model_, plan, [&](int64_t m) {
+    const StepLosses losses = run_micro_batches(model_, plan, [&](int64_t m) {
       world_.progress();
       return fetch(config_, step, m);
     });
@@ -185,7 +185,7 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& wo
     const StepSums wanted = reference ? reference->compute(step) : StepSums();
     const StepRanks together{.world = &world, .shards = shards.get()};
     const StepPlan plan = plan_step(config, world.rank());
-    const std::vector<double> losses = run_micro_batches(
+    const StepLosses losses = run_micro_batches(
         model, plan, [&](int64_t m) { return fetch(config, step, m); }, together);
     const StepSums sums = sum_step(model, optimizer, plan, losses, together);
     Comparison gradients("gradient", step, result, result.gradients_different, result.worst_gradient);

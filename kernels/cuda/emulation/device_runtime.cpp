@@ -263,16 +263,22 @@ class Arrivals {
     std::memset(to, kUnwritten, bytes.size());
     waiting_.push_back({stream, ++places_[stream], static_cast<char*>(to), std::move(bytes)});
   }
-  void deliver(CUstream_st* stream, int64_t up_to) {
+  // The host has waited for all up to a place.
+  void reach(CUstream_st* stream, int64_t place) {
     const std::lock_guard lock(mutex_);
-    std::erase_if(waiting_, [&](const Waiting& one) {
-      if (one.stream != stream || one.place > up_to) return false;
-      std::memcpy(one.to, one.bytes.data(), one.bytes.size());
-      return true;
-    });
+    reached_[stream] = std::max(reached_[stream], place);
+    deliver([&](const Waiting& one) { return one.stream == stream && one.place <= place; });
   }
-  // Before a stream reads host memory, what it wrote there is there.
-  void deliver_all(CUstream_st* stream) { deliver(stream, INT64_MAX); }
+  bool has_reached(CUstream_st* stream, int64_t place) {
+    const std::lock_guard lock(mutex_);
+    return reached_[stream] >= place;
+  }
+  // Before a stream reads host memory, what was written there is there.
+  void deliver_to(const void* from, int64_t bytes) {
+    const char* begin = static_cast<const char*>(from);
+    const std::lock_guard lock(mutex_);
+    deliver([&](const Waiting& one) { return one.to < begin + bytes && begin < one.to + one.bytes.size(); });
+  }
 
  private:
   struct Waiting {
@@ -281,8 +287,16 @@ class Arrivals {
     char* to;
     std::vector<char> bytes;
   };
+  void deliver(auto&& is_due) {
+    std::erase_if(waiting_, [&](const Waiting& one) {
+      if (!is_due(one)) return false;
+      std::memcpy(one.to, one.bytes.data(), one.bytes.size());
+      return true;
+    });
+  }
+
   std::mutex mutex_;
-  std::map<CUstream_st*, int64_t> places_;
+  std::map<CUstream_st*, int64_t> places_, reached_;
   std::vector<Waiting> waiting_;
 };
 Arrivals& arrivals() {
@@ -386,7 +400,7 @@ void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch,
           "copy: to host memory that is not pinned");
   require(ErrorKind::kDevice, from_device || pinned().holds(from, extent(from_pitch)),
           "copy: from host memory that is not pinned");
-  if (!from_device) arrivals().deliver_all(stream.cuda());
+  if (!from_device) arrivals().deliver_to(from, extent(from_pitch));
   const Memory::Access access(memory());
   for (int64_t row = 0; row < rows; ++row) {
     const char* source = static_cast<const char*>(from) + row * from_pitch;
@@ -408,7 +422,7 @@ void fill(void* to, int byte, int64_t bytes, Stream&) {
 
 void synchronize(Stream& stream) {
   ++waits;
-  arrivals().deliver_all(stream.cuda());
+  arrivals().reach(stream.cuda(), arrivals().place_of(stream.cuda()));
 }
 int64_t host_waits() { return waits; }
 
@@ -427,15 +441,14 @@ void Event::record(Stream& stream) {
   place_ = arrivals().place_of(stream.cuda());
 }
 bool Event::is_done() const {
-  if (event_ != nullptr) arrivals().deliver(reinterpret_cast<CUstream_st*>(event_), place_);
-  return true;
+  return event_ == nullptr || arrivals().has_reached(reinterpret_cast<CUstream_st*>(event_), place_);
 }
 void Event::wait() const {
   if (event_ == nullptr) return;
   ++waits;
-  arrivals().deliver(reinterpret_cast<CUstream_st*>(event_), place_);
+  arrivals().reach(reinterpret_cast<CUstream_st*>(event_), place_);
 }
-void Event::hold(Stream&) const { is_done(); }
+void Event::hold(Stream&) const {}  // one stream runs after the other
 
 std::shared_ptr<Stream> make_stream(Device device) {
   open(device);
