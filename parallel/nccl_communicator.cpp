@@ -33,7 +33,7 @@ class Channel {
       : host_(std::move(host)), device_(device), timeout_s_(timeout_s) {
     try {
       check(cudaSetDevice(device_), "cudaSetDevice");
-      check(cudaStreamCreate(&stream_), "cudaStreamCreate");  // ordered with the legacy default stream
+      check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
       ncclUniqueId id{};
       if (host_->rank() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId", nullptr);
       host_->broadcast(View(&id, {int64_t(sizeof id)}, DType::kUInt8), /*root=*/0, default_stream());
@@ -137,8 +137,19 @@ class Channel {
 
 class NcclWork final : public Pending::Work {
  public:
-  NcclWork(std::shared_ptr<Channel> channel, const CollectiveCall& call, std::vector<Piece> out, std::vector<Piece> in)
-      : channel_(std::move(channel)), operation_(call.operation), out_(std::move(out)), in_(std::move(in)) {
+  // The operation begins when `stream` has done what it was given before; one of the CPU stands for the device's legacy
+  // default stream.
+  NcclWork(std::shared_ptr<Channel> channel, const CollectiveCall& call, std::vector<Piece> out, std::vector<Piece> in,
+           const Stream& stream)
+      : channel_(std::move(channel)),
+        operation_(call.operation),
+        out_(std::move(out)),
+        in_(std::move(in)),
+        stream_(stream.cuda()),
+        is_ordered_(!stream.device().is_cpu()) {
+    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    check(cudaEventRecord(done_, stream_), "cudaEventRecord");
+    check(cudaStreamWaitEvent(channel_->stream(), done_, 0), "cudaStreamWaitEvent");
     const size_t n = out_.size();
     sent_sizes_.resize(n), came_sizes_.resize(n);
     CollectiveCall same = call;
@@ -171,10 +182,7 @@ class NcclWork final : public Pending::Work {
     if (bytes > 0) check(cudaMallocAsync(&memory, size_t(bytes), channel_->stream()), "cudaMallocAsync");
     return bytes > 0 ? scratch_.emplace_back(static_cast<std::byte*>(memory)) : nullptr;
   }
-  void all_is_given() {
-    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-    check(cudaEventRecord(done_, channel_->stream()), "cudaEventRecord");
-  }
+  void all_is_given() { check(cudaEventRecord(done_, channel_->stream()), "cudaEventRecord"); }
 
   bool is_done() override {
     return guarded([&] {
@@ -189,6 +197,11 @@ class NcclWork final : public Pending::Work {
     guarded([&] {
       entered_.wait();
       compare_sizes();
+      channel_->look();
+      if (is_ordered_) {
+        check(cudaStreamWaitEvent(stream_, done_, 0), "cudaStreamWaitEvent");
+        return true;
+      }
       const double began = real_clock().seconds();
       while (!is_gpu_done()) {
         channel_->look();
@@ -234,6 +247,8 @@ class NcclWork final : public Pending::Work {
   std::shared_ptr<Channel> channel_;
   Operation operation_;
   std::vector<Piece> out_, in_;
+  cudaStream_t stream_;
+  bool is_ordered_;
   std::vector<int64_t> sent_sizes_, came_sizes_;
   std::vector<std::byte*> scratch_;
   cudaEvent_t done_ = nullptr;
@@ -302,7 +317,7 @@ class NcclCommunicator final : public Communicator {
         in.push_back(r == rank() ? Piece{} : Piece{.offset = slot * mine.bytes, .bytes = mine.bytes});
       }
     }
-    auto work = std::make_shared<NcclWork>(channel_, call, out, in);
+    auto work = std::make_shared<NcclWork>(channel_, call, out, in, stream);
     try {
       if (is_sum) {
         std::byte* others = work->allocate(mine.bytes * (size() - 1));

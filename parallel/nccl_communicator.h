@@ -9,9 +9,11 @@
 // called. A wait for the GPU has the same deadline. After any error the NCCL communicator is aborted, which ends its
 // kernels on the GPU.
 //
-// Streams. Work runs on a stream of its own, after what was given to the device's legacy default stream before, and
-// what is given there later runs after it. wait returns when the GPU is done. float64 scalars are in host memory and
-// are summed there.
+// Streams. Work runs on a stream of its own, after what the call's stream was given before. Where that is a stream of
+// the GPU, wait returns when all ranks have entered, and what the stream is given later runs after the operation: a GPU
+// that hangs in it is then found by whoever waits for the stream. With a stream of the CPU the work comes after what
+// the device's legacy default stream was given, and wait returns when the GPU is done. float64 scalars are in host
+// memory and are summed there.
 #pragma once
 
 #include <memory>

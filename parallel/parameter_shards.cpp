@@ -111,9 +111,10 @@ void ParameterShards::add_buckets(const std::vector<std::vector<Parameter*>>& un
 
 void ParameterShards::place(Bucket& bucket) {
   const BucketPlan& plan = bucket.plan;
+  const Device device = plan.parameters[0]->device();
   for (size_t kind = 0; kind < kShardKinds; ++kind) {
     const MemoryCategory category = kind == kShardGrad ? MemoryCategory::kGradients : MemoryCategory::kWeights;
-    if (plan.elements[kind] > 0) bucket.flat[kind] = zeros({plan.elements[kind]}, kShardDTypes[kind], category);
+    if (plan.elements[kind] > 0) bucket.flat[kind] = zeros({plan.elements[kind]}, kShardDTypes[kind], category, device);
   }
   for (size_t i = 0; i < plan.parameters.size(); ++i) {
     Parameter& parameter = *plan.parameters[i];

@@ -1,9 +1,8 @@
 #include "parallel/staged_communicator.h"
 
-#include <mutex>
+#include <utility>
 
-#include "kernels/cuda/cuda_check.h"
-#include "parallel/nccl_communicator.h"
+#include "core/tensor/pinned_pool.h"
 
 namespace octet {
 namespace {
@@ -17,50 +16,13 @@ int64_t end_of(const std::vector<Piece>& pieces) {
   return end;
 }
 
-// Pinned memory costs milliseconds to make, so what an operation has let go is kept for the next.
-class PinnedPool {
- public:
-  struct Block {
-    std::byte* data = nullptr;
-    int64_t bytes = 0;
-  };
-
-  ~PinnedPool() {
-    for (const Block& block : free_) cudaFreeHost(block.data);
-  }
-  Block take(int64_t bytes) {
-    const std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < free_.size(); ++i) {
-      if (free_[i].bytes < bytes) continue;
-      const Block block = free_[i];
-      free_.erase(free_.begin() + std::ptrdiff_t(i));
-      return block;
-    }
-    if (!free_.empty()) {  // one that is too small makes room for one that is not
-      cudaFreeHost(free_.back().data);
-      free_.pop_back();
-    }
-    void* memory = nullptr;
-    check(cudaHostAlloc(&memory, size_t(std::max<int64_t>(bytes, 1)), cudaHostAllocDefault), "cudaHostAlloc");
-    return {static_cast<std::byte*>(memory), bytes};
-  }
-  void give_back(const Block& block) {
-    if (block.data == nullptr) return;
-    const std::lock_guard lock(mutex_);
-    free_.push_back(block);
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<Block> free_;
-};
-
 class StagedWork final : public Pending::Work {
  public:
-  StagedWork(std::shared_ptr<PinnedPool> pool, int device) : pool_(std::move(pool)), device_(device) {}
+  explicit StagedWork(Stream& stream) : stream_(stream) {}
   ~StagedWork() override {
-    pool_->give_back(from_);
-    pool_->give_back(to_);
+    pending_ = {};  // it uses the memory
+    PinnedPool::instance().give_back(std::move(from_));
+    PinnedPool::instance().give_back(std::move(to_));
   }
 
   // The call as the host communicator is to make it.
@@ -76,20 +38,23 @@ class StagedWork final : public Pending::Work {
       come_ = call.to_pieces;
     }
     const std::vector<Piece>& pieces = call.from_parts.empty() ? call.from_pieces : call.from_parts;
-    from_ = pool_->take(end_of(pieces));
+    from_ = PinnedPool::instance().take(end_of(pieces));
+    bool is_sent = false;
     for (const Piece& piece : pieces) {
       if (piece.bytes == 0) continue;
-      check(cudaMemcpyAsync(from_.data + piece.offset, call.from + piece.offset, size_t(piece.bytes),
-                            cudaMemcpyDeviceToHost, nullptr),
-            "cudaMemcpyAsync");
+      gpu::copy(from_.data + piece.offset, call.from + piece.offset, piece.bytes, stream_);
+      is_sent = true;
       if (is_all || call.operation == Operation::kBroadcast) break;  // the same piece for everybody
     }
-    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+    if (is_sent) {
+      from_.free_at.record(stream_);
+      from_.free_at.wait();
+    }
     call.from = from_.data;
     if (is_all) {
       call.to = from_.data;
     } else {
-      to_ = pool_->take(end_of(come_));
+      to_ = PinnedPool::instance().take(end_of(come_));
       call.to = to_.data;
     }
     host_to_ = call.to;
@@ -101,78 +66,75 @@ class StagedWork final : public Pending::Work {
   bool is_done() override { return pending_.is_done(); }
   void wait() override {
     pending_.wait();
-    check(cudaSetDevice(device_), "cudaSetDevice");
-    for (const Piece& piece : come_) {
-      if (piece.bytes == 0) continue;
-      check(cudaMemcpyAsync(device_to_ + piece.offset, host_to_ + piece.offset, size_t(piece.bytes),
-                            cudaMemcpyHostToDevice, nullptr),
-            "cudaMemcpyAsync");
-    }
-    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+    for (const Piece& piece : come_)
+      gpu::copy(device_to_ + piece.offset, host_to_ + piece.offset, piece.bytes, stream_);
+    if (!come_.empty()) (host_to_ == from_.data ? from_ : to_).free_at.record(stream_);
     come_.clear();
   }
   void give_up() noexcept override { pending_ = {}; }
 
  private:
-  std::shared_ptr<PinnedPool> pool_;
-  int device_;
+  Stream& stream_;
   PinnedPool::Block from_, to_;
   std::byte *device_to_ = nullptr, *host_to_ = nullptr;
   std::vector<Piece> come_;  // what is to be on the GPU in the end
-  Pending pending_;          // last: it uses the memory above
+  Pending pending_;
 };
 
 class StagedCommunicator final : public Communicator {
  public:
-  StagedCommunicator(std::unique_ptr<Communicator> host, int device, std::shared_ptr<PinnedPool> pool)
-      : Communicator(host->rank(), host->size(), host->name()),
-        host_(std::move(host)),
-        device_(device),
-        pool_(std::move(pool)) {}
+  StagedCommunicator(std::unique_ptr<Communicator> owned, Communicator& host, Device device)
+      : Communicator(host.rank(), host.size(), host.name()), owned_(std::move(owned)), host_(host), device_(device) {}
 
-  int world_rank(int rank) const override { return host_->world_rank(rank); }
-  const std::string& host(int rank) const override { return host_->host(rank); }
+  int world_rank(int rank) const override { return host_.world_rank(rank); }
+  const std::string& host(int rank) const override { return host_.host(rank); }
   std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
-    return std::make_unique<StagedCommunicator>(host_->group(ranks, std::move(name)), device_, pool_);
+    return make_staged_communicator(host_.group(ranks, std::move(name)), device_);
   }
-  void set_phase(std::string_view phase) override { host_->set_phase(phase); }
-  void progress() override { host_->progress(); }
-  void abort(ErrorKind kind, std::string_view reason) noexcept override { host_->abort(kind, reason); }
+  void set_phase(std::string_view phase) override { host_.set_phase(phase); }
+  void progress() override { host_.progress(); }
+  void abort(ErrorKind kind, std::string_view reason) noexcept override { host_.abort(kind, reason); }
 
   Pending start(CollectiveCall call, Stream& stream) override {
     const Operation operation = call.operation;
-    const int64_t sent_before = host_->traffic()[operation].bytes;
+    const int64_t sent_before = host_.traffic()[operation].bytes;
     Pending pending;
     if (call.device.is_cpu()) {
-      pending = host_->start(std::move(call), stream);
+      pending = host_.start(std::move(call), stream);
     } else {
-      require(call.device == Device{DeviceType::kCuda, device_},
-              "{}: on {}; this communicator moves the memory of cuda:{} and of the host", name_of(operation),
-              call.device, device_);
-      check(cudaSetDevice(device_), "cudaSetDevice");
-      auto work = std::make_shared<StagedWork>(pool_, device_);
+      require(call.device == device_, "{}: on {}; this communicator moves the memory of {} and of the host",
+              name_of(operation), call.device, device_);
+      // A caller that gives no stream of the GPU means the one that its tensors are computed on.
+      auto work = std::make_shared<StagedWork>(stream.device() == device_ ? stream : default_stream(device_));
       CollectiveCall staged = work->stage(std::move(call), rank());
-      work->start(host_->start(std::move(staged), default_stream()));
+      work->start(host_.start(std::move(staged), default_stream()));
       pending = Pending(std::move(work));
     }
     ++traffic_[operation].calls;
-    traffic_[operation].bytes += host_->traffic()[operation].bytes - sent_before;
+    traffic_[operation].bytes += host_.traffic()[operation].bytes - sent_before;
     return pending;
   }
 
  private:
-  std::unique_ptr<Communicator> host_;
-  int device_;
-  std::shared_ptr<PinnedPool> pool_;
+  std::unique_ptr<Communicator> owned_;  // null where the caller keeps it
+  Communicator& host_;
+  Device device_;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, int device_index) {
-  const int gpus = count_gpus();
-  require(ErrorKind::kDevice, 0 <= device_index && device_index < gpus,
-          "staged_communicator: GPU {} on a machine with {}; wanted one for this rank", device_index, gpus);
-  return std::make_unique<StagedCommunicator>(std::move(host), device_index, std::make_shared<PinnedPool>());
+std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, Device device) {
+  const int gpus = gpu::runtime().count;
+  require(ErrorKind::kDevice, !device.is_cpu() && 0 <= device.index && device.index < gpus,
+          "staged_communicator: GPU {} on a machine with {}; wanted one for this rank", device.index, gpus);
+  gpu::open(device);
+  Communicator& inner = *host;
+  return std::make_unique<StagedCommunicator>(std::move(host), inner, device);
+}
+
+std::unique_ptr<Communicator> make_staged_communicator(Communicator& host, Device device) {
+  gpu::open(device);
+  return std::make_unique<StagedCommunicator>(nullptr, host, device);
 }
 
 }  // namespace octet

@@ -1,50 +1,11 @@
 #include "core/tensor/transfer.h"
 
 #include <cstring>
-#include <mutex>
 
-#include "kernels/device_runtime.h"
+#include "core/tensor/pinned_pool.h"
 
 namespace octet {
 namespace {
-
-// Pinned memory is slow to make, so what a copy has let go of is kept for the next.
-class PinnedPool {
- public:
-  struct Block {
-    std::byte* data = nullptr;
-    int64_t bytes = 0;
-    gpu::Event free_at;  // when the copy that used it is done
-  };
-
-  Block take(int64_t bytes) {
-    const std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < kept_.size(); ++i) {
-      if (kept_[i].bytes < bytes || kept_[i].bytes > 4 * allocated_bytes(bytes) || !kept_[i].free_at.is_done())
-        continue;
-      Block block = std::move(kept_[i]);
-      kept_.erase(kept_.begin() + std::ptrdiff_t(i));
-      return block;
-    }
-    const int64_t rounded = allocated_bytes(bytes);
-    Block block;
-    block.data = gpu::allocate_pinned(rounded);
-    block.bytes = rounded;
-    return block;
-  }
-  void give_back(Block block) {
-    const std::lock_guard lock(mutex_);
-    kept_.push_back(std::move(block));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<Block> kept_;
-};
-PinnedPool& pinned_pool() {
-  static auto* const instance = new PinnedPool;  // outlives what static objects read back
-  return *instance;
-}
 
 int64_t row_bytes(const View& x) { return x.cols() * size_of(x.dtype()); }
 int64_t pitch(const View& x) { return x.row_stride() * size_of(x.dtype()); }
@@ -72,7 +33,7 @@ void copy(const Tensor& from, const Tensor& to) {
     gpu::copy_rows(target.raw(), pitch(target), source.raw(), pitch(source), bytes, rows, to.stream());
     return;
   }
-  PinnedPool::Block block = pinned_pool().take(bytes * rows);
+  PinnedPool::Block block = PinnedPool::instance().take(bytes * rows);
   if (from.device().is_cpu()) {
     copy_rows_on_host(block.data, bytes, source.raw(), pitch(source), bytes, rows);
     gpu::copy_rows(target.raw(), pitch(target), block.data, bytes, bytes, rows, to.stream());
@@ -83,7 +44,7 @@ void copy(const Tensor& from, const Tensor& to) {
     block.free_at.wait();
     copy_rows_on_host(target.raw(), pitch(target), block.data, bytes, bytes, rows);
   }
-  pinned_pool().give_back(std::move(block));
+  PinnedPool::instance().give_back(std::move(block));
 }
 
 Tensor on_host(const Tensor& x) {
@@ -96,7 +57,7 @@ Tensor on_host(const Tensor& x) {
 struct Readback::Landing {
   PinnedPool::Block block;
   Landing() = default;
-  ~Landing() { pinned_pool().give_back(std::move(block)); }
+  ~Landing() { PinnedPool::instance().give_back(std::move(block)); }
   Landing(const Landing&) = delete;
   Landing& operator=(const Landing&) = delete;
 };
@@ -108,7 +69,7 @@ Readback::Readback(const Tensor& x) : dtype_(x.dtype()), count_(x.num_elements()
     return;
   }
   landing_ = std::make_shared<Landing>();
-  landing_->block = pinned_pool().take(x.num_bytes());
+  landing_->block = PinnedPool::instance().take(x.num_bytes());
   gpu::copy(landing_->block.data, x.view().raw(), x.num_bytes(), x.stream());
   landing_->block.free_at.record(x.stream());
 }

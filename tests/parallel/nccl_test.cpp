@@ -117,7 +117,7 @@ TEST_CASE("a GPU that is not there is refused", "[nccl]") {
 
 TEST_CASE("messages by way of the host want a GPU too", "[nccl]") {
   const int gpus = count_gpus();
-  const Error error = error_of([&] { make_staged_communicator(make_self_communicator(), gpus); });
+  const Error error = error_of([&] { make_staged_communicator(make_self_communicator(), {DeviceType::kCuda, gpus}); });
   CHECK(error.code() == 2);
   CHECK_THAT(error.report().what, Catch::Contains(fmt::format("GPU {} on a machine with {}", gpus, gpus)));
 }
@@ -151,7 +151,7 @@ TEST_CASE("rank: all cases on a GPU", "[.rank]") {
 
 TEST_CASE("rank: all cases on a GPU by way of the host", "[.rank]") {
   run_cases([](std::unique_ptr<Communicator> world, int device) {
-    return make_staged_communicator(std::move(world), device);
+    return make_staged_communicator(std::move(world), {DeviceType::kCuda, device});
   });
 }
 

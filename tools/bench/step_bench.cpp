@@ -167,11 +167,13 @@ void print_result(const StepOptions& options, const Config& config, std::vector<
   if (profile) print_phases(*profile, total, options.steps);
 }
 
-int bench_on(const StepOptions& options, const Config& config, Communicator& world) {
+int bench_on(const StepOptions& options, const Config& config, Communicator& host_world) {
   const int64_t S = config.data.seq_len;
+  const Device device = open_device(config.device);
+  const auto staged = staged_for(&host_world, device);
+  Communicator& world = staged ? *staged : host_world;
   const StepPlan plan = plan_step(config, world.rank());
   const Ranks ranks(world, config.parallel, config.model);
-  const Device device = open_device(config.device);
   require(device.is_cpu() || !options.phases, "bench step: --phases times kernels on the CPU; the run is on {}",
           device);
   Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher(), device);

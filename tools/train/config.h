@@ -40,7 +40,7 @@ struct Config {
     visit("train", train, "the training loop");
     visit("checkpoint", checkpoint, "saving and keeping checkpoints");
     visit("parallel", parallel, "ranks");
-    visit("device", device, "where the model runs; cuda is one NVIDIA Hopper GPU (octet doctor)");
+    visit("device", device, "where the model runs; cuda is an NVIDIA Hopper GPU for each rank (octet doctor)");
   }
 
   // The global batch of a step is cut into micro-batches, and each rank has equally many neighbouring ones.
@@ -59,8 +59,8 @@ struct Config {
     problems.section("checkpoint", [&] { checkpoint.validate(problems); });
     problems.section("parallel", [&] { parallel.validate(problems); });
     validate_layout(problems);
-    problems.require(device == DeviceType::kCpu || parallel.dp <= 1, "parallel.dp",
-                     "is {} with device {}, which trains on one GPU; wanted 1", parallel.dp, name_of(device));
+    problems.require(device == DeviceType::kCpu || parallel.ep <= 1, "parallel.ep",
+                     "is {} with device {}, whose experts are on every rank; wanted 1", parallel.ep, name_of(device));
   }
 
  private:

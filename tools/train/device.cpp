@@ -4,6 +4,7 @@
 #include "core/base/thread_pool.h"
 #include "kernels/device_runtime.h"
 #include "parallel/launch_environment.h"
+#include "parallel/staged_communicator.h"
 
 namespace octet {
 
@@ -13,6 +14,11 @@ Device open_device(DeviceType type) {
   const Device device{.type = DeviceType::kCuda, .index = gpus == 0 ? 0 : local_rank() % gpus};
   gpu::open(device);
   return device;
+}
+
+std::unique_ptr<Communicator> staged_for(Communicator* world, Device device) {
+  if (world == nullptr || world->size() == 1 || device.is_cpu()) return nullptr;
+  return make_staged_communicator(*world, device);
 }
 
 std::string describe(Device device) {

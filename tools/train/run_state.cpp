@@ -189,8 +189,13 @@ Tensor collect_rounded(const Parameter& parameter, const WeightPiece& piece, con
     const bool is_mine = part.rank == world.rank();
     if (!is_mine && !is_writer) continue;
     for_chunks(part.rows, cols, [&](const RowRange& rows) {
-      const View to = is_writer ? rows_of(whole, rows_of(piece), rows, cols).view()
-                                : chunk.view({rows.rows, cols}, DType::kBFloat16);
+      Tensor there;  // on a GPU, where a chunk of the host is no place for a kernel to write
+      if (!is_writer && !device.is_cpu()) {
+        there = empty({rows.rows, cols}, DType::kBFloat16, MemoryCategory::kWorkspace, device);
+      }
+      const View to = is_writer            ? rows_of(whole, rows_of(piece), rows, cols).view()
+                      : there.is_defined() ? there.view()
+                                           : chunk.view({rows.rows, cols}, DType::kBFloat16);
       if (is_mine) kernels::cast({.x = rows_of(parameter.master(), parameter.own(), rows, cols), .y = to}, stream);
       if (is_mine && !is_writer) world.send(to, writer, stream);
       if (!is_mine) world.receive(to, part.rank, stream);

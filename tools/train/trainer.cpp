@@ -133,7 +133,11 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
       clock_(clock),
       device_(open_device(config.device)),
       alone_(world == nullptr ? make_self_communicator() : nullptr),
-      timed_(world == nullptr ? *alone_ : *world, clock),
+      staged_(staged_for(world, device_)),
+      timed_(staged_            ? *staged_
+             : world == nullptr ? *alone_
+                                : *world,
+             clock),
       world_(timed_),
       files_(files, world_) {
   const std::string& data = config_.data.path;

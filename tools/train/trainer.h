@@ -74,7 +74,7 @@ class Trainer {
   Clock& clock_;
 
   const Device device_;
-  const std::unique_ptr<Communicator> alone_;
+  const std::unique_ptr<Communicator> alone_, staged_;
   TimedCommunicator timed_;
   Communicator& world_;  // timed_
   HeartbeatFileSystem files_;

@@ -5,9 +5,11 @@
 #include <cstring>
 #include <optional>
 
+#include "core/tensor/transfer.h"
 #include "kernels/elementwise.h"
 #include "parallel/parallelize.h"
 #include "tools/data/made_up_batch.h"
+#include "tools/train/device.h"
 #include "tools/train/training_step.h"
 
 namespace octet {
@@ -29,10 +31,11 @@ bool is_expert(const Parameter& parameter) { return parameter.shape().rank() == 
 
 class Reference {
  public:
-  Reference(const Config& config, Communicator& world)
+  Reference(const Config& config, Communicator& world, Device device)
       : config_(config),
         world_(world),
-        model_(config.model, config.precision, RecomputeParts{}, config.data.seq_len),
+        model_(config.model, config.precision, RecomputeParts{}, config.data.seq_len,
+               std::make_unique<LocalDispatcher>(), device),
         optimizer_(model_.parameters(), config.optim, moments_dtype(config.precision)) {
     model_.init_weights(uint64_t(config.train.seed));
   }
@@ -136,8 +139,8 @@ class Comparison {
   std::string last_;  // a tensor may come in several parts
 };
 
-// Brings own rows of all ranks to rank 0, parameter by parameter, rank by rank: receive(parameter, first row of the
-// whole tensor, rows).
+// Brings own rows of all ranks, which own_rows_of has on the host, to rank 0, parameter by parameter, rank by rank:
+// receive(parameter, first row of the whole tensor, rows).
 void bring_own_rows(Communicator& world, const std::vector<Parameter*>& parameters, auto&& own_rows_of,
                     auto&& receive) {
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -166,16 +169,19 @@ void bring_own_rows(Communicator& world, const std::vector<Parameter*>& paramete
 
 }  // namespace
 
-LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& world) {
+LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& host_world) {
+  const Device device = open_device(config.device);
+  const auto staged = staged_for(&host_world, device);
+  Communicator& world = staged ? *staged : host_world;
   const Ranks ranks(world, config.parallel, config.model);
   Transformer model(config.model, config.precision, recompute_parts(config.train), config.data.seq_len,
-                    ranks.make_dispatcher());
+                    ranks.make_dispatcher(), device);
   const auto shards = ranks.shard(model);
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), &world);
   model.init_weights(uint64_t(config.train.seed));
   shards->gather_weights();
   std::optional<Reference> reference;
-  if (world.rank() == 0) reference.emplace(config, world);
+  if (world.rank() == 0) reference.emplace(config, world, device);
   const std::vector<Parameter*> parameters = model.parameters();
   const std::vector<Parameter*> of_reference =
       reference ? reference->model().parameters() : std::vector<Parameter*>(parameters.size());
@@ -190,9 +196,9 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& wo
     const StepSums sums = sum_step(model, optimizer, plan, losses, together);
     Comparison gradients("gradient", step, result, result.gradients_different, result.worst_gradient);
     bring_own_rows(
-        world, parameters, [&](size_t i) { return parameters[i]->own_rows_of(parameters[i]->grad()); },
+        world, parameters, [&](size_t i) { return on_host(parameters[i]->own_rows_of(parameters[i]->grad())); },
         [&](size_t i, int64_t first, const Tensor& rows) {
-          gradients.rows(*of_reference[i], of_reference[i]->grad(), first, rows);
+          gradients.rows(*of_reference[i], on_host(of_reference[i]->grad()), first, rows);
         });
     apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
     if (reference) {
@@ -209,9 +215,9 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& wo
     }
     Comparison updates("update", step, result, result.updates_different, result.worst_update);
     bring_own_rows(
-        world, parameters, [&](size_t i) { return parameters[i]->master(); },
+        world, parameters, [&](size_t i) { return on_host(parameters[i]->master()); },
         [&](size_t i, int64_t first, const Tensor& rows) {
-          updates.rows(*of_reference[i], of_reference[i]->master(), first, rows);
+          updates.rows(*of_reference[i], on_host(of_reference[i]->master()), first, rows);
         });
   }
   result.steps = steps;
