@@ -247,6 +247,7 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"bench", "step", config, "steps=0"}, 2, "steps=0"},
       {{"bench", "step", config}, 2, "model.vocab_size"},
       {{"bench", "step", "nothing.yaml"}, 2, "nothing.yaml"},
+      {{"bench", "step", config, "device=gpu"}, 2, "device"},
       {{"prepare", "--input", "nothing", "--output", "other"}, 3, "nothing"},
       {{"help", "nothing"}, 2, "nothing"},
   };
@@ -305,6 +306,10 @@ TEST_CASE("bench step times a configuration and learns on made-up tokens", "[pro
   CHECK(*json.find("tokens_per_step")->if_int64() == 4 * 32);
   CHECK(*json.find("loss_last")->if_double() < *json.find("loss_first")->if_double());
   CHECK(*json.find("ms_median")->if_double() > 0);
+  if (gpu::runtime().count > 0) return;
+  const auto without_gpu = place.run(with("device=cuda"));
+  CHECK(without_gpu.code == 2);
+  CHECK_THAT(without_gpu.err, Catch::Contains("cuda:0") || Catch::Contains("without CUDA"));
 }
 
 TEST_CASE("hopper arithmetic trains whole runs, on other bits than ideal", "[program]") {

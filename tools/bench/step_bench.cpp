@@ -63,7 +63,7 @@ StepOptions parse(const std::vector<std::string>& args) {
       options.link_delay_us = *number;
     } else if (key == "threads" && (value == "all" || (number && *number >= 1))) {
       options.threads = number.value_or(0);
-    } else if (key.find('.') != std::string::npos) {
+    } else if (key == "device" || key.find('.') != std::string::npos) {
       options.overrides.push_back(arg);
     } else {
       refuse(fmt::format("\"{}\" came", arg));
