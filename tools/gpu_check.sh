@@ -54,7 +54,7 @@ report=${report:-$build/gpu_report.md}
 mkdir -p "$build" "$(dirname "$report")"
 wants() { [[ ,$stages, == *,$1,* ]]; }
 
-readonly tests=(tensor kernels autograd nn optim train nccl)
+readonly tests=(tensor kernels autograd nn optim train_gpu nccl)
 readonly small=(configs/bench_tiny.yaml device=cuda model.layers=1 train.batch_size=1 warmup=0 steps=1)
 rows=() bodies=() failed=0
 

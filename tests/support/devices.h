@@ -5,6 +5,9 @@
 #include <vector>
 
 #include "kernels/device_runtime.h"
+#ifdef OCTET_EMULATE_CUDA
+#include "kernels/cuda/emulation/block.h"
+#endif
 
 namespace octet::test {
 
@@ -28,5 +31,19 @@ inline std::vector<Device> devices_here() {
   if (has_gpu()) devices.push_back(kGpu);
   return devices;
 }
+
+// While it lives an emulated GPU runs the threads and blocks of every kernel in the other order; a real one has none.
+class ReversedGpu {
+ public:
+#ifdef OCTET_EMULATE_CUDA
+  ReversedGpu() { emulation::set_order(emulation::Order::kBackward); }
+  ~ReversedGpu() { emulation::set_order(emulation::Order::kForward); }
+#else
+  ReversedGpu() {}
+  ~ReversedGpu() {}
+#endif
+  ReversedGpu(const ReversedGpu&) = delete;
+  ReversedGpu& operator=(const ReversedGpu&) = delete;
+};
 
 }  // namespace octet::test

@@ -4,54 +4,10 @@
 
 #include "tests/checkpoint/thread_ranks.h"
 #include "tests/support/numeric.h"
-#include "tools/data/prepare.h"
+#include "tests/train/small_run.h"
 
 namespace octet::test {
 namespace {
-
-// About 600 tokens of made-up text: an epoch is a few steps long.
-void write_dataset(FileSystem& files) {
-  const RandomStream stream(3, "text");
-  static const char* const kWords[] = {"expert", "router", "token", "scale", "block", "the", "of", "and", "\n", "gate"};
-  files.make_directories("texts");
-  for (uint64_t document = 0; document < 12; ++document) {
-    std::string text;
-    for (uint64_t i = 0; i < 45; ++i) text += std::string(kWords[stream.below(10, i, document)]) + " ";
-    files.create("texts/" + std::to_string(document) + ".txt")->append(text.data(), text.size());
-  }
-  PrepareOptions options;
-  options.source.inputs = {"texts"};
-  options.output = "data";
-  options.vocab_size = 290;
-  options.val_fraction = 0.2;
-  ThreadPool pool(1);
-  prepare_dataset(options, files, real_clock(), pool);
-}
-
-Config test_config() {
-  Config config;
-  config.model.layers = 2;
-  config.model.hidden = 32;
-  config.model.heads = 2;
-  config.model.dense_layers = 1;
-  config.model.ffn_hidden = 32;
-  config.model.moe.num_experts = 4;
-  config.model.moe.shared_experts = 1;
-  config.model.moe.expert_hidden = 16;
-  config.model.moe.aux_loss = AuxLoss::kGlobalBatch;  // has state that must survive
-  config.data.path = "data";
-  config.data.seq_len = 16;
-  config.train.steps = 24;
-  config.train.batch_size = 4;
-  config.train.micro_batch = 2;
-  config.train.eval_every_steps = 6;
-  config.train.eval_batches = 1;
-  config.train.sample_every_steps = 8;
-  config.train.sample_tokens = 4;
-  config.checkpoint.every_steps = 3;
-  config.optim.warmup_steps = 3;
-  return config;
-}
 
 int run(FileSystem& files, const Config& config) {
   Trainer trainer(config, {}, "run", files, real_clock());
@@ -87,7 +43,7 @@ Result result_of(FileSystem& files, int64_t step) {
 }  // namespace
 
 TEST_CASE("a run killed anywhere, twice, ends as the run that was never stopped, bit for bit", "[train][resume]") {
-  Config config = test_config();
+  Config config = small_run();
   config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kFp32);
   CAPTURE(name_of(config.precision.recipe));
   FaultFileSystem unbroken;
@@ -127,7 +83,7 @@ TEST_CASE("a run killed anywhere, twice, ends as the run that was never stopped,
 }
 
 TEST_CASE("a disk that fills up during a save keeps the training and the checkpoint before", "[train]") {
-  Config config = test_config();
+  Config config = small_run();
   config.train.eval_every_steps = config.train.sample_every_steps = 0;
   config.checkpoint.max_failed_saves = 2;
   FaultFileSystem files;
@@ -174,7 +130,7 @@ TEST_CASE("a disk that fills up during a save keeps the training and the checkpo
 }
 
 TEST_CASE("a number that is not finite stops the run before it reaches a weight, or is left out", "[train]") {
-  Config config = test_config();
+  Config config = small_run();
   config.train.steps = 6;
   FaultFileSystem files;
   write_dataset(files);
@@ -209,7 +165,7 @@ TEST_CASE("a number that is not finite stops the run before it reaches a weight,
 }
 
 TEST_CASE("a checkpoint of another run is refused with each difference", "[train]") {
-  Config config = test_config();
+  Config config = small_run();
   config.train.steps = 3;
   FaultFileSystem files;
   write_dataset(files);
@@ -236,7 +192,7 @@ TEST_CASE("a checkpoint of another run is refused with each difference", "[train
 }
 
 TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {
-  Config config = test_config();
+  Config config = small_run();
   config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);
   config.train.steps = 3;
   FaultFileSystem files;
@@ -253,7 +209,7 @@ TEST_CASE("a model read from a checkpoint gives the losses of the one in trainin
 }
 
 TEST_CASE("what rank 0 does alone on a slow disk is no hang", "[train][faults]") {
-  Config config = test_config();
+  Config config = small_run();
   config.parallel.dp = 2;
   config.train.steps = 1;
   config.train.eval_every_steps = config.train.sample_every_steps = 0;

@@ -1,0 +1,240 @@
+// Training on a GPU, a real one or an emulated one, against the CPU.
+//
+// How far apart the losses may be. Both devices train one model with one recipe, and differ where a float32 sum is
+// formed in another order: by about sqrt(K) 2^-24 of the sum, here K <= 128. Where the sum is then rounded to bfloat16,
+// whose numbers are 2^-8 apart, it falls to the other side of a boundary in 2 sqrt(K) 2^-16 = 1/2900 of all cases, and
+// is off by 2^-8 there: in root mean square 2^-8 / 54, and after the 30 roundings that follow one another in this model
+// sqrt(30) times that, 2^-11 of a logit. A GPU may also round the probabilities of attention to bfloat16, 2^-9 of each,
+// and an output is a mean over keys of which few errors add up. The loss is a mean over tokens, whose errors are as
+// often up as down, so
+//   bf16        2^-10 of the loss bounds it
+//   fp8_block   an E4M3 code is 2^5 bfloat16 steps wide: a flip passes to it in one case of 2^5, 2^5 times as large,
+//               which is 2^2.5 in root mean square: 2^-7
+//   fp32        2^-26 of the loss at first, a mean of errors of 2^-22; each step passes on what the weights differ by,
+//               at most doubled: 2^-16 after ten
+// In the other two recipes a step's own roundings are larger than what it takes over from the one before: Adam follows
+// the sign of a gradient that is small against its noise, and there the loss does not depend on the weight. A token
+// whose experts were chosen by less than the noise goes elsewhere, one in some hundreds, with weights nearly alike. The
+// norm of the gradient, a root of a sum of squares of numbers that passed twice as many roundings: four times as much.
+#include "core/base/fault_file_system.h"
+#include "parallel/local_communicator.h"
+#include "tests/support/devices.h"
+#include "tests/support/numeric.h"
+#include "tests/train/small_run.h"
+#include "tools/data/made_up_batch.h"
+#include "tools/train/verify.h"
+
+namespace octet::test {
+namespace {
+
+Config step_config(Recipe recipe) {
+  Config config;
+  config.model.layers = 2;
+  config.model.hidden = 64;
+  config.model.heads = 2;
+  config.model.kv_heads = 1;
+  config.model.dense_layers = 1;
+  config.model.ffn_hidden = 48;
+  config.model.vocab_size = 100;
+  config.model.moe.num_experts = 4;
+  config.model.moe.top_k = 2;
+  config.model.moe.shared_experts = 1;
+  config.model.moe.expert_hidden = 32;
+  config.model.moe.aux_loss = AuxLoss::kGlobalBatch;
+  config.model.moe.aux_loss_alpha = 0.01f;
+  config.model.moe.z_loss_beta = 0.001f;
+  config.precision.recipe = recipe;
+  config.precision.emulation = Fp8Arithmetic::kHopper;  // the tensor core's bits
+  config.data.seq_len = 16;
+  config.train.batch_size = 4;
+  config.train.micro_batch = 2;
+  config.optim.lr = 0.001;
+  config.optim.grad_clip = 0.5;  // at work from the first step
+  return config;
+}
+
+double loss_bound(Recipe recipe) {
+  return recipe == Recipe::kFp32 ? 0x1p-16 : recipe == Recipe::kBf16 ? 0x1p-10 : 0x1p-7;
+}
+
+class Training {
+ public:
+  Training(const Config& config, Device device)
+      : config_(config),
+        model_(config.model, config.precision, recompute_parts(config.train), config.data.seq_len,
+               std::make_unique<LocalDispatcher>(), device),
+        optimizer_(model_.parameters(), config.optim, moments_dtype(config.precision)) {
+    model_.init_weights(1);
+  }
+
+  StepLosses compute(int64_t step) {
+    const StepPlan plan = plan_step(config_, 0);
+    return run_micro_batches(model_, plan, [&](int64_t m) {
+      return made_up_batch(7, step * plan.micro_batches + m, plan.sequences, plan.seq_len, config_.model.vocab_size);
+    });
+  }
+  StepSums sum(const StepLosses& losses) { return sum_step(model_, optimizer_, plan_step(config_, 0), losses); }
+  void update(int64_t step, const StepSums& sums) {
+    apply_update(model_, optimizer_, step, config_.optim.lr, sums.grad_norm, nullptr);
+  }
+  StepSums step(int64_t number) {
+    const StepSums sums = sum(compute(number));
+    update(number, sums);
+    return sums;
+  }
+
+  Transformer& model() { return model_; }
+  std::vector<std::vector<float>> masters() {
+    std::vector<std::vector<float>> all;
+    for (Parameter* parameter : model_.parameters()) all.push_back(to_vector<float>(parameter->master()));
+    return all;
+  }
+
+ private:
+  Config config_;
+  Transformer model_;
+  AdamW optimizer_;
+};
+
+struct Curve {
+  std::vector<double> losses, norms, balance;
+  std::vector<std::vector<int64_t>> loads;
+  std::vector<std::vector<float>> masters;
+  bool operator==(const Curve&) const = default;
+};
+Curve ten_steps(const Config& config, Device device) {
+  Training training(config, device);
+  Curve curve;
+  for (int64_t step = 1; step <= 10; ++step) {
+    const StepSums sums = training.step(step);
+    curve.losses.push_back(sums.loss);
+    curve.norms.push_back(sums.grad_norm);
+    curve.balance.push_back(sums.balance_loss + sums.z_loss);
+    curve.loads.insert(curve.loads.end(), sums.loads.begin(), sums.loads.end());
+  }
+  curve.masters = training.masters();
+  return curve;
+}
+
+void check_near(const std::vector<double>& got, const std::vector<double>& wanted, double tolerance) {
+  REQUIRE(got.size() == wanted.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    INFO("number " << i + 1 << ": " << got[i] << " and " << wanted[i] << " on the CPU, apart by "
+                   << std::abs(got[i] / wanted[i] - 1) << " of it");
+    CHECK(std::abs(got[i] - wanted[i]) <= tolerance * std::abs(wanted[i]));
+  }
+}
+
+std::map<std::string, std::vector<char>> saved_tensors(FileSystem& files) {
+  std::map<std::string, std::vector<char>> all;
+  const CheckpointReader reader(files, "run/checkpoints/" + checkpoint_name(3));
+  for (size_t i = 0; i < reader.num_tensors(); ++i) {
+    const CheckpointReader::Tensor tensor = reader.tensor(i);
+    std::vector<char>& bytes = all[std::string(tensor.name)];
+    bytes.resize(size_t(tensor.shape.num_elements() * size_of(tensor.dtype)));
+    reader.read_tensor(tensor.name, bytes.data());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("ten steps on a GPU stay within their bound of the CPU's, and come again bit for bit", "[train][gpu]") {
+  if (!has_gpu()) return;
+  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  CAPTURE(name_of(recipe));
+  const Config config = step_config(recipe);
+  const Curve cpu = ten_steps(config, Device{}), gpu = ten_steps(config, kGpu);
+  CHECK(cpu.losses.back() < 0.9 * cpu.losses.front());
+  check_near(gpu.losses, cpu.losses, loss_bound(recipe));
+  check_near(gpu.norms, cpu.norms, 4 * loss_bound(recipe));
+  check_near(gpu.balance, cpu.balance, 4 * loss_bound(recipe));
+  const ReversedGpu reversed;  // of an emulated GPU: every order of threads and blocks is the other way round
+  CHECK(ten_steps(config, kGpu) == gpu);
+}
+
+TEST_CASE("the host waits for a GPU once a step, after the backward pass", "[train][gpu]") {
+  if (!has_gpu()) return;
+  Config config = step_config(Recipe::kBf16);
+  config.train.micro_batch = 1;  // four
+  config.train.recompute = {Recompute::kBlock};
+  Training training(config, kGpu);
+  training.step(1);  // what is made once
+  const bool is_emulated = gpu::runtime().is_emulated;
+  for (int64_t step = 2; step <= 3; ++step) {
+    const int64_t before = gpu::host_waits();
+    const StepLosses losses = training.compute(step);
+    CHECK(gpu::host_waits() == before);
+    const StepSums sums = training.sum(losses);
+    CHECK(gpu::host_waits() - before <= 1);  // none where the GPU was faster than the host
+    if (is_emulated) CHECK(gpu::host_waits() - before == 1);
+    const int64_t after = gpu::host_waits();
+    training.update(step, sums);
+    CHECK(gpu::host_waits() == after);
+  }
+}
+
+TEST_CASE("a checkpoint goes on on the other device with the bits it has", "[train][gpu][resume]") {
+  if (!has_gpu()) return;
+  Config config = small_run();
+  config.precision.recipe = Recipe::kFp8Block;
+  config.precision.emulation = Fp8Arithmetic::kHopper;
+  config.train.log_every_steps = 2;
+  const DeviceType first = GENERATE(DeviceType::kCpu, DeviceType::kCuda);
+  const DeviceType second = first == DeviceType::kCpu ? DeviceType::kCuda : DeviceType::kCpu;
+  CAPTURE(name_of(config.precision.recipe), name_of(first));
+  FaultFileSystem files;
+  write_dataset(files);
+  config.device = first;
+  Trainer before(config, {}, "run", files, real_clock());
+  before.resume();
+  for (int step = 0; step < 3; ++step) before.train_step();
+  before.save();
+
+  FaultFileSystem copied = files;
+  copied.restart();
+  config.device = second;
+  Trainer after(config, {}, "run", copied, real_clock());
+  REQUIRE(after.resume() == 3);
+  const std::map<std::string, std::vector<char>> saved = saved_tensors(copied);
+  copied.remove_tree("run/checkpoints");
+  after.save();
+  CHECK(saved.size() > 50);
+  CHECK(saved_tensors(copied) == saved);
+  std::vector<double> losses, norms, wanted_losses, wanted_norms;
+  for (int step = 0; step < 3; ++step) {
+    const int64_t waits = gpu::host_waits();
+    const StepRecord there = after.train_step(), here = before.train_step();
+    // The step's own, and where FP8 counts are logged, which the update adds to, one for them.
+    const bool has_counts = !there.fp8.empty();
+    CHECK(has_counts ==
+          (config.precision.recipe == Recipe::kFp8Block && there.step % config.train.log_every_steps == 0));
+    CHECK(gpu::host_waits() - waits <= (has_counts ? 2 : 1));
+    losses.push_back(there.loss), norms.push_back(there.grad_norm);
+    wanted_losses.push_back(here.loss), wanted_norms.push_back(here.grad_norm);
+  }
+  check_near(losses, wanted_losses, loss_bound(config.precision.recipe));
+  check_near(norms, wanted_norms, 4 * loss_bound(config.precision.recipe));
+  CHECK(after.evaluate() == Approx(before.evaluate()).epsilon(loss_bound(config.precision.recipe)));
+}
+
+TEST_CASE("ranks on GPUs are one rank, bit for bit", "[train][gpu][layout]") {
+  if (!has_gpu()) return;
+  Config config = step_config(GENERATE(Recipe::kBf16, Recipe::kFp8Block));
+  config.device = DeviceType::kCuda;
+  config.parallel.dp = 2;
+  config.train.micro_batch = 1;
+  CAPTURE(name_of(config.precision.recipe));
+  LayoutResult result;
+  const auto errors =
+      run_local_ranks(2, {.communicator = {}, .seed = 3, .max_delay_us = 50, .faults = {}}, [&](Communicator& world) {
+        const LayoutResult mine = verify_layout(config, 2, world);
+        if (world.rank() == 0) result = mine;
+      });
+  rethrow_first(errors);
+  INFO(result.first_difference);
+  CHECK(result.is_equal());
+  CHECK(result.tensors > 30);
+}
+
+}  // namespace octet::test
