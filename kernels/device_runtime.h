@@ -95,8 +95,31 @@ class Event {
   int64_t place_ = -1;  // of an emulated stream
 };
 
+// How long a GPU took from one place in a stream to a later one, by its own clock: the host asks, and waits only to
+// read it. An emulated GPU has the host's clock.
+class Stopwatch {
+ public:
+  void start(Stream& stream);
+  void stop(Stream& stream);
+  double seconds() const;  // the host waits for the later place
+
+ private:
+  struct Places;
+  std::shared_ptr<Places> places_;
+};
+
 // A further stream of a GPU; it ends with its last owner.
 std::shared_ptr<Stream> make_stream(Device device);
+
+// What a kernel finds wrong with numbers that decide where it reads and writes. It leaves such a row out, and the first
+// record for the host, which looks where it waits anyway (core/tensor/device_fault.h).
+enum class Fault : int64_t { kNone, kToken, kExpert, kRow, kGroups };
+struct FaultRecord {
+  int64_t fault = 0;             // a Fault
+  int64_t value = 0, limit = 0;  // the number, and what it had to be below
+};
+// In the memory of the GPU; no fault at first.
+FaultRecord* fault_record(Device device);
 
 // Throws what the launch of a kernel, or one that ran before it, left.
 void check_launch(const char* kernel);

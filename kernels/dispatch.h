@@ -1,6 +1,6 @@
 // Sends a kernel call to the device of its stream. The arguments of every kernel are a struct of views and numbers with
-// a member cost(), which a profile asks (kernel_profile.h); on a GPU its pointers are the device's too. A profile times
-// what runs on the CPU: a kernel on a GPU has not run when its call returns.
+// a member cost(), which a profile asks (kernel_profile.h); on a GPU its pointers are the device's too, and cost() does
+// not follow them.
 #pragma once
 
 #include "core/base/error.h"
@@ -22,7 +22,13 @@ void dispatch(const Args& args, Stream& stream) {
   if (!stream.device().is_cpu()) {
     constexpr bool kIsForCpuOnly = std::is_same_v<decltype(cuda), std::nullptr_t>;
     if constexpr (kHasCudaKernels && !kIsForCpuOnly) {
-      return cuda(args, stream);
+      KernelProfile* profile = KernelProfile::current();
+      if (profile == nullptr) return cuda(args, stream);
+      gpu::Stopwatch stopwatch;
+      stopwatch.start(stream);
+      cuda(args, stream);
+      stopwatch.stop(stream);
+      return profile->add(args.cost(), std::move(stopwatch));
     } else {
       require(kHasCudaKernels, "this build of octet has kernels for the CPU only; the stream is on {}",
               stream.device());

@@ -48,13 +48,13 @@ struct Fp8GroupedWgrad {
   ConstView block_offsets;  // [G + 1] int64
   View dw;                  // [G, N, K] float32 (or [N, K])
   bool accumulate = true;
+  int64_t num_rows = 0;  // of all groups before padding, for cost(): the offsets may lie on a GPU
   Emulation emulation;
 
   KernelCost cost() const {
-    return {
-        .name = "fp8_grouped_wgrad",
-        .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
-        .pair_flops = 2.0 * double(offsets.data<int64_t>()[offsets.num_elements() - 1]) * double(dy.cols() * x.cols())};
+    return {.name = "fp8_grouped_wgrad",
+            .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
+            .pair_flops = 2.0 * double(num_rows) * double(dy.cols() * x.cols())};
   }
 };
 namespace cpu {

@@ -19,10 +19,21 @@ KernelProfile::~KernelProfile() { running = nullptr; }
 
 KernelProfile* KernelProfile::current() { return running; }
 
-void KernelProfile::add(const KernelCost& cost, double seconds) {
-  auto row = std::find_if(rows_.begin(), rows_.end(),
+void KernelProfile::add(const KernelCost& cost, double seconds) { add_to(rows_, cost, seconds); }
+
+void KernelProfile::add(const KernelCost& cost, gpu::Stopwatch stopwatch) {
+  running_.push_back({.cost = cost, .stopwatch = std::move(stopwatch)});
+}
+
+void KernelProfile::clear() {
+  rows_.clear();
+  running_.clear();
+}
+
+void KernelProfile::add_to(std::vector<Row>& rows, const KernelCost& cost, double seconds) {
+  auto row = std::find_if(rows.begin(), rows.end(),
                           [&cost](const Row& other) { return std::strcmp(other.cost.name, cost.name) == 0; });
-  if (row == rows_.end()) row = rows_.insert(rows_.end(), Row{.cost = {.name = cost.name}});
+  if (row == rows.end()) row = rows.insert(rows.end(), Row{.cost = {.name = cost.name}});
   row->cost.bytes += cost.bytes;
   row->cost.float_flops += cost.float_flops;
   row->cost.pair_flops += cost.pair_flops;
@@ -32,6 +43,7 @@ void KernelProfile::add(const KernelCost& cost, double seconds) {
 
 std::vector<KernelProfile::Row> KernelProfile::rows() const {
   std::vector<Row> sorted = rows_;
+  for (const Running& one : running_) add_to(sorted, one.cost, one.stopwatch.seconds());
   std::stable_sort(sorted.begin(), sorted.end(), [](const Row& a, const Row& b) { return a.seconds > b.seconds; });
   return sorted;
 }

@@ -1,5 +1,5 @@
 // Where the time of a step goes: the calls of each kernel, how long they ran and what they had to do at least. Off but
-// for the life of a KernelProfile; dispatch.h then times every call.
+// for the life of a KernelProfile; dispatch.h then times every call, on a GPU by the GPU's clock and without a wait.
 #pragma once
 
 #include <string>
@@ -7,6 +7,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/view.h"
+#include "kernels/device_runtime.h"
 
 namespace octet::kernels {
 
@@ -37,18 +38,26 @@ class KernelProfile {
     int64_t calls = 0;
     double seconds = 0;
   };
-  // By name, longest first.
+  // By name, longest first. The host waits for what a GPU has not done.
   std::vector<Row> rows() const;
-  void clear() { rows_.clear(); }
+  void clear();
 
   // The one that runs, or null. Kernels are called from one thread.
   static KernelProfile* current();
   void add(const KernelCost& cost, double seconds);
+  void add(const KernelCost& cost, gpu::Stopwatch stopwatch);
   Clock& clock() const { return clock_; }
 
  private:
+  struct Running {
+    KernelCost cost;
+    gpu::Stopwatch stopwatch;
+  };
+  static void add_to(std::vector<Row>& rows, const KernelCost& cost, double seconds);
+
   Clock& clock_;
   std::vector<Row> rows_;
+  std::vector<Running> running_;  // on a GPU
 };
 
 }  // namespace octet::kernels

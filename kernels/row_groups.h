@@ -9,8 +9,9 @@ namespace octet::kernels {
 
 struct BlockOffsets {
   // block_offsets[0] = 0;  block_offsets[g+1] = block_offsets[g] + ceil((offsets[g+1] - offsets[g]) / 128)
-  ConstView offsets;   // [G + 1] int64, rising
+  ConstView offsets;   // [G + 1] int64, rising from 0
   View block_offsets;  // [G + 1] int64
+  int64_t num_rows;    // that there is room for: a GPU records offsets beyond
 
   KernelCost cost() const { return {.name = "block_offsets", .bytes = bytes_of(offsets, block_offsets)}; }
 };

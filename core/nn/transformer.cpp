@@ -4,7 +4,7 @@
 #include "core/ops/add.h"
 #include "core/ops/embedding.h"
 #include "core/ops/rms_norm.h"
-#include "core/tensor/transfer.h"
+#include "core/tensor/device_fault.h"
 
 namespace octet {
 
@@ -229,6 +229,7 @@ Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets
   context_.training = false;
   const Recording off(false);
   const HeadLoss loss = head_loss(hidden(ids), head(), targets, 1.0f);
+  DeviceFault(context_.device).rethrow();
   return {loss.sum(), loss.tokens()};
 }
 

@@ -146,6 +146,7 @@ void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weigh
                               .block_offsets = groups_.block_offsets,
                               .dw = target.grad,
                               .accumulate = target.accumulate,
+                              .num_rows = groups_.num_rows,
                               .emulation = numerics_.emulation},
                              columns_.codes.stream());
 }

@@ -27,7 +27,7 @@ RowGroups RowGroups::dense(int64_t num_rows, Device device) {
 
 RowGroups RowGroups::of_offsets(const Tensor& offsets, const Tensor& source, int64_t num_rows) {
   const Tensor block_offsets = empty(offsets.shape(), DType::kInt64, offsets.device());
-  kernels::block_offsets({.offsets = offsets, .block_offsets = block_offsets}, offsets.stream());
+  kernels::block_offsets({.offsets = offsets, .block_offsets = block_offsets, .num_rows = num_rows}, offsets.stream());
   return {.offsets = offsets, .block_offsets = block_offsets, .source = source, .num_rows = num_rows};
 }
 

@@ -11,6 +11,7 @@
 
 #include "core/base/error.h"
 #include "kernels/device_runtime.h"
+#include "kernels/memory_holders.h"
 
 namespace octet {
 namespace {
@@ -66,6 +67,10 @@ class Pool {
     const std::lock_guard lock(mutex_);
     give_back_kept();
   }
+  std::string describe() {
+    const std::lock_guard lock(mutex_);
+    return holders();
+  }
 
  private:
   void* from_kept_or_system(int64_t rounded) {
@@ -110,21 +115,25 @@ class Pool {
     }
     return named == 0 ? text : text + (named == 2 ? ", ...)" : ")");
   }
-  [[noreturn]] void refuse(int64_t bytes, MemoryCategory category) const {
+  // The largest first.
+  std::string holders() const {
     std::array<size_t, kMemoryCategories> order{};
     std::iota(order.begin(), order.end(), size_t(0));
     std::stable_sort(order.begin(), order.end(),
                      [this](size_t a, size_t b) { return use_.current_bytes[a] > use_.current_bytes[b]; });
-    std::string holders;
-    for (const size_t c : order) holders += (holders.empty() ? "" : "; ") + holder(c);
-    std::string where = fmt::format("{}, in use: {}", device_, holders);
+    std::string text;
+    for (const size_t c : order) text += (text.empty() ? "" : "; ") + holder(c);
+    std::string where = fmt::format("{}, in use: {}", device_, text);
     if (!device_.is_cpu()) {
       const gpu::MemoryLevel level = gpu::memory_level(device_);
       where += fmt::format("; {:.1f} of {:.1f} MiB are free", mib(level.free_bytes), mib(level.total_bytes));
     }
+    return where;
+  }
+  [[noreturn]] void refuse(int64_t bytes, MemoryCategory category) const {
     fail(ErrorKind::kMemory,
          {.what = fmt::format("out of memory: {:.1f} MiB more for {}", mib(bytes), name_of(category)),
-          .where = where,
+          .where = holders(),
           .why = {},
           .fix = "lower train.micro_batch or data.seq_len, or set train.recompute: [block]; octet check predicts"});
   }
@@ -146,6 +155,7 @@ Pool& pool(Device device) {
   std::atomic<Pool*>& gpu = (*gpus)[size_t(device.index)];
   if (gpu == nullptr) {
     const std::lock_guard lock(making);
+    kernels::set_describe_holders([](Device of) { return pool(of).describe(); });
     if (gpu == nullptr) gpu = new Pool(device);
   }
   return *gpu;

@@ -68,10 +68,15 @@ Readback::Readback(const Tensor& x) : dtype_(x.dtype()), count_(x.num_elements()
     numbers_ = x.detach();
     return;
   }
-  landing_ = std::make_shared<Landing>();
-  landing_->block = PinnedPool::instance().take(x.num_bytes());
-  gpu::copy(landing_->block.data, x.view().raw(), x.num_bytes(), x.stream());
-  landing_->block.free_at.record(x.stream());
+  *this = Readback(x.view(), x.stream());
+}
+
+Readback::Readback(const ConstView& x, Stream& stream)
+    : landing_(std::make_shared<Landing>()), dtype_(x.dtype()), count_(x.num_elements()) {
+  const int64_t bytes = count_ * size_of(dtype_);
+  landing_->block = PinnedPool::instance().take(bytes);
+  gpu::copy(landing_->block.data, x.raw(), bytes, stream);
+  landing_->block.free_at.record(stream);
 }
 
 const void* Readback::wait_raw() const {

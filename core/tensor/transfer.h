@@ -21,6 +21,8 @@ class Readback {
   Readback() = default;
   // x: contiguous, and on the CPU not changed until it was read.
   explicit Readback(const Tensor& x);
+  // Of memory of a GPU that no tensor has.
+  Readback(const ConstView& x, Stream& stream);
   bool is_defined() const { return numbers_.is_defined() || landing_ != nullptr; }
   // Waits where they have not come yet. Valid as long as this object and its copies.
   template <class T>

@@ -13,11 +13,12 @@ constexpr int kThreads = 512;
 template <class Gradient>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(const float* logits, int64_t logits_stride, const int32_t* targets, float* loss,
-                         Gradient* dlogits, int64_t dlogits_stride, int64_t V, float grad_scale) {
+                         Gradient* dlogits, int64_t dlogits_stride, int64_t V, float grad_scale,
+                         gpu::FaultRecord* record) {
   const float* const x = logits + blockIdx.x * logits_stride;
   Gradient* const dx = dlogits == nullptr ? nullptr : dlogits + blockIdx.x * dlogits_stride;
   const int32_t target = targets[blockIdx.x];
-  if (target < 0) {
+  if (target < 0 || !is_in_range(target, V, gpu::Fault::kToken, record)) {
     if (threadIdx.x == 0) loss[blockIdx.x] = 0.0f;
     if (dx == nullptr) return;
     for (int64_t v = int64_t(threadIdx.x) * kVector; v < V; v += kThreads * kVector) store8(dx + v, Floats8{}, V - v);
@@ -59,7 +60,8 @@ void cross_entropy(const CrossEntropy& args, Stream& stream) {
   const auto run = [&]<class Gradient>() {
     launch("cross_entropy", blocks(args.logits.rows()), kThreads, 0, stream, cross_entropy_kernel<Gradient>,
            args.logits.data<float>(), args.logits.row_stride(), args.targets.data<int32_t>(), args.loss.data<float>(),
-           args.dlogits.data<Gradient>(), args.dlogits.row_stride(), args.logits.cols(), args.grad_scale);
+           args.dlogits.data<Gradient>(), args.dlogits.row_stride(), args.logits.cols(), args.grad_scale,
+           gpu::fault_record(stream.device()));
   };
   if (!args.dlogits.is_defined()) return run.template operator()<float>();
   visit_float(args.dlogits.dtype(), run);

@@ -39,6 +39,16 @@ inline dim3 blocks(int64_t x, int64_t y = 1, int64_t z = 1) {
   return grid;
 }
 
+// Whether `value` is in [0, limit); otherwise the first that asks leaves it for the host (kernels/device_runtime.h).
+__device__ __forceinline__ bool is_in_range(int64_t value, int64_t limit, gpu::Fault fault, gpu::FaultRecord* record) {
+  if (0 <= value && value < limit) return true;
+  if (atomic_replace(&record->fault, 0, int64_t(fault))) {
+    record->value = value;
+    record->limit = limit;
+  }
+  return false;
+}
+
 inline constexpr float kInfinity = __builtin_huge_valf();
 
 // bfloat16 numbers, rounded as the constructor of octet::bfloat16 rounds.

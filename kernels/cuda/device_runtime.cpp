@@ -203,6 +203,33 @@ void Event::hold(Stream& stream) const {
   check(cudaStreamWaitEvent(stream.cuda(), event_, 0), "cudaStreamWaitEvent");
 }
 
+struct Stopwatch::Places {
+  cudaEvent_t from = nullptr, to = nullptr;
+  Places() {
+    check(cudaEventCreate(&from), "cudaEventCreate");
+    check(cudaEventCreate(&to), "cudaEventCreate");
+  }
+  ~Places() {
+    cudaEventDestroy(from);
+    cudaEventDestroy(to);
+  }
+  Places(const Places&) = delete;
+  Places& operator=(const Places&) = delete;
+};
+void Stopwatch::start(Stream& stream) {
+  choose(stream.device());
+  places_ = std::make_shared<Places>();
+  check(cudaEventRecord(places_->from, stream.cuda()), "cudaEventRecord");
+}
+void Stopwatch::stop(Stream& stream) { check(cudaEventRecord(places_->to, stream.cuda()), "cudaEventRecord"); }
+double Stopwatch::seconds() const {
+  ++waits;
+  check(cudaEventSynchronize(places_->to), "cudaEventSynchronize");
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, places_->from, places_->to), "cudaEventElapsedTime");
+  return double(milliseconds) * 1e-3;
+}
+
 std::shared_ptr<Stream> make_stream(Device device) {
   open(device);
   choose(device);
@@ -212,6 +239,20 @@ std::shared_ptr<Stream> make_stream(Device device) {
             cudaStreamDestroy(owned->cuda());
             delete owned;
           }};
+}
+
+FaultRecord* fault_record(Device device) {
+  static std::array<std::atomic<FaultRecord*>, kMostGpus> records;
+  std::atomic<FaultRecord*>& record = records[size_t(device.index)];
+  if (record != nullptr) return record;
+  const std::lock_guard lock(opening);
+  if (record != nullptr) return record;
+  choose(device);
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, sizeof(FaultRecord)), "cudaMalloc");
+  check(cudaMemset(memory, 0, sizeof(FaultRecord)), "cudaMemset");
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // streams do not wait for the default one
+  return record = static_cast<FaultRecord*>(memory);
 }
 
 void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }

@@ -13,10 +13,11 @@ constexpr int kThreads = 128;
 template <class Scalar>
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_kernel(const int32_t* ids, const Scalar* dy, int64_t dy_stride, float* dweight,
-                              int64_t dweight_stride, int64_t T, int64_t D) {
+                              int64_t dweight_stride, int64_t V, int64_t T, int64_t D) {
   OCTET_SHARED(uint32_t, found, kThreads / kWarp);
   const int64_t first = blockIdx.x;
   const int32_t id = ids[first];
+  if (id < 0 || id >= V) return;  // the forward pass has said so
   int before = 0;
   for (int64_t t = threadIdx.x; t < first; t += kThreads) before |= ids[t] == id;
   if (block_max<kThreads>(before, 0) != 0) return;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void embedding_forward(const EmbeddingForward& args, Stream& stream) {
-  copy_rows("embedding_forward", args.weight, args.ids, args.y, stream);
+  copy_rows("embedding_forward", args.weight, args.ids, args.y, gpu::Fault::kToken, stream);
 }
 
 void embedding_backward(const EmbeddingBackward& args, Stream& stream) {
@@ -53,7 +54,7 @@ void embedding_backward(const EmbeddingBackward& args, Stream& stream) {
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     launch("embedding_backward", blocks(args.dy.rows()), kThreads, 0, stream, embedding_backward_kernel<Scalar>,
            args.ids.data<int32_t>(), args.dy.data<Scalar>(), args.dy.row_stride(), args.dweight.data<float>(),
-           args.dweight.row_stride(), args.dy.rows(), args.dy.cols());
+           args.dweight.row_stride(), args.dweight.rows(), args.dy.rows(), args.dy.cols());
   });
 }
 

@@ -54,6 +54,11 @@ __device__ __forceinline__ int count_bits(unsigned mask) { return __popc(mask); 
 __device__ __forceinline__ void atomic_add(int64_t* to, int64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
+// Whether *at was `before` and is `after` now.
+__device__ __forceinline__ bool atomic_replace(int64_t* at, int64_t before, int64_t after) {
+  return atomicCAS(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(before),
+                   static_cast<unsigned long long>(after)) == static_cast<unsigned long long>(before);
+}
 template <class To, class From>
 __device__ __forceinline__ To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));

@@ -11,12 +11,16 @@ constexpr int kDotThreads = 128;    // a warp to a pair
 
 // A stable counting sort in three steps, each a function of the indices alone: how many pairs of each chunk chose each
 // expert, counts [E, chunks]; the place of the first of them; and each pair to its place.
-__global__ void __launch_bounds__(kPairs)
-    count_kernel(const int32_t* indices, int32_t* counts, int64_t pairs, int E, int num_chunks) {
+__global__ void __launch_bounds__(kPairs) count_kernel(const int32_t* indices, int32_t* counts, int64_t pairs, int E,
+                                                       int num_chunks, gpu::FaultRecord* record) {
   OCTET_SHARED(int32_t, expert, kPairs);
   const int64_t first = int64_t(blockIdx.x) * kPairs;
   const int n = int(pairs - first < kPairs ? pairs - first : kPairs);
-  if (int(threadIdx.x) < n) expert[int(threadIdx.x)] = indices[first + threadIdx.x];
+  if (int(threadIdx.x) < n) {
+    const int32_t e = indices[first + threadIdx.x];
+    is_in_range(e, E, gpu::Fault::kExpert, record);
+    expert[int(threadIdx.x)] = e;
+  }
   __syncthreads();
   for (int e = int(threadIdx.x); e < E; e += kPairs) {
     int count = 0;
@@ -67,7 +71,7 @@ __global__ void __launch_bounds__(kScanThreads) place_kernel(int32_t* counts, in
 
 __global__ void __launch_bounds__(kPairs)
     sort_kernel(const int32_t* indices, const int32_t* places, const int64_t* offsets, int32_t* row_of, int32_t* source,
-                int64_t pairs, uint32_t K, int num_chunks) {
+                int64_t pairs, uint32_t K, int E, int num_chunks) {
   OCTET_SHARED(int32_t, expert, kPairs);
   const int64_t pair = int64_t(blockIdx.x) * kPairs + threadIdx.x;
   const int i = int(threadIdx.x);
@@ -75,6 +79,10 @@ __global__ void __launch_bounds__(kPairs)
   __syncthreads();
   if (pair >= pairs) return;
   const int32_t e = expert[i];
+  if (e < 0 || e >= E) {  // no row; a place inside, for those who read it before the host looks
+    row_of[pair] = 0;
+    return;
+  }
   int32_t before = 0;
   for (int j = 0; j < i; ++j) before += expert[j] == e;
   const int32_t r = int32_t(offsets[e]) + places[int64_t(e) * num_chunks + blockIdx.x] + before;
@@ -136,16 +144,16 @@ void build_permutation(const BuildPermutation& args, Stream& stream) {
   const int E = int(args.offsets.num_elements() - 1), num_chunks = int(ceil_div<int64_t>(pairs, kPairs));
   Workspace<int32_t> counts("build_permutation", int64_t(E) * num_chunks, stream);
   launch("build_permutation, counts", blocks(num_chunks), kPairs, 0, stream, count_kernel, args.indices.data<int32_t>(),
-         counts.data(), pairs, E, num_chunks);
+         counts.data(), pairs, E, num_chunks, gpu::fault_record(stream.device()));
   launch("build_permutation, places", blocks(1), kScanThreads, size_t(E) * sizeof(int64_t), stream, place_kernel,
          counts.data(), args.offsets.data<int64_t>(), E, num_chunks);
   launch("build_permutation, sort", blocks(num_chunks), kPairs, 0, stream, sort_kernel, args.indices.data<int32_t>(),
          counts.data(), args.offsets.data<int64_t>(), args.row_of.data<int32_t>(), args.source.data<int32_t>(), pairs,
-         uint32_t(K), num_chunks);
+         uint32_t(K), E, num_chunks);
 }
 
 void gather_rows(const GatherRows& args, Stream& stream) {
-  copy_rows("gather_rows", args.x, args.source, args.y, stream);
+  copy_rows("gather_rows", args.x, args.source, args.y, gpu::Fault::kRow, stream);
 }
 
 void combine_forward(const CombineForward& args, Stream& stream) {

@@ -8,9 +8,10 @@ namespace {
 constexpr int kThreads = 256;
 
 // Whole numbers: the order of the sums does not matter.
-__global__ void __launch_bounds__(kThreads) count_choices_kernel(const int32_t* indices, int64_t* counts, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    count_choices_kernel(const int32_t* indices, int64_t* counts, int64_t n, int64_t E, gpu::FaultRecord* record) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < n) atomic_add(counts + indices[i], 1);
+  if (i < n && is_in_range(indices[i], E, gpu::Fault::kExpert, record)) atomic_add(counts + indices[i], 1);
 }
 
 __device__ __forceinline__ int sign_of(int64_t total, int64_t count, int64_t E) {
@@ -40,7 +41,8 @@ __global__ void __launch_bounds__(kThreads)
 void count_choices(const CountChoices& args, Stream& stream) {
   const int64_t n = args.indices.num_elements();
   launch("count_choices", blocks(ceil_div<int64_t>(n, kThreads)), kThreads, 0, stream, count_choices_kernel,
-         args.indices.data<int32_t>(), args.counts.data<int64_t>(), n);
+         args.indices.data<int32_t>(), args.counts.data<int64_t>(), n, args.counts.num_elements(),
+         gpu::fault_record(stream.device()));
 }
 
 void update_router_bias(const UpdateRouterBias& args, Stream& stream) {

@@ -25,20 +25,25 @@ inline dim3 row_grid(int64_t rows, int64_t pieces) {
 
 // y[r,:] = x[source[r],:] by words.
 template <class Words>
-__global__ void __launch_bounds__(kRowThreads) copy_rows_kernel(const char* x, int64_t x_stride, const int32_t* source,
-                                                                char* y, int64_t y_stride, int64_t R, uint32_t pieces) {
+__global__ void __launch_bounds__(kRowThreads)
+    copy_rows_kernel(const char* x, int64_t x_stride, int64_t x_rows, const int32_t* source, char* y, int64_t y_stride,
+                     int64_t R, uint32_t pieces, gpu::Fault fault, gpu::FaultRecord* record) {
   const RowPlace at = row_place(pieces, int(sizeof(Words)));
   if (at.row >= R) return;
-  store_words(y + at.row * y_stride + at.column, load_words<Words>(x + source[at.row] * x_stride + at.column));
+  const int64_t from = source[at.row];
+  if (!is_in_range(from, x_rows, fault, record)) return;
+  store_words(y + at.row * y_stride + at.column, load_words<Words>(x + from * x_stride + at.column));
 }
-inline void copy_rows(const char* name, const ConstView& x, const ConstView& source, const View& y, Stream& stream) {
+// fault: what a source is that x has no row for.
+inline void copy_rows(const char* name, const ConstView& x, const ConstView& source, const View& y, gpu::Fault fault,
+                      Stream& stream) {
   const int64_t size = size_of(y.dtype()), bytes = y.cols() * size;
   if (bytes == 0) return;
   const auto copy = [&]<class Words>(Words) {
     const int64_t pieces = bytes / int64_t(sizeof(Words));
     launch(name, row_grid(y.rows(), pieces), kRowThreads, 0, stream, copy_rows_kernel<Words>, x.data<char>(),
-           x.row_stride() * size, source.data<int32_t>(), y.data<char>(), y.row_stride() * size, y.rows(),
-           uint32_t(pieces));
+           x.row_stride() * size, x.rows(), source.data<int32_t>(), y.data<char>(), y.row_stride() * size, y.rows(),
+           uint32_t(pieces), fault, gpu::fault_record(stream.device()));
   };
   const uint64_t together = reinterpret_cast<uintptr_t>(x.raw()) | reinterpret_cast<uintptr_t>(y.raw()) |
                             uint64_t(bytes | x.row_stride() * size | y.row_stride() * size);

@@ -5,6 +5,7 @@
 #include "core/base/error.h"
 #include "core/base/stream.h"
 #include "kernels/device_runtime.h"
+#include "kernels/memory_holders.h"
 
 namespace octet::kernels::cuda {
 
@@ -15,8 +16,7 @@ class Workspace {
   Workspace(const char* what, int64_t count, Stream& stream) : stream_(stream) {
     if (count == 0) return;
     data_ = gpu::allocate(count * int64_t(sizeof(T)), what, stream);
-    require(ErrorKind::kMemory, data_ != nullptr, "{}: no device memory left for {} bytes of intermediate results",
-            what, count * int64_t(sizeof(T)));
+    if (data_ == nullptr) refuse(what, count * int64_t(sizeof(T)));
   }
   ~Workspace() {
     if (data_ != nullptr) gpu::release(data_, stream_);
@@ -26,6 +26,14 @@ class Workspace {
   T* data() { return static_cast<T*>(data_); }
 
  private:
+  [[noreturn]] void refuse(const char* what, int64_t bytes) const {
+    fail(ErrorKind::kMemory, {.what = fmt::format("out of memory: {:.1f} MiB more for intermediate results of {}",
+                                                  double(bytes) / (1 << 20), what),
+                              .where = describe_holders(stream_.device()),
+                              .why = {},
+                              .fix = "lower train.micro_batch or data.seq_len; octet check predicts"});
+  }
+
   Stream& stream_;
   void* data_ = nullptr;
 };

@@ -1,5 +1,6 @@
 #include "core/nn/transformer.h"
 
+#include "core/tensor/device_fault.h"
 #include "tests/support/devices.h"
 #include "tests/support/reference_model.h"
 
@@ -360,6 +361,50 @@ TEST_CASE("FP8 arithmetic that is not chosen is what the device is fast at", "[n
     CHECK(emulation_on(device, Fp8Arithmetic::kHopper) == kernels::Emulation::kHopper);
     CHECK(emulation_on(device, Fp8Arithmetic::kFp64) == kernels::Emulation::kFp64);
   }
+}
+
+TEST_CASE("numbers that point outside of memory are found and named on a GPU", "[nn][gpu]") {
+  if (!has_gpu()) return;
+  const ModelConfig config = small_config();
+  Transformer model(config, {.recipe = Recipe::kBf16}, {}, 16, local(), kGpu);
+  model.init_weights(7);
+  const Batch good = random_batch(2, 6, config.vocab_size);
+  const auto message_of = [&](auto&& body) -> std::string {
+    try {
+      body();
+      DeviceFault(kGpu).rethrow();
+    } catch (const Error& error) {
+      CHECK(error.code() == 2);
+      return error.what();
+    }
+    return "no error";
+  };
+  const auto evaluate = [&](const Batch& batch) {
+    return model.evaluate(batch.ids_on(kGpu), batch.targets_on(kGpu), batch.sequences);
+  };
+  for (const int32_t bad : {int32_t(config.vocab_size), -1, 1 << 30}) {
+    CAPTURE(bad);
+    Batch batch = good;
+    batch.ids[7] = bad;
+    CHECK_THAT(message_of([&] { evaluate(batch); }),
+               Catch::Contains(fmt::format("a token has the number {}; wanted 0 to {}", bad, config.vocab_size - 1)));
+    batch = good;
+    batch.targets[7] = bad;
+    if (bad >= 0) CHECK_THAT(message_of([&] { evaluate(batch); }), Catch::Contains("a token has the number"));
+  }
+  const auto values = uniform(3 * config.hidden, 4);
+  const LinearInput input(from_vector(values, {3, config.hidden}, kGpu), model.context().numerics);
+  for (const int32_t bad : {int32_t(config.moe.num_experts), -1}) {
+    const Tensor indices = from_vector<int32_t>({5, 0, 1, bad, 3, 4}, {3, 2}, kGpu);
+    const Tensor weights = from_vector(std::vector<float>(6, 0.5f), {3, 2}, kGpu);
+    CHECK_THAT(message_of([&] { LocalDispatcher().start(input, indices, weights, config.moe.num_experts); }),
+               Catch::Contains(fmt::format("sent to expert {}; wanted 0 to 5", bad)));
+  }
+  CHECK_THAT(message_of([&] {
+               RowGroups::of_offsets(from_vector<int64_t>({0, 4, 9}, {3}, kGpu), Tensor(), 8);
+             }),
+             Catch::Contains("the rows of an expert number 5; wanted 0 to 4"));
+  CHECK(message_of([&] { evaluate(good); }) == "no error");  // what was told is forgotten
 }
 
 }  // namespace octet::test

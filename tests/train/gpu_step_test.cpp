@@ -16,7 +16,14 @@
 // the sign of a gradient that is small against its noise, and there the loss does not depend on the weight. A token
 // whose experts were chosen by less than the noise goes elsewhere, one in some hundreds, with weights nearly alike. The
 // norm of the gradient, a root of a sum of squares of numbers that passed twice as many roundings: four times as much.
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+
 #include "core/base/fault_file_system.h"
+#include "kernels/kernel_profile.h"
+#include "kernels/permute.h"
 #include "parallel/local_communicator.h"
 #include "tests/support/devices.h"
 #include "tests/support/numeric.h"
@@ -174,6 +181,28 @@ TEST_CASE("the host waits for a GPU once a step, after the backward pass", "[tra
   }
 }
 
+TEST_CASE("a profile times the kernels of a GPU without a wait in the step", "[train][gpu]") {
+  if (!has_gpu()) return;
+  const Config config = step_config(Recipe::kFp8Block);
+  Training training(config, kGpu);
+  training.step(1);
+  kernels::KernelProfile profile(real_clock());
+  const int64_t before = gpu::host_waits();
+  training.step(2);
+  CHECK(gpu::host_waits() - before <= 1);
+  int64_t wgrads = 0;
+  for (const kernels::KernelProfile::Row& row : profile.rows()) {
+    CHECK(row.calls > 0);
+    CHECK(row.seconds > 0);
+    if (std::string(row.cost.name) != "fp8_grouped_wgrad") continue;
+    wgrads = row.calls;
+    // Rows of tokens, T, times the elements of the dense layers; of rows of experts, K T: two micro-batches of T = 32.
+    const double attention = 64.0 * (64 + 2 * 32) + 64 * 64, dense = 3 * 64.0 * 48, expert = 3 * 64.0 * 32;
+    CHECK(row.cost.pair_flops == 2.0 * 2 * 32 * (2 * attention + dense + (1 + 2) * expert));
+  }
+  CHECK(wgrads == 2 * (2 * 2 + 2 + 4));
+}
+
 TEST_CASE("a checkpoint goes on on the other device with the bits it has", "[train][gpu][resume]") {
   if (!has_gpu()) return;
   Config config = small_run();
@@ -235,6 +264,63 @@ TEST_CASE("ranks on GPUs are one rank, bit for bit", "[train][gpu][layout]") {
   INFO(result.first_difference);
   CHECK(result.is_equal());
   CHECK(result.tensors > 30);
+}
+
+// In a process of its own, which an emulated GPU has little memory in.
+TEST_CASE("a step on a small GPU", "[.small_gpu]") {
+  const auto report = [](const Error& error) {
+    std::printf("%d: %s at %s\n", error.code(), error.report().what.c_str(), error.report().where.c_str());
+  };
+  REQUIRE(has_gpu());
+  try {
+    Training training(step_config(Recipe::kFp8Block), kGpu);
+    training.step(1);
+    std::printf("trained\n");
+  } catch (const Error& error) {
+    report(error);
+  }
+  // And a kernel that finds nothing left for what it computes in between.
+  const auto row_of = zeros({64, 2}, DType::kInt32, MemoryCategory::kWorkspace, kGpu);
+  const Tensor indices = zeros({64, 2}, DType::kInt32, MemoryCategory::kWorkspace, kGpu);
+  const Tensor offsets = zeros({5}, DType::kInt64, MemoryCategory::kWorkspace, kGpu),
+               source = zeros({128}, DType::kInt32, MemoryCategory::kWorkspace, kGpu);
+  std::vector<Tensor> all;
+  try {
+    for (int64_t bytes = int64_t(1) << 30; bytes > 0; bytes /= 2) {
+      try {
+        for (;;) all.emplace_back(Shape{bytes}, DType::kUInt8, MemoryCategory::kGradients, kGpu);
+      } catch (const Error&) {
+      }
+    }
+    kernels::build_permutation({.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
+                               indices.stream());
+  } catch (const Error& error) {
+    report(error);
+  }
+}
+
+TEST_CASE("a GPU without memory left names what was wanted and who holds it", "[train][gpu][allocator]") {
+  if (!has_gpu() || !gpu::runtime().is_emulated) return;
+  const auto words_at = [](int mebibytes) {
+    std::array<char, 4096> path{};
+    REQUIRE(::readlink("/proc/self/exe", path.data(), path.size() - 1) > 0);
+    const std::string command =
+        fmt::format("OCTET_EMULATED_GPU_MIB={} '{}' '[.small_gpu]' 2>&1", mebibytes, path.data());
+    FILE* pipe = ::popen(command.c_str(), "r");
+    REQUIRE(pipe != nullptr);
+    std::string words;
+    for (int letter = 0; (letter = std::fgetc(pipe)) != EOF;) words += char(letter);
+    CHECK(::pclose(pipe) == 0);
+    return words;
+  };
+  const std::string small = words_at(1);
+  CHECK_THAT(small, Catch::Contains("9: out of memory: ") && Catch::Contains(" MiB more for ") &&
+                        Catch::Contains("at cuda:0, in use: ") && Catch::Contains("of 1.0 MiB are free"));
+  CHECK_THAT(small, !Catch::Contains("trained\n"));
+  const std::string words = words_at(64);
+  CHECK_THAT(words, Catch::Contains("trained\n"));
+  CHECK_THAT(words, Catch::Contains("9: out of memory: 0.0 MiB more for intermediate results of build_permutation at "
+                                    "cuda:0, in use: gradients 6"));
 }
 
 }  // namespace octet::test

@@ -203,7 +203,7 @@ void Workload::build() {
   const Tensor row_of = keep(made({T, K}, DType::kInt32)), source = keep(made({R}, DType::kInt32));
   add<BuildPermutation>(build_permutation, {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
                         {offsets, row_of, source});
-  add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts}, {block_starts});
+  add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts, .num_rows = R}, {block_starts});
 
   const Tensor codes = keep(made({T, D}, kE4m3)), scale = keep(made({T, blocks(D)}, kF32));
   add<QuantizeRows>(quantize_rows, {.x = x, .codes = codes, .scale = scale, .stats = nullptr}, {codes, scale});
@@ -274,6 +274,7 @@ void Workload::build() {
                         .block_offsets = block_starts,
                         .dw = dw13,
                         .accumulate = false,
+                        .num_rows = R,
                         .emulation = emulation},
                        {dw13});
   const Tensor expert_rows = keep(normal({R, D}, kBf16, "rows")), drows = keep(made({R, D}, kBf16));

@@ -10,7 +10,7 @@
 #include "core/base/clock.h"
 #include "core/base/isa.h"
 #include "core/io/json.h"
-#include "core/tensor/allocator.h"
+#include "core/tensor/transfer.h"
 #include "kernels/device_runtime.h"
 #include "kernels/peak.h"
 #include "parallel/mpi_communicator.h"
@@ -77,6 +77,40 @@ int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t(usage.ru_maxrss) * 1024;
+}
+
+// Of a GPU, in bytes read and written a second, by its own clock: the best of six copies that no cache holds.
+double copy_bandwidth_of(Device device) {
+  constexpr int64_t kBytes = int64_t(256) << 20;
+  const Tensor from = zeros({kBytes}, DType::kUInt8, MemoryCategory::kWorkspace, device), to = empty_like(from);
+  double best = 0;
+  for (int repeat = 0; repeat < 6; ++repeat) {
+    gpu::Stopwatch stopwatch;
+    stopwatch.start(from.stream());
+    copy(from, to);
+    stopwatch.stop(from.stream());
+    best = std::max(best, 2.0 * double(kBytes) / stopwatch.seconds());
+  }
+  return best;
+}
+
+// Its kernels' own time; what the host did beside them is not in it.
+void print_gpu_phases(const kernels::KernelProfile& profile, double total_seconds, int64_t steps, Device device) {
+  const double bandwidth = copy_bandwidth_of(device), n = double(steps);
+  fmt::print("\nA step by kernel, on the clock of {}. A copy moves {:.1f} GB/s there.\n\n", device, bandwidth * 1e-9);
+  fmt::print("{:<22} {:>6} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "kernel", "calls", "ms", "%", "GFLOP", "MB",
+             "TFLOP/s", "GB/s", "of copy");
+  double in_kernels = 0;
+  for (const auto& row : profile.rows()) {
+    const double flops = row.cost.float_flops + row.cost.pair_flops, per_second = 1 / std::max(row.seconds, 1e-9);
+    fmt::print("{:<22} {:>6} {:>9.3f} {:>7.1f} {:>9.2f} {:>9.1f} {:>9.2f} {:>9.1f} {:>7.1f}%\n", row.cost.name,
+               row.calls / steps, row.seconds / n * 1e3, 100 * row.seconds / total_seconds, flops / n * 1e-9,
+               row.cost.bytes / n * 1e-6, flops * per_second * 1e-12, row.cost.bytes * per_second * 1e-9,
+               100 * row.cost.bytes * per_second / bandwidth);
+    in_kernels += row.seconds;
+  }
+  fmt::print("{:<22} {:>6} {:>9.3f} {:>7.1f}\n", "between kernels", "", (total_seconds - in_kernels) / n * 1e3,
+             100 * (total_seconds - in_kernels) / total_seconds);
 }
 
 void print_phases(const kernels::KernelProfile& profile, double total_seconds, int64_t steps) {
@@ -164,7 +198,8 @@ void print_result(const StepOptions& options, const Config& config, std::vector<
         double(sent_bytes) / (1 << 20), mib(MemoryCategory::kWeights), mib(MemoryCategory::kGradients),
         mib(MemoryCategory::kOptimizer));
   }
-  if (profile) print_phases(*profile, total, options.steps);
+  if (profile != nullptr && device.is_cpu()) print_phases(*profile, total, options.steps);
+  if (profile != nullptr && !device.is_cpu()) print_gpu_phases(*profile, total, options.steps, device);
 }
 
 int bench_on(const StepOptions& options, const Config& config, Communicator& host_world) {
@@ -174,8 +209,6 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& hos
   Communicator& world = staged ? *staged : host_world;
   const StepPlan plan = plan_step(config, world.rank());
   const Ranks ranks(world, config.parallel, config.model);
-  require(device.is_cpu() || !options.phases, "bench step: --phases times kernels on the CPU; the run is on {}",
-          device);
   Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher(), device);
   const auto shards = ranks.shard(model);
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), &world);

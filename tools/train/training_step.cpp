@@ -1,5 +1,6 @@
 #include "tools/train/training_step.h"
 
+#include "core/tensor/device_fault.h"
 #include "kernels/elementwise.h"
 #include "tools/train/model_stats.h"
 
@@ -99,8 +100,10 @@ StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& pl
   const std::vector<Router*> routers = model.routers();
   std::vector<Router::Reading> readings;
   for (const Router* router : routers) readings.push_back(router->read());
+  const AdamW::SquareSums square_sums = optimizer.square_sums();
   // The last that was asked for is the first that the host waits for: then all the others are there.
-  const std::vector<double> squares = optimizer.square_sums().wait();
+  DeviceFault(model.context().device).rethrow();
+  const std::vector<double> squares = square_sums.wait();
   const std::vector<double> losses = step_losses.wait();
   std::vector<double> sums(size_t(kStepSums), 0.0);
   sums[0] = asks_to_stop ? 1 : 0;

@@ -114,6 +114,9 @@ inline unsigned ballot(bool condition) {
 inline int lowest_bit(unsigned mask) { return std::countr_zero(mask); }
 inline int count_bits(unsigned mask) { return std::popcount(mask); }
 inline void atomic_add(int64_t* to, int64_t value) { std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed); }
+inline bool atomic_replace(int64_t* at, int64_t before, int64_t after) {
+  return std::atomic_ref(*at).compare_exchange_strong(before, after, std::memory_order_relaxed);
+}
 template <class To, class From>
 To bit_cast(From from) {
   return std::bit_cast<To>(from);

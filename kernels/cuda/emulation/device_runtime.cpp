@@ -11,9 +11,11 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 
@@ -450,9 +452,31 @@ void Event::wait() const {
 }
 void Event::hold(Stream&) const {}  // one stream runs after the other
 
+struct Stopwatch::Places {
+  int64_t from_ns = 0, to_ns = 0;
+};
+void Stopwatch::start(Stream&) {
+  places_ = std::make_shared<Places>();
+  places_->from_ns = real_clock().monotonic_ns();
+}
+void Stopwatch::stop(Stream&) { places_->to_ns = real_clock().monotonic_ns(); }
+double Stopwatch::seconds() const {
+  ++waits;
+  return double(places_->to_ns - places_->from_ns) * 1e-9;
+}
+
 std::shared_ptr<Stream> make_stream(Device device) {
   open(device);
   return std::make_shared<Stream>(default_thread_pool(), device, new_handle());
+}
+
+FaultRecord* fault_record(Device) {
+  static auto* const record = [] {
+    void* made = memory().allocate(sizeof(FaultRecord), "the record of faults");
+    const Memory::Access access(memory());
+    return new (made) FaultRecord;
+  }();
+  return record;
 }
 
 void check_launch(const char*) {}
