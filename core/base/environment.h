@@ -1,11 +1,22 @@
 // The environment variables that Octet reads.
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace octet {
+
+struct EnvironmentVariable {
+  std::string name;
+  std::vector<std::string> values;  // that it may have; none here: numbers, which their reader checks
+};
+// All of them: OCTET_LOG (core/base/log.h), OCTET_ISA (core/base/isa.h), OCTET_DENSE_GEMM
+// (kernels/cuda/dense_product.h), and the two of an emulated GPU (docs/gpu.md).
+std::vector<EnvironmentVariable> environment_variables();
 
 // Throws Error(kConfig) that lists every variable OCTET_* that Octet does not read, with the name it may have meant,
 // and every one whose value cannot be used. A misspelt variable would otherwise be a setting that silently does
-// nothing. Reads OCTET_LOG (core/base/log.h) and OCTET_ISA (core/base/isa.h).
+// nothing.
 void check_environment();
 
 }  // namespace octet

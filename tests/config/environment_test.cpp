@@ -47,6 +47,14 @@ TEST_CASE("check_environment accepts what Octet reads, and variables that are no
   CHECK(block_of_check().empty());
 }
 
+TEST_CASE("every environment variable that the docs name is one that the program takes", "[config][environment]") {
+  const Variable gemm("OCTET_DENSE_GEMM", "octet"), memory("OCTET_EMULATED_GPU_MIB", "64"),
+      guard("OCTET_EMULATED_GPU_GUARD", "0");
+  CHECK(block_of_check().empty());
+  const Variable wrong("OCTET_DENSE_GEMM", "cublas");
+  CHECK(block_of_check().find("write OCTET_DENSE_GEMM=cublaslt") != std::string::npos);
+}
+
 TEST_CASE("check_environment names the variable that a misspelt one may have meant", "[config][environment]") {
   const Variable misspelt("OCTET_LOGS", "debug");
   const std::string block = block_of_check();

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "tests/support/temporary_directory.h"
 #include "tools/launch/process.h"
@@ -75,6 +76,10 @@ TEST_CASE("the command of mpirun says where, over what, and ends with the progra
   CHECK(has_pair(words, "btl_tcp_if_include", "eth1"));
   CHECK(has_pair(words, "oob_tcp_if_include", "eth1"));
   CHECK(std::find(words.begin(), words.end(), "--oversubscribe") == words.end());
+  ::setenv("OCTET_DENSE_GEMM", "octet", 1);  // what octet reads is the same on every host
+  CHECK(has_pair(mpirun_command(plan, "mpirun"), "-x", "OCTET_DENSE_GEMM"));
+  ::unsetenv("OCTET_DENSE_GEMM");
+  CHECK_FALSE(has_pair(mpirun_command(plan, "mpirun"), "-x", "OCTET_DENSE_GEMM"));
   plan.agent = "enter  namespace";
   CHECK(has_pair(mpirun_command(plan, "mpirun"), "plm_rsh_agent", "enter namespace"));
 }

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/base/environment.h"
 #include "core/base/error.h"
 
 namespace octet {
@@ -147,9 +148,11 @@ std::vector<std::string> mpirun_command(const LaunchPlan& plan, const std::strin
     for (const std::string& word : agent_words(plan)) agent += (agent.empty() ? "" : " ") + word;
     add({"--host", list});
     add_parameter("plm_rsh_agent", agent);
-    for (const char* name : {"OCTET_ISA", "OCTET_LOG", "NO_COLOR"}) {
-      if (std::getenv(name) != nullptr) add({"-x", name});
-    }
+    const auto pass_on = [&](const std::string& name) {
+      if (std::getenv(name.c_str()) != nullptr) add({"-x", name});
+    };
+    for (const EnvironmentVariable& variable : environment_variables()) pass_on(variable.name);
+    pass_on("NO_COLOR");
   }
   if (!plan.interface.empty()) {
     add_parameter("btl_tcp_if_include", plan.interface);
