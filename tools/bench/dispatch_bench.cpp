@@ -14,6 +14,7 @@
 #include "parallel/expert_dispatcher.h"
 #include "parallel/mpi_communicator.h"
 #include "tools/bench/bare_mpi.h"
+#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/rank_session.h"
 
@@ -72,10 +73,7 @@ Tensor random_choices(const DispatchOptions& options, int rank) {
   return from_vector(choices, {options.tokens, options.top_k});
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
+double median(const std::vector<double>& seconds) { return timing_of(seconds).median; }
 
 int bench_on(const DispatchOptions& options, Communicator& world) {
   const int64_t T = options.tokens, D = options.hidden, P = world.size();

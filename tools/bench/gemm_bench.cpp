@@ -16,6 +16,7 @@
 #include "kernels/peak.h"
 #include "kernels/quantize.h"
 #include "tools/bench/eigen_gemm.h"
+#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 
 namespace octet {
@@ -65,10 +66,6 @@ Options parse(const char* bench, const std::vector<std::string>& args, size_t ax
   return options;
 }
 
-// Median and spread (largest less smallest, over the median) of the repeats.
-struct Timing {
-  double seconds = 0, spread = 0;
-};
 Timing time_of(int64_t repeats, const std::function<void()>& body) {
   static std::vector<char> cold(size_t(64) << 20);  // larger than the caches: writing it empties them
   body();
@@ -79,9 +76,7 @@ Timing time_of(int64_t repeats, const std::function<void()>& body) {
     body();
     seconds.push_back(double(real_clock().monotonic_ns() - begin) * 1e-9);
   }
-  std::sort(seconds.begin(), seconds.end());
-  const double median = seconds[seconds.size() / 2];
-  return {median, (seconds.back() - seconds.front()) / median};
+  return timing_of(std::move(seconds));
 }
 
 std::vector<float> normal(int64_t n, const char* name) {
@@ -186,14 +181,14 @@ int bench_gemm(const std::vector<std::string>& args) {
                            const std::function<double()>& worst) {
         std::fill(p.c.begin(), p.c.end(), NAN);
         const Timing timing = time_of(options.repeats, body);
-        if (eigen_seconds == 0) eigen_seconds = timing.seconds;
+        if (eigen_seconds == 0) eigen_seconds = timing.median;
         const double flops = 2.0 * double(M) * double(N) * double(K), off = worst();
         const bool wrong = !(off <= tolerance);
         failures += wrong;
         fmt::print("{:<18} {:<20} {:>10.3f} {:>7.1f}% {:>9.1f} {:>7.1f} {:>8.2f} {:>9.1e}{}\n",
-                   fmt::format("{} x {} x {}", M, N, K), name, timing.seconds * 1e3, 100 * timing.spread,
-                   flops / timing.seconds * 1e-9, 100 * flops / timing.seconds / peak, eigen_seconds / timing.seconds,
-                   off, wrong ? "  WRONG" : "");
+                   fmt::format("{} x {} x {}", M, N, K), name, timing.median * 1e3, 100 * timing.spread(),
+                   flops / timing.median * 1e-9, 100 * flops / timing.median / peak, eigen_seconds / timing.median, off,
+                   wrong ? "  WRONG" : "");
       };
       const double sum_error = 2 * std::sqrt(double(K)) * 0x1p-23;
       row(
@@ -274,8 +269,8 @@ int bench_quantise(const std::vector<std::string>& args) {
         });
         failures += !right;
         fmt::print("{:<14} {:<30} {:>10.3f} {:>7.1f}% {:>8.2f} {:>8.1f} {:>8.2f}{}\n", fmt::format("{} x {}", R, C),
-                   name, timing.seconds * 1e3, 100 * timing.spread, double(R * C) / timing.seconds * 1e-9,
-                   double(bytes) / timing.seconds * 1e-9, copy.seconds / timing.seconds, right ? "" : "  WRONG");
+                   name, timing.median * 1e3, 100 * timing.spread(), double(R * C) / timing.median * 1e-9,
+                   double(bytes) / timing.median * 1e-9, copy.median / timing.median, right ? "" : "  WRONG");
       };
       const auto rows_right = [&](const auto& from) {
         for (int64_t r = 0; r < R; r += 37) {

@@ -27,6 +27,7 @@
 #include "kernels/router.h"
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
+#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
 
@@ -102,7 +103,7 @@ class Workload {
   std::vector<Case>& cases() { return cases_; }
 
  private:
-  Tensor made(Shape shape, DType dtype) { return zeros(shape, dtype, device_); }
+  Tensor made(Shape shape, DType dtype) { return keep(zeros(shape, dtype, device_)); }
   // Numbers of unit size that repeat after a while.
   Tensor normal(Shape shape, DType dtype, const char* name) {
     constexpr size_t kPeriod = 65521;
@@ -128,10 +129,10 @@ class Workload {
     return there(host);
   }
   Tensor there(const Tensor& host) {
-    if (device_.is_cpu()) return host;
+    if (device_.is_cpu()) return keep(host);
     Tensor x = empty(host.shape(), host.dtype(), device_);
     copy(host, x);
-    return x;
+    return keep(x);
   }
   // A kernel as it is called in a step; it runs once now, for those after it.
   template <class Args>
@@ -149,7 +150,7 @@ class Workload {
   std::vector<Tensor> kept_;
   std::vector<Case> cases_;
 
-  // Views own nothing: what a case reads stays here.
+  // Views own nothing: what a case reads is kept here.
   Tensor keep(Tensor x) { return kept_.emplace_back(std::move(x)); }
 };
 
@@ -161,13 +162,13 @@ void Workload::build() {
   const int64_t R = T * K, heads = D / kHeadDim;
   const Emulation emulation = device_.is_cpu() ? Emulation::kIdeal : Emulation::kHopper;
 
-  const Tensor x = keep(normal({T, D}, kBf16, "x")), dy = keep(normal({T, D}, kBf16, "dy"));
-  const Tensor weight = keep(normal({D}, kF32, "weight"));
-  const Tensor y = keep(made({T, D}, kBf16)), dx = keep(made({T, D}, kBf16));
-  const Tensor rstd = keep(made({T}, kF32)), dweight = keep(made({D}, kF32));
+  const Tensor x = normal({T, D}, kBf16, "x"), dy = normal({T, D}, kBf16, "dy");
+  const Tensor weight = normal({D}, kF32, "weight");
+  const Tensor y = made({T, D}, kBf16), dx = made({T, D}, kBf16);
+  const Tensor rstd = made({T}, kF32), dweight = made({D}, kF32);
 
-  const Tensor ids = keep(below({T}, V, "ids")), table = keep(normal({V, D}, kBf16, "table"));
-  const Tensor dtable = keep(made({V, D}, kF32)), embedded = keep(made({T, D}, kBf16));
+  const Tensor ids = below({T}, V, "ids"), table = normal({V, D}, kBf16, "table");
+  const Tensor dtable = made({V, D}, kF32), embedded = made({T, D}, kBf16);
   add<EmbeddingForward>(embedding_forward, {.ids = ids, .weight = table, .y = embedded}, {embedded});
   add<EmbeddingBackward>(embedding_backward, {.ids = ids, .dy = dy, .dweight = dtable}, {dtable});
   add<RmsNormForward>(rms_norm_forward, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-5f}, {y, rstd});
@@ -175,10 +176,10 @@ void Workload::build() {
                        {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight}, {dx, dweight});
   add<AddInto>(add_into, {.a = x, .b = dy, .y = dx}, {dx});
 
-  const Tensor positions = keep(below({T}, T, "positions")), turned = keep(normal({T, D}, kBf16, "turned"));
+  const Tensor positions = below({T}, T, "positions"), turned = normal({T, D}, kBf16, "turned");
   const Tensor angles = empty({T, kHeadDim}, kF32);
   fill_rope_table(angles, kHeadDim, 10000.0);
-  const Tensor cos_sin = keep(there(angles));
+  const Tensor cos_sin = there(angles);
   add<Rope>(rope,
             {.x = turned,
              .positions = positions,
@@ -188,8 +189,8 @@ void Workload::build() {
              .inverse = false},
             {turned});
 
-  const Tensor logits = keep(normal({T, E}, kF32, "logits")), scores = keep(made({T, E}, kF32));
-  const Tensor indices = keep(made({T, K}, DType::kInt32)), weights = keep(made({T, K}, kF32));
+  const Tensor logits = normal({T, E}, kF32, "logits"), scores = made({T, E}, kF32);
+  const Tensor indices = made({T, K}, DType::kInt32), weights = made({T, K}, kF32);
   add<RouterForward>(router_forward,
                      {.logits = logits,
                       .bias = {},
@@ -199,18 +200,18 @@ void Workload::build() {
                       .weights = weights,
                       .options = {}},
                      {scores, indices, weights});
-  const Tensor offsets = keep(made({E + 1}, DType::kInt64)), block_starts = keep(made({E + 1}, DType::kInt64));
-  const Tensor row_of = keep(made({T, K}, DType::kInt32)), source = keep(made({R}, DType::kInt32));
+  const Tensor offsets = made({E + 1}, DType::kInt64), block_starts = made({E + 1}, DType::kInt64);
+  const Tensor row_of = made({T, K}, DType::kInt32), source = made({R}, DType::kInt32);
   add<BuildPermutation>(build_permutation, {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
                         {offsets, row_of, source});
   add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts, .num_rows = R}, {block_starts});
 
-  const Tensor codes = keep(made({T, D}, kE4m3)), scale = keep(made({T, blocks(D)}, kF32));
+  const Tensor codes = made({T, D}, kE4m3), scale = made({T, blocks(D)}, kF32);
   add<QuantizeRows>(quantize_rows, {.x = x, .codes = codes, .scale = scale, .stats = nullptr}, {codes, scale});
   const int64_t P = (R + E * 127 + 127) / 128 * 128;  // the most rows that the padded groups of R take
-  const Tensor gathered = keep(made({R, D}, kE4m3));
+  const Tensor gathered = made({R, D}, kE4m3);
   add<GatherRows>(gather_rows, {.x = codes, .source = source, .y = gathered}, {gathered});
-  const Tensor columns = keep(made({P, D}, kE4m3)), column_scale = keep(made({P / 128, D}, kF32));
+  const Tensor columns = made({P, D}, kE4m3), column_scale = made({P / 128, D}, kF32);
   add<RequantizeColumns>(requantize_columns,
                          {.codes = codes,
                           .scale = scale,
@@ -223,11 +224,11 @@ void Workload::build() {
                          {columns, column_scale});
 
   // An expert's two matrices, and what is between them.
-  const Tensor w13 = keep(normal({E, 2 * F, D}, kF32, "w13")), w13_codes = keep(made({E, 2 * F, D}, kE4m3));
-  const Tensor w13_scale = keep(made({E, blocks(2 * F), blocks(D)}, kF32));
+  const Tensor w13 = normal({E, 2 * F, D}, kF32, "w13"), w13_codes = made({E, 2 * F, D}, kE4m3);
+  const Tensor w13_scale = made({E, blocks(2 * F), blocks(D)}, kF32);
   add<QuantizeBlocks>(quantize_blocks, {.x = w13, .codes = w13_codes, .scale = w13_scale, .stats = nullptr},
                       {w13_codes, w13_scale});
-  const Tensor h = keep(made({R, 2 * F}, kBf16));
+  const Tensor h = made({R, 2 * F}, kBf16);
   add<Fp8GroupedGemm>(fp8_grouped_gemm,
                       {.a = codes,
                        .a_scale = scale,
@@ -238,16 +239,16 @@ void Workload::build() {
                        .c = h,
                        .emulation = emulation},
                       {h});
-  const Tensor h_codes = keep(made({R, 2 * F}, kE4m3)), h_scale = keep(made({R, blocks(2 * F)}, kF32));
-  const Tensor y_codes = keep(made({R, F}, kE4m3)), y_scale = keep(made({R, blocks(F)}, kF32));
+  const Tensor h_codes = made({R, 2 * F}, kE4m3), h_scale = made({R, blocks(2 * F)}, kF32);
+  const Tensor y_codes = made({R, F}, kE4m3), y_scale = made({R, blocks(F)}, kF32);
   add<SwigluForwardFp8>(
       swiglu_forward_fp8,
       {.h = h, .h_codes = h_codes, .h_scale = h_scale, .y_codes = y_codes, .y_scale = y_scale, .stats = nullptr},
       {h_codes, h_scale, y_codes, y_scale});
-  const Tensor dh_in = keep(normal({R, F}, kBf16, "dh_in"));
-  const Tensor y_columns = keep(made({P, F}, kE4m3)), y_column_scale = keep(made({P / 128, F}, kF32));
-  const Tensor dh_codes = keep(made({R, 2 * F}, kE4m3)), dh_scale = keep(made({R, blocks(2 * F)}, kF32));
-  const Tensor dh_columns = keep(made({P, 2 * F}, kE4m3)), dh_column_scale = keep(made({P / 128, 2 * F}, kF32));
+  const Tensor dh_in = normal({R, F}, kBf16, "dh_in");
+  const Tensor y_columns = made({P, F}, kE4m3), y_column_scale = made({P / 128, F}, kF32);
+  const Tensor dh_codes = made({R, 2 * F}, kE4m3), dh_scale = made({R, blocks(2 * F)}, kF32);
+  const Tensor dh_columns = made({P, 2 * F}, kE4m3), dh_column_scale = made({P / 128, 2 * F}, kF32);
   add<SwigluBackwardFp8>(swiglu_backward_fp8,
                          {.dy = dh_in,
                           .h_codes = h_codes,
@@ -264,7 +265,7 @@ void Workload::build() {
                           .dh_stats = nullptr,
                           .dh_column_stats = nullptr},
                          {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale});
-  const Tensor dw13 = keep(made({E, 2 * F, D}, kF32));
+  const Tensor dw13 = made({E, 2 * F, D}, kF32);
   add<Fp8GroupedWgrad>(fp8_grouped_wgrad,
                        {.dy = dh_columns,
                         .dy_scale = dh_column_scale,
@@ -277,8 +278,8 @@ void Workload::build() {
                         .num_rows = R,
                         .emulation = emulation},
                        {dw13});
-  const Tensor expert_rows = keep(normal({R, D}, kBf16, "rows")), drows = keep(made({R, D}, kBf16));
-  const Tensor dweights = keep(made({T, K}, kF32)), combined = keep(made({T, D}, kBf16));
+  const Tensor expert_rows = normal({R, D}, kBf16, "rows"), drows = made({R, D}, kBf16);
+  const Tensor dweights = made({T, K}, kF32), combined = made({T, D}, kBf16);
   add<CombineForward>(combine_forward,
                       {.rows = expert_rows, .row_of = row_of, .weights = weights, .base = x, .y = combined},
                       {combined});
@@ -286,8 +287,8 @@ void Workload::build() {
       combine_backward,
       {.dy = dy, .rows = expert_rows, .row_of = row_of, .weights = weights, .drows = drows, .dweights = dweights},
       {drows, dweights});
-  const Tensor row_columns = keep(made({P, D}, kE4m3)), row_column_scale = keep(made({P / 128, D}, kF32));
-  const Tensor row_codes = keep(made({R, D}, kE4m3)), row_scale = keep(made({R, blocks(D)}, kF32));
+  const Tensor row_columns = made({P, D}, kE4m3), row_column_scale = made({P / 128, D}, kF32);
+  const Tensor row_codes = made({R, D}, kE4m3), row_scale = made({R, blocks(D)}, kF32);
   add<QuantizeColumns>(quantize_columns,
                        {.x = drows,
                         .offsets = offsets,
@@ -300,8 +301,8 @@ void Workload::build() {
                        {row_columns, row_column_scale, row_codes, row_scale});
 
   // The same in bfloat16.
-  const Tensor w13_bf16 = keep(normal({E, 2 * F, D}, kBf16, "w13")), h_bf16 = keep(made({R, 2 * F}, kBf16));
-  const Tensor y_bf16 = keep(made({R, F}, kBf16)), dh_bf16 = keep(made({R, 2 * F}, kBf16));
+  const Tensor w13_bf16 = normal({E, 2 * F, D}, kBf16, "w13"), h_bf16 = made({R, 2 * F}, kBf16);
+  const Tensor y_bf16 = made({R, F}, kBf16), dh_bf16 = made({R, 2 * F}, kBf16);
   add<GroupedGemm>(grouped_gemm, {.a = x, .b = w13_bf16, .offsets = offsets, .rows = source, .c = h_bf16}, {h_bf16});
   add<SwigluForward>(swiglu_forward, {.h = h_bf16, .y = y_bf16}, {y_bf16});
   add<SwigluBackward>(swiglu_backward, {.dy = dh_in, .h = h_bf16, .dh = dh_bf16}, {dh_bf16});
@@ -311,8 +312,8 @@ void Workload::build() {
 
   // Attention over one sequence after the other, 4,096 tokens at most; products of whole matrices; the loss; the step.
   const int64_t batch = std::max<int64_t>(1, T % 4096 == 0 ? T / 4096 : 1);
-  const Tensor o = keep(made({T, D}, kBf16)), lse = keep(made({T, heads}, kF32));
-  const Tensor dq = keep(made({T, D}, kBf16)), dk = keep(made({T, D}, kBf16)), dv = keep(made({T, D}, kBf16));
+  const Tensor o = made({T, D}, kBf16), lse = made({T, heads}, kF32);
+  const Tensor dq = made({T, D}, kBf16), dk = made({T, D}, kBf16), dv = made({T, D}, kBf16);
   const float softmax_scale = 1.0f / std::sqrt(float(kHeadDim));
   add<AttentionForward>(attention_forward,
                         {.q = x,
@@ -340,18 +341,18 @@ void Workload::build() {
                           .num_kv_heads = heads,
                           .scale = softmax_scale},
                          {dq, dk, dv});
-  const Tensor square = keep(normal({D, D}, kBf16, "square")), product = keep(made({T, D}, kBf16));
+  const Tensor square = normal({D, D}, kBf16, "square"), product = made({T, D}, kBf16);
   add<GroupedGemm>(grouped_gemm, {.a = x, .b = square, .c = product}, {product});
 
   const int64_t chunk = std::max<int64_t>(1, T / 8);
-  const Tensor vocab_logits = keep(normal({chunk, V}, kF32, "vocab_logits"));
-  const Tensor targets = keep(below({chunk}, V, "targets")), loss = keep(made({chunk}, kF32));
-  const Tensor dlogits = keep(made({chunk, V}, kBf16));
+  const Tensor vocab_logits = normal({chunk, V}, kF32, "vocab_logits");
+  const Tensor targets = below({chunk}, V, "targets"), loss = made({chunk}, kF32);
+  const Tensor dlogits = made({chunk, V}, kBf16);
   add<CrossEntropy>(cross_entropy,
                     {.logits = vocab_logits, .targets = targets, .loss = loss, .dlogits = dlogits, .grad_scale = 1.0f},
                     {loss, dlogits});
-  const Tensor master = keep(normal({E, 2 * F, D}, kF32, "master"));
-  const Tensor m = keep(made({E, 2 * F, D}, kBf16)), v = keep(made({E, 2 * F, D}, kBf16));
+  const Tensor master = normal({E, 2 * F, D}, kF32, "master");
+  const Tensor m = made({E, 2 * F, D}, kBf16), v = made({E, 2 * F, D}, kBf16);
   add<AdamwStep>(adamw_step,
                  {.master = master,
                   .grad = w13,
@@ -413,10 +414,6 @@ double time_of(const std::function<void()>& run, int64_t calls, Stream& stream) 
   if (!stream.device().is_cpu()) gpu::synchronize(stream);
   return double(real_clock().monotonic_ns() - begin) * 1e-9 / double(calls);
 }
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 }  // namespace
 
@@ -472,15 +469,15 @@ int bench_kernels(const std::vector<std::string>& args) {
       seconds.push_back(time_of(each.run, calls, stream));
       of_copy.push_back(time_of(copied, calls, stream));
     }
-    const double middle = median(seconds), flops = each.cost.float_flops + each.cost.pair_flops;
-    const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
+    const Timing timing = timing_of(seconds);
+    const double flops = each.cost.float_flops + each.cost.pair_flops;
     // bfloat16 keeps 8 bits and E4M3 4: one rounding apart.
     const bool is_wrong = !(off[i] <= 0x1p-4);
     failures += is_wrong;
-    fmt::print("{:<22} {:>9.3f} {:>7.1f}% {:>9.1f} {:>8.1f} {:>8.2f} {:>9} {:>9.1e}{}\n", each.cost.name, middle * 1e3,
-               100 * (*most - *least) / middle, each.cost.bytes * 1e-6, each.cost.bytes / middle * 1e-9,
-               median(of_copy) / middle, flops > 0 ? fmt::format("{:.1f}", flops / middle * 1e-9) : "", off[i],
-               is_wrong ? "  WRONG" : "");
+    fmt::print("{:<22} {:>9.3f} {:>7.1f}% {:>9.1f} {:>8.1f} {:>8.2f} {:>9} {:>9.1e}{}\n", each.cost.name,
+               timing.median * 1e3, 100 * timing.spread(), each.cost.bytes * 1e-6,
+               each.cost.bytes / timing.median * 1e-9, timing_of(of_copy).median / timing.median,
+               flops > 0 ? fmt::format("{:.1f}", flops / timing.median * 1e-9) : "", off[i], is_wrong ? "  WRONG" : "");
   }
   return failures == 0 ? 0 : 1;
 }

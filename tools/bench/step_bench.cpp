@@ -16,6 +16,7 @@
 #include "parallel/mpi_communicator.h"
 #include "parallel/parallelize.h"
 #include "parallel/self_communicator.h"
+#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/data/made_up_batch.h"
 #include "tools/train/device.h"
@@ -145,15 +146,15 @@ void print_phases(const kernels::KernelProfile& profile, double total_seconds, i
 }
 
 // seconds: of the steps that count.
-void print_result(const StepOptions& options, const Config& config, std::vector<double> seconds,
+void print_result(const StepOptions& options, const Config& config, const std::vector<double>& seconds,
                   const std::vector<double>& losses, int64_t resident, int64_t sent_bytes,
                   const kernels::KernelProfile* profile, Device device) {
   const int64_t S = config.data.seq_len, tokens = config.train.batch_size * S, dp = config.parallel.dp;
   const MemoryUse use = memory_use(device);
   const auto mib = [&use](MemoryCategory category) { return double(use.peak_bytes[size_t(category)]) / (1 << 20); };
   const double total = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-  std::sort(seconds.begin(), seconds.end());
-  const double median = seconds[seconds.size() / 2], per_second = double(tokens) / median;
+  const Timing timing = timing_of(seconds);
+  const double per_second = double(tokens) / timing.median;
   const double flops = per_second * training_flops_per_token(config.model, config.model.vocab_size, S);
   const int threads = default_thread_pool().num_threads();
   // What the processor's cores reach says nothing of a GPU: 0 there.
@@ -165,8 +166,8 @@ void print_result(const StepOptions& options, const Config& config, std::vector<
     Json record = Json::object();
     record.set("config", options.config).set("recipe", std::string(name_of(config.precision.recipe)));
     record.set("isa", std::string(name_of(current_isa()))).set("threads", int64_t(threads));
-    record.set("tokens_per_step", tokens).set("ms_median", median * 1e3).set("ms_min", seconds.front() * 1e3);
-    record.set("ms_max", seconds.back() * 1e3).set("tok_s", per_second).set("gflops", flops * 1e-9);
+    record.set("tokens_per_step", tokens).set("ms_median", timing.median * 1e3).set("ms_min", timing.least * 1e3);
+    record.set("ms_max", timing.most * 1e3).set("tok_s", per_second).set("gflops", flops * 1e-9);
     record.set("ranks", dp).set("ep", config.parallel.ep).set("sent_bytes_per_step", sent_bytes);
     record.set("weights_mib", mib(MemoryCategory::kWeights)).set("gradients_mib", mib(MemoryCategory::kGradients));
     record.set("moments_mib", mib(MemoryCategory::kOptimizer));
@@ -185,7 +186,7 @@ void print_result(const StepOptions& options, const Config& config, std::vector<
   fmt::print(
       "{:.1f} ms a step, median of {} (spread {:.1f} %): {:.0f} tokens/s, {:.1f} GFLOP/s of the model's work,\n"
       "{}loss {:.4f} first, {:.4f} last; peak resident memory {} MiB\n",
-      median * 1e3, options.steps, 100 * (seconds.back() - seconds.front()) / median, per_second, flops * 1e-9,
+      timing.median * 1e3, options.steps, 100 * timing.spread(), per_second, flops * 1e-9,
       peak > 0
           ? fmt::format("{:.1f} % of the peak of {:.0f}; ", 100 * flops / (peak * double(dp)), peak * double(dp) * 1e-9)
           : "",
