@@ -79,8 +79,16 @@ class Exchange {
       }
     }
     std::vector<std::vector<int32_t>> tokens;
+    const auto* of_expert = offsets.data<int64_t>();
     for (size_t p = 0; p < size_t(P); ++p) {
-      const int32_t* first = list.get() + p * size_t(T);
+      int32_t* const first = list.get() + p * size_t(T);
+      if (goes_whole(num_tokens[p], T)) {
+        std::iota(first, first + T, 0);
+        num_tokens[p] = int32_t(T);
+        const int64_t begin = of_expert[int64_t(p) * local_experts_];
+        std::copy(source.data<int32_t>() + begin, source.data<int32_t>() + of_expert[int64_t(p + 1) * local_experts_],
+                  copy_of_row + begin);
+      }
       tokens.emplace_back(first, first + num_tokens[p]);
     }
     route_ = make_token_route(groups, tokens);
@@ -88,7 +96,6 @@ class Exchange {
     const int64_t width = local_experts_ + TokenRoute::kCounts;
     counts_sent_ = workspace({P, width}, DType::kInt64);
     counts_received_ = workspace({P, width}, DType::kInt64);
-    const int64_t* of_expert = offsets.data<int64_t>();
     for (int64_t p = 0; p < P; ++p) {
       int64_t* counts = counts_sent_.view().row<int64_t>(p);
       for (int64_t e = 0; e < local_experts_; ++e) {

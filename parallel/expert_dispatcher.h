@@ -9,6 +9,8 @@
 //             gradients of the tokens back, a row for each expert, in the activation dtype, and 4 bytes a row, of the
 //             weights
 //
+// A rank that needs nearly all tokens (goes_whole) gets all of them, which then leave from where they lie.
+//
 // Rows of an expert lie in the order of their rank, then of their token: as if the tokens of the group were those of
 // one rank. Each step may start before the last is done (core/nn/dispatcher.h).
 #pragma once
@@ -28,6 +30,9 @@ template <>
 struct EnumNames<Wire> {
   static constexpr std::pair<Wire, std::string_view> values[] = {{Wire::kFp8, "fp8"}, {Wire::kBf16, "bf16"}};
 };
+
+// Of a rank's T tokens, whether all go to a rank that needs `count` of them: gathering them costs more.
+constexpr bool goes_whole(int64_t count, int64_t T) { return count >= T - T / 16; }
 
 class ExpertDispatcher final : public Dispatcher {
  public:

@@ -18,7 +18,10 @@ class DirectRoute final : public TokenRoute {
   DirectRoute(Communicator& ep, const std::vector<std::vector<int32_t>>& tokens) : ep_(ep) {
     std::vector<int32_t> all;
     for (const auto& of_rank : tokens) {
-      counts_to_.push_back(int64_t(of_rank.size()));
+      const int64_t count = int64_t(of_rank.size()), first = count == 0 ? 0 : of_rank.front();
+      counts_to_.push_back(count);
+      runs_.push_back({.first = first, .count = count});
+      are_runs_ = are_runs_ && (count == 0 || of_rank.back() - first + 1 == count);
       all.insert(all.end(), of_rank.begin(), of_rank.end());
     }
     tokens_ = index_of(all);
@@ -40,21 +43,37 @@ class DirectRoute final : public TokenRoute {
   std::unique_ptr<TokensInFlight> gather(const Tensor& x) override {
     class InFlight final : public TokensInFlight {
      public:
-      InFlight(DirectRoute& route, RowExchange rows) : route_(route), rows_(std::move(rows)) {}
-      void start() override { rows_.start(route_.counts_from_); }
+      InFlight(DirectRoute& route, const Tensor& x) : route_(route) {
+        if (route.are_runs_) {
+          x_ = x;
+        } else {
+          rows_ = RowExchange(route.ep_, x, route.tokens_, route.counts_to_);
+        }
+      }
+      void start() override {
+        if (route_.are_runs_) {
+          rows_ = RowExchange(route_.ep_, std::exchange(x_, Tensor()), route_.runs_, route_.counts_from_);
+        } else {
+          rows_.start(route_.counts_from_);
+        }
+      }
       Tensor wait() override { return rows_.wait(); }
 
      private:
       DirectRoute& route_;
+      Tensor x_;
       RowExchange rows_;
     };
-    return std::make_unique<InFlight>(*this, RowExchange(ep_, x, tokens_, counts_to_));
+    return std::make_unique<InFlight>(*this, x);
   }
 
  private:
   Communicator& ep_;
   std::vector<int64_t> counts_to_, counts_from_;
   Tensor tokens_;  // those for each rank, one after the other
+  // Where they follow each other for each rank, they leave from where they lie.
+  std::vector<RowExchange::Run> runs_;
+  bool are_runs_ = true;
 };
 
 class NodeRoute final : public TokenRoute {
