@@ -286,6 +286,19 @@ TEST_CASE("bench kernels times every kernel of a step and finds its answers righ
   CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
 }
 
+TEST_CASE("bench moe-layer times a layer in both recipes, which agree", "[program]") {
+  const Place place;
+  const auto ended = place.run(
+      {"bench", "moe-layer", "tokens=300", "hidden=136", "expert_hidden=40", "experts=8", "top_k=3", "repeats=1"});
+  CAPTURE(ended.out, ended.err);
+  CHECK(ended.code == 0);
+  for (const char* row : {"T300 d136 n40 E8 K3", "bf16", "fp8_block"}) CHECK_THAT(ended.out, Catch::Contains(row));
+  CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
+  const auto refused = place.run({"bench", "moe-layer", "experts=2", "top_k=3"});
+  CHECK(refused.code == 2);
+  CHECK_THAT(refused.err, Catch::Contains("top_k is 3 of 2 experts"));
+}
+
 TEST_CASE("bench step times a configuration and learns on made-up tokens", "[program]") {
   const Place place;
   const std::string config = OCTET_SOURCE_DIR "/configs/test.yaml";

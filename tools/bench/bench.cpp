@@ -4,6 +4,7 @@
 #include "tools/bench/dispatch_bench.h"
 #include "tools/bench/gemm_bench.h"
 #include "tools/bench/kernel_bench.h"
+#include "tools/bench/moe_layer_bench.h"
 #include "tools/bench/step_bench.h"
 
 namespace octet {
@@ -22,6 +23,10 @@ constexpr Benchmark kBenchmarks[] = {
      "top_k=N, "
      "expert_hidden=N, vocab=N, repeats=N",
      bench_kernels},
+    {"moe-layer",
+     "a layer of experts in bf16 and fp8_block in turn: speed, memory, difference; args: device=cpu|cuda, tokens=N, "
+     "hidden=N, expert_hidden=N, experts=N, top_k=N, repeats=N; on a GPU without sizes: the published shapes",
+     bench_moe_layer},
     {"step",
      "a training step on made-up tokens, under mpirun on its ranks; args: CONFIG, steps=N, warmup=N, threads=N|all, "
      "link_delay_us=N (each message is held back), section.key=value..., phases, json",

@@ -28,21 +28,16 @@ struct DispatchOptions {
 
 DispatchOptions parse(const std::vector<std::string>& args) {
   DispatchOptions options;
-  const std::pair<std::string_view, int64_t*> numbers[] = {{"tokens", &options.tokens},
-                                                           {"hidden", &options.hidden},
-                                                           {"experts", &options.experts},
-                                                           {"top_k", &options.top_k},
-                                                           {"repeats", &options.repeats}};
   for (const std::string& arg : args) {
-    const size_t equals = arg.find('=');
-    const std::string key = arg.substr(0, equals), value = equals == std::string::npos ? "" : arg.substr(equals + 1);
-    const auto number = whole_number(value);
-    const auto known =
-        std::find_if(std::begin(numbers), std::end(numbers), [&key](const auto& each) { return each.first == key; });
-    if (known != std::end(numbers) && number && *number >= 1) {
-      *known->second = *number;
-    } else if (key == "wire" && (value == "fp8" || value == "bf16")) {
-      options.wire = value == "fp8" ? Wire::kFp8 : Wire::kBf16;
+    if (take_number(arg, {{"tokens", &options.tokens},
+                          {"hidden", &options.hidden},
+                          {"experts", &options.experts},
+                          {"top_k", &options.top_k},
+                          {"repeats", &options.repeats}})) {
+      continue;
+    }
+    if (arg == "wire=fp8" || arg == "wire=bf16") {
+      options.wire = arg == "wire=fp8" ? Wire::kFp8 : Wire::kBf16;
     } else {
       fail(ErrorKind::kArgument,
            {.what = fmt::format("bench dispatch: \"{}\" came; wanted tokens=N, hidden=N, experts=N, top_k=N, repeats=N "

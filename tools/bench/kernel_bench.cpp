@@ -66,21 +66,17 @@ Options parse(const std::vector<std::string>& args) {
     if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = kOnGpu;
   }
   Sizes& s = options.sizes;
-  const std::pair<const char*, int64_t*> numbers[] = {{"tokens", &s.tokens},
-                                                      {"hidden", &s.hidden},
-                                                      {"experts", &s.experts},
-                                                      {"top_k", &s.top_k},
-                                                      {"vocab", &s.vocab},
-                                                      {"repeats", &options.repeats},
-                                                      {"expert_hidden", &s.expert_hidden}};
   for (const std::string& arg : args) {
     if (arg == "device=cuda" || arg == "device=cpu") continue;
-    const size_t equals = arg.find('=');
-    const auto number = whole_number(equals == std::string::npos ? "" : arg.substr(equals + 1));
-    const auto found = std::find_if(std::begin(numbers), std::end(numbers),
-                                    [&](const auto& each) { return arg.substr(0, equals) == each.first; });
-    if (found == std::end(numbers) || !number || *number < 1) refuse(fmt::format("\"{}\" came", arg));
-    *found->second = *number;
+    if (!take_number(arg, {{"tokens", &s.tokens},
+                           {"hidden", &s.hidden},
+                           {"experts", &s.experts},
+                           {"top_k", &s.top_k},
+                           {"vocab", &s.vocab},
+                           {"repeats", &options.repeats},
+                           {"expert_hidden", &s.expert_hidden}})) {
+      refuse(fmt::format("\"{}\" came", arg));
+    }
   }
   if (s.hidden % kHeadDim != 0) refuse(fmt::format("hidden is {}, no multiple of {}", s.hidden, kHeadDim));
   if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
