@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
@@ -180,6 +181,23 @@ TEST_CASE("each signal saves, exits with 75, and the run ends as the unbroken on
   }
   REQUIRE(place.run(Place::train("run", longer)).code == 0);
   CHECK(place.losses("run") == place.losses("whole"));
+}
+
+TEST_CASE("signals that go on until a process has ended do not take its exit code away", "[program]") {
+  const int signal = GENERATE(SIGTERM, SIGUSR1);
+  CAPTURE(signal);
+  const Place place;
+  place.prepare();
+  const pid_t pid = place.start(Place::train("run", {"train.steps=100000"}));
+  place.wait_for_steps("run", 1);
+  std::atomic<bool> has_ended{false};
+  std::thread sender([&] {
+    for (; !has_ended.load(); ::usleep(20)) ::kill(pid, signal);
+  });
+  const auto stopped = place.wait(pid);
+  has_ended.store(true);
+  sender.join();
+  CHECK(stopped.code == 75);
 }
 
 TEST_CASE("a killed process loses nothing but time", "[program]") {

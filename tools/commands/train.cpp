@@ -17,7 +17,6 @@ struct TrainOptions {
 };
 
 int train_as_rank(const TrainOptions& options, const std::string& run_dir) {
-  const StopSignal signals;
   FileSystem& files = real_file_system();
   // Read alone first, since the ranks' deadline is in it; all that is wrong with it is said by rank 0, once.
   Config config;
@@ -42,6 +41,9 @@ int run_train(const TrainOptions& options) {
     std::fputs(print_config(config, &origins).c_str(), stdout);
     return 0;
   }
+  // To the end of the process: a signal that comes while it closes would take its exit code away.
+  static const auto* const signals = new StopSignal;
+  static_cast<void>(signals);
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
   if (is_mpi_rank()) return train_as_rank(options, run_dir);
   const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);
