@@ -256,6 +256,19 @@ TEST_CASE("what is not there is said before anything starts", "[launch]") {
   }
 }
 
+TEST_CASE("the code that rank 0 says counts, where mpirun knows none", "[launch]") {
+  const TemporaryDirectory directory;
+  const auto [said, code] = GENERATE(table<std::string, int>({{"75", 75}, {"0", 0}, {"6", 6}, {"", 7}}));
+  CAPTURE(said);
+  make_script(directory / "mpirun", fmt::format("[ \"$1\" = --version ] && exec echo 'mpirun (Open MPI) 4.1.4'\n"
+                                                "echo 'octet: the ranks ended with code {}' >&2\n"
+                                                "exit 1",
+                                                said));
+  LaunchedRanks launched(2, {"report"}, [&](LaunchPlan& plan) { plan.mpirun = directory / "mpirun"; });
+  CHECK(launched.wait() == code);
+  CHECK(launched.err().empty() == (code != 7));
+}
+
 TEST_CASE("a host that cannot take part is named within a minute, with what the agent said", "[launch][faults]") {
   if (is_skipped()) return;
   const TemporaryDirectory directory;

@@ -55,6 +55,14 @@ TEST_CASE("what the ranks write goes on, and what mpirun writes does not, in pie
   }
 }
 
+TEST_CASE("the code with which the ranks came to the end is for the launcher", "[launch]") {
+  MpirunOutput output;
+  CHECK_FALSE(output.ended_code());
+  CHECK(output.feed("saved\noctet: the ranks ended with code 75\n") == "saved\n");
+  CHECK(output.ended_code() == 75);
+  CHECK_FALSE(output.has_error_block());
+}
+
 TEST_CASE("ranks run when the job does, not when one of them does", "[launch]") {
   MpirunOutput output;
   const size_t first = kRunning.find('\n') + 1;

@@ -138,6 +138,7 @@ std::vector<std::string> mpirun_command(const LaunchPlan& plan, const std::strin
   // A rank that fails ends the others; first they have two seconds to say what they saw of it.
   add_parameter("odls_base_sigkill_timeout", "2");
   add_parameter("state_base_verbose", "1");  // for mpirun_output.h, which must know when all ranks have been started
+  add({"-x", "OCTET_LAUNCHED=1"});           // rank 0 says with which code the ranks have ended
   if (plan.hosts.empty()) {
     add({"--oversubscribe"});
   } else {
@@ -151,7 +152,9 @@ std::vector<std::string> mpirun_command(const LaunchPlan& plan, const std::strin
     const auto pass_on = [&](const std::string& name) {
       if (std::getenv(name.c_str()) != nullptr) add({"-x", name});
     };
-    for (const EnvironmentVariable& variable : environment_variables()) pass_on(variable.name);
+    for (const EnvironmentVariable& variable : environment_variables()) {
+      if (variable.name != "OCTET_LAUNCHED") pass_on(variable.name);
+    }
     pass_on("NO_COLOR");
   }
   if (!plan.interface.empty()) {

@@ -296,6 +296,7 @@ int answer_for(const LaunchPlan& plan, int code, const MpirunOutput& output, boo
          .why = "the ranks were ended",
          .fix = "look at that host and the network to it; the same command goes on from the newest checkpoint"});
   }
+  if (output.ended_code()) return *output.ended_code();
   if (code == 0) return 0;
   const bool is_ours = !meaning_of_code(code).empty() || code == kExitSavedAndRequeue;
   const std::optional<int64_t> rank = output.failed_rank();

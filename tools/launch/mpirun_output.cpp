@@ -4,6 +4,8 @@
 
 #include <charconv>
 
+#include "tools/train/rank_output.h"
+
 namespace octet {
 namespace {
 
@@ -107,6 +109,10 @@ void MpirunOutput::take_line(std::string_view line, std::string& out) {
     *block_ += '\n';
     constexpr size_t kLongestBlock = 8192;
     if (block_->size() > kLongestBlock) out += flush();
+    return;
+  }
+  if (line.starts_with(kEndedWithCode)) {
+    ended_code_ = number_after(line, kEndedWithCode);
     return;
   }
   has_error_block_ = has_error_block_ || line.starts_with("octet: error: ");

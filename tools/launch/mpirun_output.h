@@ -32,7 +32,8 @@ class MpirunOutput {
   };
   const std::optional<Killed>& killed() const { return killed_; }  // the first rank that a signal ended
 
-  std::optional<int> error_code() const { return error_code_; }               // in the last line of that block
+  std::optional<int> error_code() const { return error_code_; }  // in the last line of that block
+  std::optional<int> ended_code() const { return ended_code_; }  // with which all ranks have come to the end together
   const std::optional<int64_t>& failed_rank() const { return failed_rank_; }  // the first that did not end with 0
 
   const std::string& lost_host() const { return lost_host_; }  // with which mpirun has lost its connection
@@ -49,7 +50,7 @@ class MpirunOutput {
   bool is_running_ = false, has_error_block_ = false;
   std::optional<Killed> killed_;
   std::optional<int64_t> failed_rank_;
-  std::optional<int> error_code_;
+  std::optional<int> error_code_, ended_code_;
   std::string lost_host_;
   std::vector<std::string> complaints_;
 };

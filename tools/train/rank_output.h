@@ -3,11 +3,17 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "core/base/clock.h"
 #include "core/base/file_system.h"
 
 namespace octet {
+
+// When all ranks have come to the end, rank 0 tells octet launch their code, in a line of stderr that begins so. The
+// code of mpirun may be another: it happens that it sees the end of a rank's connection before that of the process, and
+// then it knows none.
+inline constexpr std::string_view kEndedWithCode = "octet: the ranks ended with code ";
 
 class RankOutput {
  public:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <mutex>
 #include <optional>
@@ -125,6 +126,9 @@ int run_as_rank(const SessionOptions& options, const std::function<void()>& chec
       // A rank that is lost by now would be missed by no one, and mpirun would wait for it.
       world->set_phase("end");
       world->barrier();
+      if (is_first && std::getenv("OCTET_LAUNCHED") != nullptr) {
+        std::fputs(fmt::format("{}{}\n", kEndedWithCode, code).c_str(), stderr);
+      }
       return code;
     } catch (const Error& error) {
       world->abort(error.kind(), error.report().what);
