@@ -1,5 +1,6 @@
-// A matrix product on the tensor cores: a tile of 128 by 128, two warpgroups of 64 rows each, 128 bytes of k at a time,
-// loaded by all threads into the swizzled form that wgmma reads. FP8 is promoted to float32 every 128 of k
+// A matrix product on the tensor cores for operands of any step and boundary (gemm_persistent.cuh is the fast form): a
+// tile of 128 by 128, two warpgroups of 64 rows each, 128 bytes of k at a time, loaded by all threads into the swizzled
+// form that wgmma reads. FP8 is promoted to float32 every 128 of k
 // (arXiv:2412.19437, section 3.3.2); its bits are those of Emulation::kHopper. bfloat16 stays in the tensor core's own
 // sum, whose terms are cut toward zero, so its last bits are not the CPU's.
 #pragma once
@@ -15,6 +16,9 @@ struct Bf16Products {
   static __device__ __forceinline__ uint32_t bits(Element x) { return x.bits; }
   static __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
     ptx::wgmma_bf16(d, a, b, accumulate);
+  }
+  static __device__ __forceinline__ void multiply_transposed(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+    ptx::wgmma_bf16_transposed(d, a, b, accumulate);
   }
 };
 struct E4m3Products {
@@ -85,7 +89,7 @@ struct TensorTile {
         if (!is_a && i < columns) scale = b.scale_at(column + i, k0 / kDepth);
         scales[thread] = scale;
       }
-      ptx::fence_shared_for_wgmma();
+      ptx::fence_proxy_async();
       __syncthreads();
       ptx::wgmma_fence();
       for (int step = 0; step < kSteps; ++step) {

@@ -52,6 +52,14 @@ OCTET_HOST_DEVICE constexpr uint64_t wgmma_descriptor(uint32_t shared_address) {
   return uint64_t(shared_address >> 4 & 0x3fff) | uint64_t(1) << 16 | (kAtomBytes >> 4) << 32 | uint64_t(1) << 62;
 }
 
+// The same of an operand that lies along its lines: 64 of bfloat16 are the 128 bytes of a k, 8 of k an atom; 64 more
+// lines follow `leading` bytes behind, 8 more of k 1024 (PTX ISA, "Strides", MN-major).
+OCTET_HOST_DEVICE constexpr uint64_t transposed_descriptor(uint32_t shared_address, uint32_t leading) {
+  constexpr uint64_t kAtomBytes = 8 * kSwizzledRowBytes;
+  return uint64_t(shared_address >> 4 & 0x3fff) | uint64_t(leading >> 4) << 16 | (kAtomBytes >> 4) << 32 |
+         uint64_t(1) << 62;
+}
+
 // Where element i of the result of wgmma m64nN lies that thread `thread` of a warpgroup holds.
 struct Place {
   int row, column;

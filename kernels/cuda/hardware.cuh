@@ -30,13 +30,13 @@ class Shared {
 };
 template <class T>
 __device__ __forceinline__ Shared<T> dynamic_shared(size_t byte_offset, int count) {
-  extern __shared__ uint4 octet_dynamic_shared[];
+  extern __shared__ __align__(1024) uint4 octet_dynamic_shared[];  // what swizzled tiles want
   return Shared<T>(reinterpret_cast<T*>(reinterpret_cast<char*>(octet_dynamic_shared) + byte_offset), count);
 }
 
 // Of dynamic shared memory, as descriptors have it.
 __device__ __forceinline__ uint32_t dynamic_shared_address() {
-  extern __shared__ uint4 octet_dynamic_shared[];
+  extern __shared__ __align__(1024) uint4 octet_dynamic_shared[];
   return uint32_t(__cvta_generic_to_shared(octet_dynamic_shared));
 }
 

@@ -5,7 +5,11 @@
 #include <memory>
 
 #include "kernels/cuda/ptx/copy_async.cuh"
+#include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/tile_copy.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
+#include "kernels/cuda/tile_schedule.h"
 
 #include "tests/kernels/backend.h"
 #include "tests/support/numeric.h"
@@ -149,10 +153,210 @@ void mma_kernel(const bfloat16* a, const bfloat16* b_transposed, const bfloat16*
   }
 }
 
-std::string fault_of(void (*kernel)(int*)) {
-  std::vector<int> x(68, 1);
+// Tiles of 8 rows of 64 numbers, 1024 bytes, and behind room for 8 of them a ring's barriers.
+constexpr uint32_t kTileRows = 8, kTileOf = 1024, kBarriers = 32 * 1024, kRingBytes = kBarriers + 64;
+MatrixTiles tiles_of_matrix(const bfloat16* x, int64_t rows, int64_t columns, int64_t step) {
+  return {.data = x,
+          .element_bytes = 2,
+          .rows = rows,
+          .columns = columns,
+          .row_bytes = step * 2,
+          .tile_rows = kTileRows,
+          .tile_columns = 64};
+}
+uint32_t full(int stage) { return kBarriers + uint32_t(stage) * 16; }
+uint32_t empty(int stage) { return full(stage) + 8; }
+void make_barriers(uint32_t readers, bool fences = true) {
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < 2; ++stage) ptx::init_barrier(full(stage), 1), ptx::init_barrier(empty(stage), readers);
+    if (fences) ptx::fence_barriers();
+  }
+  __syncthreads();
+}
+int number_at(uint32_t tile, uint32_t row, uint32_t column) {
+  const uint32_t byte = tile + swizzled_offset(row, column * 2);
+  return int(to_float(dynamic_shared<bfloat16>(byte, 1)[0]));
+}
+
+// Four rows of three tiles, through a ring of two stages: thread 0 of the first warp brings them, the second adds them
+// up.
+void ring_kernel(TensorMap map, int* sums) {
+  make_barriers(32);
+  kernels::cuda::RingPlace<2> at;
+  int sum = 0;
+  for (int i = 0; i < 12; ++i) {
+    if (threadIdx.x == 0) {
+      ptx::wait_for_phase(empty(at.stage), at.parity ^ 1);
+      ptx::arrive_and_expect(full(at.stage), kTileOf);
+      ptx::load_tile(uint32_t(at.stage) * kTileOf, map, i % 3 * 64, i / 3 * int(kTileRows), full(at.stage));
+    }
+    if (threadIdx.x >= 32) {
+      ptx::wait_for_phase(full(at.stage), at.parity);
+      for (uint32_t n = threadIdx.x - 32; n < 512; n += 32)
+        sum += number_at(uint32_t(at.stage) * kTileOf, n / 64, n % 64);
+      ptx::arrive(empty(at.stage));
+    }
+    at.advance();
+  }
+  if (threadIdx.x >= 32) sums[threadIdx.x - 32] = sum;
+}
+// A tile of ones is stored, after the threads of a named barrier wrote it.
+void store_kernel(TensorMap map) {
+  if (threadIdx.x < 32) return;
+  for (uint32_t n = threadIdx.x - 32; n < 512; n += 32)
+    dynamic_shared<uint16_t>(swizzled_offset(n / 64, n % 64 * 2), 1)[0] = 0x3f80;
+  ptx::fence_proxy_async();
+  ptx::sync_some(1, 32);
+  if (threadIdx.x == 32) {
+    ptx::store_tile(map, 64, 8, 0);
+    ptx::commit_stores();
+    ptx::wait_for_stores<0>();
+  }
+}
+// Copies that a barrier waits for.
+void copies_at_barrier_kernel(int* x) {
+  make_barriers(32);
+  if (threadIdx.x == 0) ptx::init_barrier(kBarriers + 40, 32), ptx::fence_barriers();
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    ptx::copy_async_word(threadIdx.x * 4, x + threadIdx.x, threadIdx.x < 20);
+    ptx::arrive_after_copies(kBarriers + 40);
+  } else {
+    ptx::wait_for_phase(kBarriers + 40, 0);
+    x[threadIdx.x] = dynamic_shared<int>((threadIdx.x - 32) * 4, 1)[0];
+  }
+}
+
+// Each does one thing wrong.
+alignas(16) const bfloat16 numbers[64 * 64] = {};
+void load_numbers(uint32_t to, int stage = 0) {
+  ptx::load_tile(to, encode(tiles_of_matrix(numbers, 64, 64, 64)), 0, 0, full(stage));
+}
+void load_operands() {  // 64 by 16 and 128 by 16, by thread 0
+  if (threadIdx.x != 0) return;
+  ptx::arrive_and_expect(full(0), 24 * kTileOf);
+  for (uint32_t i = 0; i < 24; ++i) load_numbers(i * kTileOf);
+}
+void multiply_operands(float (&d)[64]) {
+  ptx::wgmma_fence();
+  ptx::wgmma_bf16(d, wgmma_descriptor(0), wgmma_descriptor(8 * kTileOf), false);
+  ptx::wgmma_commit();
+}
+void early_tile_kernel(int* x) {
+  make_barriers(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), kTileOf), load_numbers(0), x[0] = number_at(0, 0, 0);
+}
+void other_barrier_kernel(int* x) {
+  make_barriers(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), kTileOf), load_numbers(0);
+  if (threadIdx.x == 32) ptx::copy_async_word(2 * kTileOf, x, true), ptx::arrive_after_copies(full(1));
+  if (threadIdx.x == 64) ptx::wait_for_phase(full(1), 0), x[0] = number_at(0, 0, 0);
+}
+void missing_bytes_kernel(int*) {
+  make_barriers(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), kTileOf + 16), load_numbers(0);
+  ptx::wait_for_phase(full(0), 0);
+}
+void missing_arrival_kernel(int*) {
+  make_barriers(2);
+  if (threadIdx.x == 0) ptx::arrive(empty(0));
+  ptx::wait_for_phase(empty(0), 0);
+}
+void extra_arrival_kernel(int*) {
+  make_barriers(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), 16), ptx::arrive(full(0));
+}
+void no_barrier_kernel(int*) { ptx::arrive(full(0)); }
+void unfenced_barrier_kernel(int*) {
+  make_barriers(1, /*fences=*/false);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), kTileOf), load_numbers(0);
+}
+void barrier_as_memory_kernel(int* x) {
+  make_barriers(1);
+  x[0] = dynamic_shared<int>(full(0), 1)[0];
+}
+void rewritten_tile_kernel(int* x) {
+  make_barriers(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), kTileOf), load_numbers(0);
+  if (threadIdx.x >= 32) {
+    ptx::wait_for_phase(full(0), 0);
+    x[0] = number_at(0, 0, 0);
+  } else if (threadIdx.x == 0) {
+    ptx::wait_for_phase(full(0), 0);
+    load_numbers(0, 1);  // the other warps have not said that they read it
+  }
+}
+void product_in_flight_kernel(int*) {
+  make_barriers(1);
+  load_operands();
+  ptx::wait_for_phase(full(0), 0);
+  float d[64];
+  multiply_operands(d);
+  if (threadIdx.x == 0) load_numbers(8 * kTileOf, 1);
+  ptx::wgmma_wait();
+}
+void product_without_barrier_kernel(int*) {
+  make_barriers(1);
+  load_operands();
+  ptx::wait_for_phase(full(0), 0);
+  float d[64];
+  multiply_operands(d);
+  ptx::wgmma_wait();
+  __syncwarp();
+  if (threadIdx.x == 0) load_numbers(8 * kTileOf, 1);  // other warps may still read it
+}
+void early_sums_kernel(int* x) {
+  make_barriers(1);
+  load_operands();
+  ptx::wait_for_phase(full(0), 0);
+  float d[64];
+  multiply_operands(d);
+  if (d[0] != d[0]) x[1] = 7;  // what it is before the wait
+  ptx::wgmma_wait();
+  if (d[0] == 0.0f) x[0] = 7;
+  __syncthreads();
+  emulation::fault("sums " + std::to_string(x[1]) + " and " + std::to_string(x[0]));
+}
+void unfenced_operand_kernel(int*) {
+  for (uint32_t i = threadIdx.x; i < 24 * 256; i += 128) dynamic_shared<int>(i * 4, 1)[0] = 0;
+  __syncthreads();
+  float d[64];
+  multiply_operands(d);
+  ptx::wgmma_wait();
+}
+void unfenced_store_kernel(int*) {
+  static bfloat16 to[64 * 64];
+  for (uint32_t i = threadIdx.x; i < 256; i += 128) dynamic_shared<int>(i * 4, 1)[0] = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) ptx::store_tile(encode(tiles_of_matrix(to, 64, 64, 64)), 0, 0, 0);
+}
+void reused_store_kernel(int*) {
+  static bfloat16 to[64 * 64];
+  for (uint32_t i = threadIdx.x; i < 256; i += 128) dynamic_shared<int>(i * 4, 1)[0] = 0;
+  ptx::fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  ptx::store_tile(encode(tiles_of_matrix(to, 64, 64, 64)), 0, 0, 0);
+  ptx::commit_stores();
+  dynamic_shared<int>(0, 1)[0] = 1;
+}
+void unwaited_store_kernel(int*) {
+  static bfloat16 to[64 * 64];
+  for (uint32_t i = threadIdx.x; i < 256; i += 128) dynamic_shared<int>(i * 4, 1)[0] = 0;
+  ptx::fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x == 0) ptx::store_tile(encode(tiles_of_matrix(to, 64, 64, 64)), 0, 0, 0), ptx::commit_stores();
+}
+void half_named_barrier_kernel(int*) {
+  if (threadIdx.x < 32) ptx::sync_some(1, 64);
+}
+void many_registers_kernel(int*) { ptx::take_registers<256>(), ptx::keep_registers<240>(); }
+void odd_registers_kernel(int*) { ptx::keep_registers<20>(); }
+
+std::string fault_of(void (*kernel)(int*), int threads = 64, size_t shared_bytes = 2048) {
+  std::vector<int> x(132, 1);
   try {
-    launch("broken", kernels::cuda::blocks(1), 64, 2048, here(), kernel, x.data());
+    launch("broken", kernels::cuda::blocks(1), threads, shared_bytes, here(), kernel, x.data());
   } catch (const Error& error) {
     return error.report().what;
   }
@@ -210,12 +414,54 @@ TEST_CASE("the pieces of a warp multiply as matrices do", "[kernels][cuda_emulat
   CHECK(doubles(d_again) == wanted);
 }
 
+TEST_CASE("tiles go through a ring of stages, zeros outside of the matrix", "[kernels][cuda_emulation]") {
+  const Backend backend = GENERATE(from_range(cuda_backends()));
+  const UseBackend use(backend);
+  const int rows = 27, columns = 150, step = 152;
+  std::vector<bfloat16> x(size_t(rows * step), bfloat16(1000.0f));
+  int wanted = 0, sum = 0;
+  for (int i = 0; i < rows * columns; ++i) {
+    x[size_t(i / columns * step + i % columns)] = bfloat16(float(i % 113));
+    wanted += i % 113;
+  }
+  std::vector<int> sums(32);
+  launch("ring", kernels::cuda::blocks(1), 64, kRingBytes, here(), ring_kernel,
+         encode(tiles_of_matrix(x.data(), rows, columns, step)), sums.data());
+  for (const int one : sums) sum += one;
+  CHECK(sum == wanted);
+}
+
+TEST_CASE("a tile is stored but for what lies outside of the matrix", "[kernels][cuda_emulation]") {
+  const Backend backend = GENERATE(from_range(cuda_backends()));
+  const UseBackend use(backend);
+  const int rows = 11, columns = 70, step = 80;
+  std::vector<bfloat16> y(size_t((rows + 2) * step));
+  launch("store", kernels::cuda::blocks(1), 64, kTileOf, here(), store_kernel,
+         encode(tiles_of_matrix(y.data(), rows, columns, step)));
+  int wrong = 0;
+  for (int i = 0; i < (rows + 2) * step; ++i) {
+    const bool is_inside = i / step >= 8 && i / step < rows && i % step >= 64 && i % step < columns;
+    wrong += float(y[size_t(i)]) != (is_inside ? 1.0f : 0.0f);
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("copies arrive at the barrier that waits for them", "[kernels][cuda_emulation]") {
+  const Backend backend = GENERATE(from_range(cuda_backends()));
+  const UseBackend use(backend);
+  std::vector<int> x(64, 9);
+  launch("copies", kernels::cuda::blocks(1), 64, kRingBytes, here(), copies_at_barrier_kernel, x.data());
+  for (int i = 0; i < 32; ++i) CHECK(x[size_t(32 + i)] == (i < 20 ? 9 : 0));
+}
+
 TEST_CASE("what a kernel must not do is named with its kernel, block and thread", "[kernels][cuda_emulation]") {
   const Backend backend = GENERATE(from_range(cuda_backends()));
   const UseBackend use(backend);
   CAPTURE(backend.name);
+  int threads = 64;
+  size_t shared_bytes = 2048;
   const auto names = [&](void (*kernel)(int*), const std::string& words) {
-    const std::string fault = fault_of(kernel);
+    const std::string fault = fault_of(kernel, threads, shared_bytes);
     CAPTURE(fault, words);
     CHECK(fault.find("broken: ") == 0);
     CHECK(fault.find(words) != std::string::npos);
@@ -237,6 +483,28 @@ TEST_CASE("what a kernel must not do is named with its kernel, block and thread"
   names(misaligned_pieces_kernel, "a misaligned ldmatrix");
   names(half_warp_pieces_kernel, "lanes of a warp wait for each other");
   names(half_warp_mma_kernel, "lanes of a warp wait for each other");
+  threads = 128, shared_bytes = kRingBytes;
+  names(early_tile_kernel, "reads what a tile on its way brings");
+  names(other_barrier_kernel, "reads what arrived, and has not waited for it");
+  names(missing_bytes_kernel, "lacks 0 arrivals and 16 bytes");
+  names(missing_arrival_kernel, "lacks 1 arrivals and 0 bytes");
+  names(extra_arrival_kernel, "once more than its phase has arrivals");
+  names(no_barrier_kernel, "no mbarrier is at byte");
+  names(unfenced_barrier_kernel, "an mbarrier that was not fenced");
+  names(barrier_as_memory_kernel, "reads an mbarrier as memory");
+  names(rewritten_tile_kernel, backend.is_backward ? "writes what another thread read, with no barrier"
+                                                   : "reads what a tile on its way brings");
+  names(product_in_flight_kernel, "writes where a product in flight of thread");
+  names(product_without_barrier_kernel, "writes where a product");
+  names(early_sums_kernel, "sums 7 and 7");
+  names(unfenced_operand_kernel, "no fence.proxy.async in between");
+  names(unfenced_store_kernel, "no fence.proxy.async in between");
+  names(reused_store_kernel, "writes where a store of a tile of thread");
+  names(unwaited_store_kernel, "ends while what it asked for reads shared memory");
+  names(half_named_barrier_kernel, "waits for ever at barrier 1");
+  names(odd_registers_kernel, "setmaxnreg 20; wanted 24 to 256");
+  threads = 512;
+  names(many_registers_kernel, "registers after setmaxnreg; a block has 65536");
   // The next kernel runs as if nothing had been.
   std::vector<int> x(64);
   launch("sums", kernels::cuda::blocks(1), 64, 0, here(), sums_kernel, x.data());

@@ -5,6 +5,8 @@
 #include <set>
 
 #include "core/base/random.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/tile_schedule.h"
 
 namespace octet::test {
 
@@ -68,6 +70,96 @@ TEST_CASE("the threads of a warpgroup hold each element of a product once", "[ke
   }
   CHECK(places.size() == 64 * 128);
   CHECK(places.rbegin()->second == 127);
+}
+
+TEST_CASE("persistent blocks take each tile of each group once", "[kernels][gemm_tile]") {
+  const int tile_rows = GENERATE(64, 128), columns = GENERATE(1, 5, 16, 35);
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const RandomStream random(seed, "groups");
+    std::vector<int64_t> offsets = {0};
+    const int groups = int(random.below(9, 0)), num_blocks = 1 + int(random.below(7, 1));
+    for (int g = 0; g < groups; ++g) {
+      const bool is_empty = random.below(3, uint64_t(g), 2) == 0;
+      offsets.push_back(offsets.back() + (is_empty ? 0 : int64_t(random.below(900, uint64_t(g), 3))));
+    }
+    const int64_t rows = offsets.back();
+    std::set<std::pair<int, int>> places;
+    int64_t covered = 0;
+    for (int block = 0; block < num_blocks; ++block) {
+      TileWalk walk(offsets.data(), groups, int(rows), tile_rows, columns);
+      GroupTile tile;
+      for (int index = block; walk.find(index, tile); index += num_blocks) {
+        CHECK(places.insert({tile.first, tile.column}).second);
+        CHECK((tile.count >= 1 && tile.count <= tile_rows && tile.column >= 0 && tile.column < columns));
+        CHECK(offsets[size_t(tile.group)] <= tile.first);
+        CHECK((tile.first - offsets[size_t(tile.group)]) % tile_rows == 0);
+        CHECK(tile.first + tile.count <= offsets[size_t(tile.group) + 1]);
+        covered += tile.count;
+      }
+    }
+    CHECK(covered == rows * columns);
+    CHECK(int64_t(places.size()) <= most_row_tiles(groups, rows, tile_rows) * columns);
+  }
+}
+
+TEST_CASE("groups that are not within the rows have no tiles", "[kernels][gemm_tile]") {
+  const std::vector<int64_t> offsets = {0, 100, 50, 200, 1000, -5};
+  TileWalk walk(offsets.data(), 5, 300, 128, 1);
+  GroupTile tile;
+  std::vector<int> firsts;
+  for (int index = 0; walk.find(index, tile); ++index) firsts.push_back(tile.first);
+  CHECK(firsts == std::vector<int>{0, 50, 178});
+  TileWalk dense(nullptr, 1, 130, 128, 2);
+  for (int index = 0; index < 4; ++index) CHECK(dense.find(index, tile));
+  CHECK((tile.first == 128 && tile.count == 2 && tile.column == 1));
+  CHECK(!dense.find(4, tile));
+}
+
+TEST_CASE("tiles that run together share rows and columns", "[kernels][gemm_tile]") {
+  const int row_tiles = 64, column_tiles = 56, together = 132;
+  for (int first = 0; first + together <= row_tiles * column_tiles; first += together) {
+    std::set<int> rows, columns;
+    for (int i = first; i < first + together; ++i) {
+      const TilePlace place = place_in_bands(i, row_tiles, column_tiles);
+      rows.insert(place.row), columns.insert(place.column);
+    }
+    CHECK(rows.size() + columns.size() <= 48);  // of 24 at best: two bands at worst
+  }
+}
+
+TEST_CASE("a ring comes back to a stage in the other phase", "[kernels][gemm_tile]") {
+  RingPlace<5> at;
+  for (int i = 0; i < 23; ++i) {
+    CHECK((at.stage == i % 5 && at.parity == uint32_t(i / 5 % 2)));
+    at.advance();
+  }
+}
+
+TEST_CASE("a GPU copies tiles of matrices on boundaries of 16 bytes", "[kernels][gemm_tile]") {
+  alignas(16) static const char memory[64] = {};
+  const MatrixTiles good{.data = memory,
+                         .element_bytes = 2,
+                         .rows = 5,
+                         .columns = 9,
+                         .row_bytes = 32,
+                         .tile_rows = 128,
+                         .tile_columns = 64};
+  CHECK(can_be_tiled(good));
+  CHECK(tile_bytes(good) == 128 * 128);
+  const auto with = [&](auto&& change) {
+    MatrixTiles tiles = good;
+    change(tiles);
+    return can_be_tiled(tiles);
+  };
+  CHECK(!with([](MatrixTiles& t) { t.data = memory + 8; }));
+  CHECK(!with([](MatrixTiles& t) { t.row_bytes = 24; }));
+  CHECK(!with([](MatrixTiles& t) { t.row_bytes = 16; }));
+  CHECK(!with([](MatrixTiles& t) { t.row_bytes = int64_t(1) << 40; }));
+  CHECK(!with([](MatrixTiles& t) { t.rows = 0; }));
+  CHECK(!with([](MatrixTiles& t) { t.rows = int64_t(1) << 31; }));
+  CHECK(!with([](MatrixTiles& t) { t.columns = 0; }));
+  CHECK(!with([](MatrixTiles& t) { t.tile_columns = 32; }));
+  CHECK(!with([](MatrixTiles& t) { t.tile_rows = 257; }));
 }
 
 }  // namespace octet::test

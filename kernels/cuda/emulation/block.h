@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "core/base/thread_pool.h"
 
@@ -46,10 +47,38 @@ std::byte* dynamic_shared(size_t offset, size_t bytes);
 void read_shared(const std::byte* at, size_t bytes);
 void write_shared(std::byte* at, size_t bytes);
 // Copies to dynamic shared memory that arrive when this thread waits for them, and are seen by others after a barrier.
-// Until then an access of their bytes fails. from: 16 bytes.
-void copy_async(size_t to_offset, const std::byte* from);
+// Until then an access of their bytes fails. bytes: 4, 8 or 16, the boundary of both places.
+void copy_async(size_t to_offset, const std::byte* from, size_t bytes);
 void commit_copies();                    // ends a batch of this thread's copies
 void wait_for_copies(int most_batches);  // all but the latest most_batches have arrived
+
+// A barrier of some warps of the block, `threads` in all, known by its number.
+void sync_some(int number, int threads);
+// Barriers in shared memory that count arrivals and bytes (PTX ISA, mbarrier), by their offsets. A phase ends when all
+// arrivals and all bytes that were announced have come. What a thread did before it arrived is before what others do
+// after they waited for the phase.
+void mbarrier_init(size_t offset, uint32_t arrivals);
+void mbarrier_arrive(size_t offset, uint32_t bytes_to_come);
+void mbarrier_arrive_after_copies(size_t offset);  // once all copies of this thread so far have arrived
+void mbarrier_wait(size_t offset, uint32_t parity);
+// What this thread wrote, or waited for, is seen from now on by operations of the asynchronous proxy.
+void fence_proxy();
+// A tile on its way to shared memory, which arrives when no thread can go on without it: as late as it may. Until then
+// an access of its bytes fails. Its bytes are counted by the mbarrier.
+void load_tile(size_t to_offset, const std::vector<std::byte>& bytes, size_t mbarrier);
+// Reads of the asynchronous proxy that go on while the thread does: an operand of a product, or a tile that is stored.
+// A write to their bytes fails until the thread has waited, and then until a barrier orders it.
+enum class Reader { kProduct, kStore };
+void begin_reading(Reader reader, size_t begin, size_t bytes);
+void commit_reading(Reader reader);
+void wait_for_reading(Reader reader, int most_batches);
+// The sums of a product of this thread that goes on: its own are NaN until it has waited. Null: there are none.
+const float* sums_in_flight(const float* at);
+void put_in_flight(float* at, const float* sums, int count);
+// Whether this thread may let the asynchronous proxy read these bytes; fails where not.
+void check_async_read(size_t begin, size_t bytes);
+// The registers of each thread of this one's warps, as setmaxnreg sets them.
+void set_registers(int count);
 
 // Stops the kernel: "NAME: what; block (x, y, z), thread t".
 [[noreturn]] void fault(const std::string& what);

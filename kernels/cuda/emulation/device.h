@@ -18,6 +18,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define OCTET_UNROLL
 #define __syncthreads() ::octet::emulation::sync_threads(__FILE__, __LINE__)
 #define __syncwarp() ::octet::emulation::sync_warp()

@@ -106,43 +106,93 @@ float multiply_add(const uint32_t* a, const uint32_t* b, float c) {
   return sum < 0 ? -result : result;
 }
 
-// One wgmma m64n128: this thread's 64 elements of it.
-template <class Format>
+// One wgmma m64n128: this thread's 64 elements of it. B lies along k, or, transposed, along its lines: 64 of them, then
+// the next k; k in groups of 8, and 64 more lines a leading distance behind.
+template <class Format, bool b_is_transposed = false>
 void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  constexpr int kColumns = 128;
+  constexpr uint32_t kColumns = 128, kPieceBytes = 16, kAtomBytes = 1024;
+  using kernels::cuda::kSwizzledRowBytes;
   using kernels::cuda::Place;
+  using kernels::cuda::swizzled_address;
   using kernels::cuda::wgmma_place;
+  constexpr uint32_t kStepBytes = uint32_t(Format::kDepth * Format::kBytes);
+  const auto start = [](uint64_t descriptor) { return uint32_t(descriptor & 0x3fff) << 4; };
+  const auto leading = [](uint64_t descriptor) { return uint32_t(descriptor >> 16 & 0x3fff) << 4; };
+  const auto stride = [](uint64_t descriptor) { return uint32_t(descriptor >> 32 & 0x3fff) << 4; };
+  // Before the swizzle; bytes from there on lie side by side up to a boundary of 16.
+  const auto along_k = [&](uint64_t descriptor, uint32_t line, uint32_t k) {
+    return start(descriptor) + line / 8 * stride(descriptor) + line % 8 * kSwizzledRowBytes +
+           k * uint32_t(Format::kBytes);
+  };
+  const auto along_lines = [&](uint64_t descriptor, uint32_t line, uint32_t k) {
+    constexpr uint32_t kLines = kSwizzledRowBytes / uint32_t(Format::kBytes);
+    return start(descriptor) + line / kLines * leading(descriptor) + k / 8 * stride(descriptor) +
+           k % 8 * kSwizzledRowBytes + line % kLines * uint32_t(Format::kBytes);
+  };
+  // Each lane looks after a part of what its warp reads, which is 16 rows of A and all of B.
+  if (a >> 62 != 1 || b >> 62 != 1) fault("a matrix descriptor without 128-byte swizzling");
+  const int thread = int(threadIdx.x % 128);
+  const uint32_t lane = uint32_t(thread) % 32, warp = uint32_t(thread) / 32;
+  const auto look = [&](uint32_t address) { check_async_read(swizzled_address(address), kPieceBytes); };
+  for (uint32_t piece = lane; piece < 16 * kStepBytes / kPieceBytes; piece += 32)
+    look(along_k(a, warp * 16 + piece % 16, piece / 16 * kPieceBytes / uint32_t(Format::kBytes)));
+  for (uint32_t piece = lane; piece < kColumns * kStepBytes / kPieceBytes; piece += 32) {
+    constexpr uint32_t kElements = kPieceBytes / uint32_t(Format::kBytes);
+    if constexpr (b_is_transposed) {
+      look(along_lines(b, piece % (kColumns / kElements) * kElements, piece / (kColumns / kElements)));
+    } else {
+      look(along_k(b, piece % kColumns, piece / kColumns * kElements));
+    }
+  }
+  if (lane == 0) {  // wgmma.wait_group is the warp's; whole atoms, since none is written in parts
+    const auto hold = [](uint32_t address) {
+      begin_reading(Reader::kProduct, address / kAtomBytes * kAtomBytes, kAtomBytes);
+    };
+    for (uint32_t row = 0; row < 16; row += 8) hold(along_k(a, warp * 16 + row, 0));
+    if constexpr (b_is_transposed) {
+      for (uint32_t line = 0; line < kColumns; line += 64) {
+        for (uint32_t k = 0; k < uint32_t(Format::kDepth); k += 8) hold(along_lines(b, line, k));
+      }
+    } else {
+      for (uint32_t line = 0; line < kColumns; line += 8) hold(along_k(b, line, 0));
+    }
+  }
+  const std::byte* const memory = dynamic_shared(0, 0);
   // Returns whether the line has anything but zeros: without, it leaves a sum as it is.
-  const auto read = [](uint64_t descriptor, int row, uint32_t(&line)[Format::kDepth]) {
+  const auto read = [memory](auto&& address_of, uint64_t descriptor, uint32_t row, uint32_t(&line)[Format::kDepth]) {
     uint32_t any = 0;
-    if (descriptor >> 62 != 1) fault("a matrix descriptor without 128-byte swizzling");
-    const uint32_t start = uint32_t(descriptor & 0x3fff) << 4, atom = uint32_t(descriptor >> 32 & 0x3fff) << 4;
     for (uint32_t k = 0; k < uint32_t(Format::kDepth); ++k) {
-      const uint32_t address = kernels::cuda::swizzled_address(
-          start + uint32_t(row) / 8 * atom + uint32_t(row) % 8 * kernels::cuda::kSwizzledRowBytes + k * Format::kBytes);
-      const std::byte* at = dynamic_shared(address, Format::kBytes);
-      read_shared(at, Format::kBytes);
+      const std::byte* const at = memory + swizzled_address(address_of(descriptor, row, k));
       line[k] = uint32_t(at[0]);
       if constexpr (Format::kBytes == 2) line[k] |= uint32_t(at[1]) << 8;
       any |= line[k] << (33 - 8 * Format::kBytes);  // without the sign
     }
     return any != 0;
   };
-  const int thread = int(threadIdx.x % 128);
+  float sums[64] = {};
+  if (accumulate) {
+    const float* before = sums_in_flight(d);
+    std::copy_n(before != nullptr ? before : d, 64, sums);
+  }
   uint32_t rows[2][Format::kDepth], column[Format::kDepth];
   bool has_row[2];
-  for (int i = 0; i < 2; ++i) has_row[i] = read(a, wgmma_place(thread, 2 * i).row, rows[i]);
-  for (int i = 0; i < kColumns / 2; ++i) {
+  for (int i = 0; i < 2; ++i) has_row[i] = read(along_k, a, uint32_t(wgmma_place(thread, 2 * i).row), rows[i]);
+  for (int i = 0; i < int(kColumns) / 2; ++i) {
     const Place place = wgmma_place(thread, i);
     // Elements i and i + 2 are two rows of one column.
-    if (i / 2 % 2 != 0) continue;
-    const bool has_column = (has_row[0] || has_row[1]) && read(b, place.column, column);
+    if (i / 2 % 2 != 0 || (!has_row[0] && !has_row[1])) continue;
+    bool has_column;
+    if constexpr (b_is_transposed) {
+      has_column = read(along_lines, b, uint32_t(place.column), column);
+    } else {
+      has_column = read(along_k, b, uint32_t(place.column), column);
+    }
     for (int half = 0; half < 2; ++half) {
-      float& sum = d[i + 2 * half];
-      if (!accumulate) sum = 0.0f;
+      float& sum = sums[i + 2 * half];
       if (has_row[half] && has_column) sum = multiply_add<Format>(rows[half], column, sum);
     }
   }
+  put_in_flight(d, sums, 64);
 }
 
 // ldmatrix.x4 and its transposing form, of this lane.

@@ -20,7 +20,19 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool i
                : "memory");
 #else
   alignas(16) static constexpr std::byte kZeros[16] = {};
-  emulation::copy_async(to, is_there ? static_cast<const std::byte*>(from) : kZeros);
+  emulation::copy_async(to, is_there ? static_cast<const std::byte*>(from) : kZeros, 16);
+#endif
+}
+// The same for 4 bytes, on boundaries of 4.
+__device__ __forceinline__ void copy_async_word(uint32_t to, const void* from, bool is_there) {
+#ifdef __CUDACC__
+  asm volatile("{\n.reg .u64 g;\ncvta.to.global.u64 g, %1;\ncp.async.ca.shared.global [%0], [g], 4, %2;\n}\n"
+               :
+               : "r"(to), "l"(from), "r"(is_there ? 4 : 0)
+               : "memory");
+#else
+  alignas(4) static constexpr std::byte kZeros[4] = {};
+  emulation::copy_async(to, is_there ? static_cast<const std::byte*>(from) : kZeros, 4);
 #endif
 }
 // Ends a batch of copies.

@@ -9,10 +9,13 @@
 
 namespace octet::kernels::cuda::ptx {
 
-// What threads have stored to shared memory is seen by wgmma after this and a barrier.
-__device__ __forceinline__ void fence_shared_for_wgmma() {
+// What this thread has stored to shared memory, or seen there after a barrier, is seen by wgmma and by copies of tiles
+// after this, and a barrier where another thread asks for them.
+__device__ __forceinline__ void fence_proxy_async() {
 #ifdef __CUDACC__
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+  emulation::fence_proxy();
 #endif
 }
 // Before the first product, and after the registers of one were touched.
@@ -25,12 +28,17 @@ __device__ __forceinline__ void wgmma_fence() {
 __device__ __forceinline__ void wgmma_commit() {
 #ifdef __CUDACC__
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  emulation::commit_reading(emulation::Reader::kProduct);
 #endif
 }
-// All batches are done: their registers may be read, and their operands overwritten.
+// All batches but the latest `most` are done: their registers may be read, and their operands overwritten.
+template <int most = 0>
 __device__ __forceinline__ void wgmma_wait() {
 #ifdef __CUDACC__
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(most) : "memory");
+#else
+  emulation::wait_for_reading(emulation::Reader::kProduct, most);
 #endif
 }
 
@@ -71,6 +79,15 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t 
   OCTET_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 0");
 #else
   emulation::multiply<emulation::Bf16>(d, a, b, accumulate);
+#endif
+}
+
+// The same with B [k, 128], rows along the columns of the result.
+__device__ __forceinline__ void wgmma_bf16_transposed(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+#ifdef __CUDACC__
+  OCTET_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 1");
+#else
+  emulation::multiply<emulation::Bf16, true>(d, a, b, accumulate);
 #endif
 }
 
