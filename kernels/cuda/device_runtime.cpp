@@ -7,6 +7,7 @@
 
 #include "core/base/log.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/multiprocessors.h"
 
 namespace octet::gpu {
 namespace {
@@ -55,6 +56,17 @@ Properties properties(int index) {
           .minor = found.minor,
           .memory_bytes = int64_t(found.totalGlobalMem),
           .multiprocessors = found.multiProcessorCount};
+}
+
+int multiprocessors(Device device) {
+  static std::array<std::atomic<int>, kMostGpus> known;
+  std::atomic<int>& count = known.at(size_t(device.index));
+  if (count == 0) {
+    int asked = 0;
+    check(cudaDeviceGetAttribute(&asked, cudaDevAttrMultiProcessorCount, device.index), "cudaDeviceGetAttribute");
+    count = asked;
+  }
+  return count;
 }
 
 void open(Device device) {

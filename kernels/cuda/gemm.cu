@@ -1,6 +1,7 @@
 #include "kernels/gemm.h"
 
 #include "kernels/cuda/dense_product.h"
+#include "kernels/cuda/gemm_persistent.cuh"
 #include "kernels/cuda/gemm_plain.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
 
@@ -20,6 +21,34 @@ bool is_done_by_library(const Args& args, Stream& stream) {
   return product && multiply_dense(*product, stream);
 }
 
+// Products of bfloat16 whose operands a GPU copies by tiles.
+template <class Result>
+bool is_done_by_tiles(const GroupedGemm& args, Stream& stream) {
+  const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
+  if (args.a.dtype() != DType::kBFloat16 || R == 0 || N == 0 || K == 0) return false;
+  const PersistentProduct<bfloat16, Result> product{
+      .a = args.a.data<bfloat16>(),
+      .a_step = args.a.row_stride(),
+      .lines = rows_of(args.rows),
+      .a_scale = nullptr,
+      .b_scale = nullptr,
+      .b_scale_group = 0,
+      .b_scale_column = 0,
+      .b_scale_block = 0,
+      .offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr,
+      .groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1,
+      .R = R,
+      .N = N,
+      .K = K,
+      .c = {args.c.data<Result>(), args.c.row_stride(), args.accumulate},
+      .c_by_tiles = false};
+  const PersistentLaunch<Bf16Products, Result> persistent(
+      args.a, args.b.data<bfloat16>(), args.b.row_stride() * int64_t(sizeof(bfloat16)), args.b_is_kn, product);
+  if (!persistent.is_possible()) return false;
+  persistent.launch("grouped_gemm", stream);
+  return true;
+}
+
 }  // namespace
 
 void grouped_gemm(const GroupedGemm& args, Stream& stream) {
@@ -33,6 +62,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
         .data = args.b.data<Scalar>(), .line_step = args.b_is_kn ? 1 : b_stride, .k_step = args.b_is_kn ? b_stride : 1};
     const int64_t b_group_step = b_stride * (args.b_is_kn ? K : N);
     visit_float(args.c.dtype(), [&]<class Result>() {
+      if (is_done_by_tiles<Result>(args, stream)) return;
       const ResultMatrix<Result> c{args.c.data<Result>(), args.c.row_stride(), args.accumulate};
       launch_grouped_rows<TileOf<Scalar>>("grouped_gemm", a, b, b_group_step, 0, args.offsets, R, N, K, c, stream);
     });

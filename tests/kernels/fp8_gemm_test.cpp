@@ -316,7 +316,19 @@ TEST_CASE("fp8_grouped_gemm fills whole tiles of a tensor core", "[kernels][fp8_
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
   CAPTURE(backend.name);
-  check_gemm<bfloat16>(Emulation::kHopper, Data::kAllCodes, Groups({150, 0, 128}), 136, 256, /*gather=*/false);
+  check_gemm<bfloat16>(Emulation::kHopper, Data::kAllCodes, Groups({150, 0, 128}), 136, 260, /*gather=*/false);
+}
+
+// K a multiple of 16: what a GPU copies by whole tiles, of 256 columns and of 128. More tiles than blocks, tails of
+// every kind, and more of k than the ring has stages.
+TEST_CASE("fp8_grouped_gemm copies whole tiles", "[kernels][fp8_gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const bool gather = GENERATE(false, true);
+  CAPTURE(backend.name, gather);
+  check_gemm<bfloat16>(Emulation::kHopper, Data::kAllCodes, Groups({130, 0, 64, 1}), 250, 144, gather);
+  check_gemm<bfloat16>(Emulation::kHopper, Data::kEven, Groups({0, 66}), 136, 528, gather);
+  check_gemm<float>(Emulation::kHopper, Data::kNan, Groups({0, 3, 70}), 100, 784, gather);
 }
 
 TEST_CASE("fp8_grouped_wgrad has the bits of its emulation", "[kernels][fp8_gemm]") {

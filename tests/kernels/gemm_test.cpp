@@ -65,6 +65,7 @@ std::vector<T> slice(const std::vector<T>& x, int64_t first, int64_t n, int64_t 
 
 struct Options {
   bool b_is_kn = false, gather = false, accumulate = false, dense = false;
+  bool aligned = false;  // the result lies on boundaries of 16 bytes
 };
 
 // Whether a product has the bits of the ordered sum: all but those of bfloat16 on a tensor core.
@@ -86,12 +87,12 @@ void check_gemm(const Backend& backend, Groups groups, int64_t N, int64_t K, con
   const int64_t R = groups.rows(), G = groups.size(), S = options.gather ? R / 2 + 1 : R;
   auto a = uniform<T>(S * K, 1), b = uniform<T>(G * N * K, 2);
   auto rows = random_rows(R, S);
-  // Columns 1 .. N of a wider matrix, to see that strides are kept and neighbours left alone.
-  const int64_t stride = N + 3;
+  // Columns of a wider matrix, to see that strides are kept and neighbours left alone.
+  const int64_t first = options.aligned ? 8 : 1, stride = options.aligned ? (N + 23) / 8 * 8 : N + 3;
   auto wide = uniform<Out>(R * stride, 3);
   const auto before = wide;
   if (wide.empty()) wide.reserve(1);
-  View c(wide.data() + (wide.empty() ? 0 : 1), {R, N}, dtype_of<Out>, {}, stride);
+  View c(wide.data() + (wide.empty() ? 0 : first), {R, N}, dtype_of<Out>, {}, stride);
   const Shape b_shape = options.dense ? (options.b_is_kn ? Shape{K, N} : Shape{N, K})
                                       : (options.b_is_kn ? Shape{G, K, N} : Shape{G, N, K});
   kernels::grouped_gemm({.a = view(a, {S, K}),
@@ -109,11 +110,11 @@ void check_gemm(const Backend& backend, Groups groups, int64_t N, int64_t K, con
     const auto ar = slice(a, from * K, K);
     for (int64_t n = 0; n < stride; ++n) {
       const float value = float(wide[size_t(r * stride + n)]), old = float(before[size_t(r * stride + n)]);
-      if (n == 0 || n > N) {
+      if (n < first || n >= first + N) {
         outside += value != old;
         continue;
       }
-      const auto bn = options.b_is_kn ? slice(b, g * K * N + n - 1, K, N) : slice(b, (g * N + n - 1) * K, K);
+      const auto bn = options.b_is_kn ? slice(b, g * K * N + n - first, K, N) : slice(b, (g * N + n - first) * K, K);
       const float sum = ordered_dot(ar, bn);
       wrong_bits += value != float(Out(options.accumulate ? old + sum : sum));
       double dot = options.accumulate ? double(old) : 0;
@@ -210,7 +211,22 @@ TEST_CASE("grouped_gemm fills whole tiles of a tensor core", "[kernels][gemm]") 
   CAPTURE(backend.name);
   Options options;
   options.b_is_kn = GENERATE(false, true);
-  check_gemm<bfloat16, bfloat16>(backend, Groups({150, 0, 128}), 136, 192, options);
+  check_gemm<bfloat16, bfloat16>(backend, Groups({150, 0, 128}), 136, 196, options);
+}
+
+// Rows of whole pieces of 16 bytes: what a GPU copies by tiles. More tiles than blocks, tails of every kind, and more
+// of k than the ring has stages.
+TEST_CASE("grouped_gemm copies whole tiles", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  Options options;
+  options.b_is_kn = GENERATE(false, true);
+  options.gather = GENERATE(false, true);
+  options.aligned = true;
+  check_gemm<bfloat16, bfloat16>(backend, Groups({130, 0, 64, 1}), 168, 64, options);
+  options.accumulate = true;
+  check_gemm<bfloat16, float>(backend, Groups({70}), 130 - 18 * options.b_is_kn, 392, options);
 }
 
 TEST_CASE("grouped_wgrad sums over the rows of each group, in order", "[kernels][gemm]") {

@@ -18,6 +18,7 @@
 #include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "kernels/cuda/multiprocessors.h"
 
 namespace octet::gpu {
 namespace {
@@ -26,6 +27,7 @@ constexpr int64_t kAlignment = 256;  // of cudaMalloc (CUDA C++ Programming Guid
 constexpr int64_t kRedZone = 256;    // behind each allocation
 constexpr int kUnwritten = 0xff, kRed = 0xa5;
 constexpr int64_t kDefaultMiB = 4096;
+constexpr int kMultiprocessors = 3;  // few, so that a persistent block has several tiles
 
 int64_t setting(const char* variable, int64_t otherwise) {
   const char* text = std::getenv(variable);
@@ -354,8 +356,9 @@ Properties properties(int index) {
           .major = kComputeMajor,
           .minor = kComputeMinor,
           .memory_bytes = memory().total(),
-          .multiprocessors = 1};
+          .multiprocessors = kMultiprocessors};
 }
+int multiprocessors(Device) { return kMultiprocessors; }
 
 void open(Device device) {
   if (device.is_cpu() || device.index != 0) {
