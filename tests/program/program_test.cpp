@@ -261,6 +261,8 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"bench", "kernels", "tokens=0"}, 2, "tokens=0"},
       {{"bench", "kernels", "hidden=100"}, 2, "hidden is 100"},
       {{"bench", "kernels", "experts=2", "top_k=3"}, 2, "top_k is 3 of 2"},
+      {{"bench", "grouped-gemm", "4x64x64"}, 2, "4x64x64"},
+      {{"bench", "grouped-gemm", "repeats=0"}, 2, "repeats=0"},
       {{"bench", "step"}, 2, "no configuration"},
       {{"bench", "step", config, "steps=0"}, 2, "steps=0"},
       {{"bench", "step", config}, 2, "model.vocab_size"},

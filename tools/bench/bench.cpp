@@ -3,6 +3,7 @@
 #include "core/base/error.h"
 #include "tools/bench/dispatch_bench.h"
 #include "tools/bench/gemm_bench.h"
+#include "tools/bench/grouped_gemm_bench.h"
 #include "tools/bench/kernel_bench.h"
 #include "tools/bench/moe_layer_bench.h"
 #include "tools/bench/step_bench.h"
@@ -18,6 +19,9 @@ struct Benchmark {
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
     {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
+    {"grouped-gemm",
+     "experts' products in FP8 and bfloat16 against a dense bfloat16 one; args: device=cpu|cuda, GxMxNxK..., repeats=N",
+     bench_grouped_gemm},
     {"kernels",
      "each kernel of a step against a copy of its bytes; args: device=cpu|cuda, tokens=N, hidden=N, experts=N, "
      "top_k=N, "
@@ -47,7 +51,7 @@ std::vector<std::string> bench_names() {
 
 std::string bench_help() {
   std::string text = "Benchmarks:\n";
-  for (const Benchmark& benchmark : kBenchmarks) text += fmt::format("  {:<10} {}\n", benchmark.name, benchmark.help);
+  for (const Benchmark& benchmark : kBenchmarks) text += fmt::format("  {:<12} {}\n", benchmark.name, benchmark.help);
   return text;
 }
 

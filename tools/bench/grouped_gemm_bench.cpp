@@ -1,0 +1,273 @@
+#include "tools/bench/grouped_gemm_bench.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "core/base/clock.h"
+#include "core/base/random.h"
+#include "core/tensor/transfer.h"
+#include "kernels/device_runtime.h"
+#include "kernels/elementwise.h"
+#include "kernels/fp8_gemm.h"
+#include "kernels/gemm.h"
+#include "kernels/quantize.h"
+#include "tools/bench/timing.h"
+#include "tools/bench/whole_number.h"
+#include "tools/train/device.h"
+
+namespace octet {
+namespace {
+
+using kernels::Emulation;
+
+struct Shape4 {
+  int64_t G, M, N, K;
+};
+// DeepSeek-V3's experts, and those of arXiv:2512.14080, figure 14.
+const std::vector<Shape4> kOnGpu = {{4, 8192, 4096, 7168}, {4, 8192, 7168, 2048},  {8, 4096, 4096, 7168},
+                                    {8, 4096, 7168, 2048}, {64, 2048, 2048, 4096}, {64, 2048, 4096, 1024},
+                                    {128, 2560, 512, 768}};
+const std::vector<Shape4> kOnCpu = {{4, 128, 512, 256}};
+// Dense tensor core peaks of one H100 or H200 SXM, as NVIDIA states them.
+constexpr double kPeakBf16 = 989.4e12, kPeakFp8 = 1978.9e12;
+constexpr int64_t kFlushedBytes = int64_t(256) << 20;  // more than any L2 cache
+
+struct Options {
+  DeviceType device = DeviceType::kCpu;
+  std::vector<Shape4> shapes;
+  int64_t repeats = 9;
+};
+Options parse(const std::vector<std::string>& args) {
+  Options options;
+  const auto refuse = [](const std::string& arg) {
+    fail(ErrorKind::kArgument,
+         {.what =
+              fmt::format("bench grouped-gemm: \"{}\" came; wanted device=cpu|cuda, a shape GxMxNxK or repeats=N", arg),
+          .where = "command line",
+          .why = {},
+          .fix = "octet bench grouped-gemm 4x128x512x256 repeats=9"});
+  };
+  for (const std::string& arg : args) {
+    if (arg == "device=cpu" || arg == "device=cuda") {
+      options.device = arg == "device=cuda" ? DeviceType::kCuda : DeviceType::kCpu;
+    } else if (arg.rfind("repeats=", 0) == 0) {
+      const auto n = whole_number(arg.substr(8));
+      if (!n || *n < 1) refuse(arg);
+      options.repeats = *n;
+    } else {
+      std::vector<int64_t> axes;
+      for (size_t begin = 0; begin <= arg.size();) {
+        const size_t end = std::min(arg.find('x', begin), arg.size());
+        const auto n = whole_number(arg.substr(begin, end - begin));
+        if (!n || *n < 1) refuse(arg);
+        axes.push_back(*n);
+        begin = end + 1;
+      }
+      if (axes.size() != 4) refuse(arg);
+      options.shapes.push_back({axes[0], axes[1], axes[2], axes[3]});
+    }
+  }
+  if (options.shapes.empty()) options.shapes = options.device == DeviceType::kCpu ? kOnCpu : kOnGpu;
+  return options;
+}
+
+int64_t blocks(int64_t n) { return (n + 127) / 128; }
+
+// One direction: a [R, K] times the experts' matrices, [G, N, K] along k, or [G, K, N] along the columns.
+struct Direction {
+  const char* name;
+  bool b_is_kn;
+  int64_t N, K;
+};
+
+struct Problem {
+  int64_t G, M, R;
+  Direction direction;
+  Tensor a, codes, scale;          // [R, K] bfloat16, E4M3, [R, ceil(K/128)]
+  Tensor b, b_codes, b_scale;      // as in the direction
+  Tensor offsets, fp8, bf16, one;  // [G + 1]; the results [R, N]; the matrix of the dense product
+  Stream& stream;
+
+  Problem(const Shape4& s, bool is_dgrad, Device device)
+      : G(s.G),
+        M(s.M),
+        R(s.G * s.M),
+        direction(is_dgrad ? Direction{"dgrad", true, s.K, s.N} : Direction{"fprop", false, s.N, s.K}),
+        stream(default_stream(device)) {
+    const auto [name, b_is_kn, N, K] = direction;
+    const AllocateAs as(MemoryCategory::kWorkspace);
+    a = normal({R, K}, "a", device);
+    b = normal({G, s.N, s.K}, "b", device);
+    const Tensor wide = empty(b.shape(), DType::kFloat32, device);
+    kernels::cast({.x = b, .y = wide}, stream);
+    codes = empty({R, K}, DType::kFloat8E4M3, device), scale = empty({R, blocks(K)}, DType::kFloat32, device);
+    b_codes = empty(b.shape(), DType::kFloat8E4M3, device);
+    b_scale = empty({G, blocks(s.N), blocks(s.K)}, DType::kFloat32, device);
+    kernels::quantize_rows({.x = a, .codes = codes, .scale = scale, .stats = nullptr}, stream);
+    kernels::quantize_blocks({.x = wide, .codes = b_codes, .scale = b_scale, .stats = nullptr}, stream);
+    std::vector<int64_t> starts;
+    for (int64_t g = 0; g <= G; ++g) starts.push_back(g * M);
+    offsets = from_vector(starts, {G + 1}, device);
+    fp8 = empty({R, N}, DType::kBFloat16, device), bf16 = empty_like(fp8);
+    one = normal({N, K}, "one", device);
+  }
+  // Numbers of unit size that repeat after a while.
+  static Tensor normal(Shape shape, const char* name, Device device) {
+    constexpr size_t kPeriod = 65521;
+    const RandomStream random(1, name);
+    const Tensor host = empty(shape, DType::kBFloat16);
+    const size_t n = size_t(host.num_elements()), period = std::min(n, kPeriod);
+    std::vector<bfloat16> pattern;
+    for (size_t i = 0; i < period; ++i) pattern.emplace_back(random.normal(i));
+    for (size_t i = 0; i < n; i += period) {
+      std::memcpy(host.data<bfloat16>() + i, pattern.data(), std::min(period, n - i) * sizeof(bfloat16));
+    }
+    if (device.is_cpu()) return host;
+    Tensor there = empty(shape, DType::kBFloat16, device);
+    copy(host, there);
+    return there;
+  }
+
+  Emulation emulation() const { return stream.device().is_cpu() ? Emulation::kIdeal : Emulation::kHopper; }
+  void multiply_fp8() const {
+    kernels::fp8_grouped_gemm({.a = codes,
+                               .a_scale = scale,
+                               .b = b_codes,
+                               .b_scale = b_scale,
+                               .offsets = offsets,
+                               .rows = {},
+                               .c = fp8,
+                               .b_is_kn = direction.b_is_kn,
+                               .emulation = emulation()},
+                              stream);
+  }
+  void multiply_bf16() const {
+    kernels::grouped_gemm({.a = a, .b = b, .offsets = offsets, .rows = {}, .c = bf16, .b_is_kn = direction.b_is_kn},
+                          stream);
+  }
+  void multiply_dense(const Tensor& c) const { kernels::grouped_gemm({.a = a, .b = one, .c = c}, stream); }
+};
+
+struct Check {
+  bool fp8_is_right, bf16_is_right;
+  double diff, sqnr;  // of FP8 against the numbers before they were quantised
+};
+// The first and the last row of the first and the last expert, anew on the CPU.
+Check check(const Problem& p) {
+  const auto [name, b_is_kn, N, K] = p.direction;
+  std::vector<int64_t> rows = {0, p.M - 1, (p.G - 1) * p.M, p.R - 1};
+  const Tensor a = on_host(p.a), b = on_host(p.b), codes = on_host(p.codes), scale = on_host(p.scale);
+  const Tensor fp8 = on_host(p.fp8), bf16 = on_host(p.bf16), b_codes = on_host(p.b_codes), b_scale = on_host(p.b_scale);
+  const Tensor some_codes = empty({4, K}, DType::kFloat8E4M3), some_scale = empty({4, blocks(K)}, DType::kFloat32);
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t r = rows[size_t(i)];
+    std::memcpy(some_codes.data<uint8_t>() + i * K, codes.data<uint8_t>() + r * K, size_t(K));
+    std::copy_n(scale.data<float>() + r * blocks(K), blocks(K), some_scale.data<float>() + i * blocks(K));
+  }
+  std::vector<int64_t> starts(size_t(p.G) + 1, 2);
+  starts.front() = 0, starts.back() = 4;
+  if (p.G == 1) starts = {0, 4};
+  const Tensor wanted = empty({4, N}, DType::kBFloat16);
+  kernels::fp8_grouped_gemm({.a = some_codes,
+                             .a_scale = some_scale,
+                             .b = b_codes,
+                             .b_scale = b_scale,
+                             .offsets = from_vector(starts, {p.G + 1}),
+                             .rows = {},
+                             .c = wanted,
+                             .b_is_kn = b_is_kn,
+                             .emulation = p.emulation()},
+                            default_stream(Device()));
+  int64_t other_bits = 0;
+  double both = 0, squares = 0, error = 0, exact_squares = 0, worst = 0, largest = 0;
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t r = rows[size_t(i)], g = r / p.M;
+    std::vector<double> exact(size_t(N), 0.0);
+    const bfloat16* const left = a.data<bfloat16>() + r * K;
+    const bfloat16* const right = b.data<bfloat16>() + g * N * K;
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; ++k) {
+        exact[size_t(n)] += double(float(left[k])) * double(float(right[b_is_kn ? k * N + n : n * K + k]));
+      }
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      const bfloat16 got = fp8.data<bfloat16>()[r * N + n];
+      other_bits += got.bits != wanted.data<bfloat16>()[i * N + n].bits;
+      const double x = double(float(got)), y = exact[size_t(n)];
+      both += x * y, squares += x * x, exact_squares += y * y, error += (x - y) * (x - y);
+      worst = std::max(worst, std::abs(double(float(bf16.data<bfloat16>()[r * N + n])) - y));
+      largest = std::max(largest, std::abs(y));
+    }
+  }
+  const double diff = 1 - 2 * both / (squares + exact_squares), sqnr = 10 * std::log10(exact_squares / error);
+  return {.fp8_is_right = other_bits == 0 && diff < 1e-3 && sqnr >= 28,
+          .bf16_is_right = worst <= 0x1p-8 * largest,
+          .diff = diff,
+          .sqnr = sqnr};
+}
+
+// Each call with cold caches, by the device's own clock.
+Timing time_of(int64_t repeats, const Tensor& flushed, Stream& stream, const std::function<void()>& run) {
+  run();
+  std::vector<double> seconds;
+  for (int64_t i = 0; i < repeats; ++i) {
+    if (stream.device().is_cpu()) {
+      std::memset(flushed.data<uint8_t>(), int(i), size_t(flushed.num_elements()));
+      const int64_t begin = real_clock().monotonic_ns();
+      run();
+      seconds.push_back(double(real_clock().monotonic_ns() - begin) * 1e-9);
+      continue;
+    }
+    gpu::fill(flushed.view().raw(), int(i % 2), flushed.num_elements(), stream);
+    gpu::Stopwatch watch;
+    watch.start(stream);
+    run();
+    watch.stop(stream);
+    seconds.push_back(watch.seconds());
+  }
+  return timing_of(seconds);
+}
+
+}  // namespace
+
+int bench_grouped_gemm(const std::vector<std::string>& args) {
+  const Options options = parse(args);
+  const Device device = open_device(options.device);
+  Stream& stream = default_stream(device);
+  const Tensor flushed = zeros({kFlushedBytes}, DType::kUInt8, device);
+  fmt::print(
+      "{}; G experts with M rows each. x dense: the speed over that of a dense bfloat16 product of as many FLOPs{};\n"
+      "diff and SQNR: of FP8 against the product of the numbers before they were quantised, on 4 rows, whose bits are\n"
+      "also those of the CPU\n\n",
+      describe(device), device.is_cpu() ? "" : "; % peak: of 1979 TFLOP/s for FP8 and 989 for bfloat16");
+  fmt::print("{:<24} {:<6} {:<6} {:>9} {:>8} {:>9} {:>7} {:>8} {:>9} {:>8}\n", "G x M x N x K", "what", "type",
+             "median ms", "spread", "TFLOP/s", "% peak", "x dense", "diff", "SQNR dB");
+  int failures = 0;
+  for (const Shape4& shape : options.shapes) {
+    for (const bool is_dgrad : {false, true}) {
+      const Problem p(shape, is_dgrad, device);
+      const double flops = 2.0 * double(p.R) * double(shape.N) * double(shape.K);
+      const Timing dense = time_of(options.repeats, flushed, stream, [&] { p.multiply_dense(p.bf16); });
+      const Timing bf16 = time_of(options.repeats, flushed, stream, [&] { p.multiply_bf16(); });
+      const Timing fp8 = time_of(options.repeats, flushed, stream, [&] { p.multiply_fp8(); });
+      const Check found = check(p);
+      const auto row = [&](const char* type, const Timing& timing, double peak, const std::string& off, bool is_right) {
+        failures += !is_right;
+        const std::string share = device.is_cpu() ? "" : fmt::format("{:.1f}", 100 * flops / timing.median / peak);
+        fmt::print("{:<24} {:<6} {:<6} {:>9.3f} {:>7.1f}% {:>9.3f} {:>7} {:>8.2f} {}{}\n",
+                   fmt::format("{} x {} x {} x {}", p.G, p.M, p.direction.N, p.direction.K), p.direction.name, type,
+                   timing.median * 1e3, 100 * timing.spread(), flops / timing.median * 1e-12, share,
+                   dense.median / timing.median, off, is_right ? "" : "  WRONG");
+      };
+      row("fp8", fp8, kPeakFp8, fmt::format("{:>9.1e} {:>8.1f}", found.diff, found.sqnr), found.fp8_is_right);
+      row("bf16", bf16, kPeakBf16, "", found.bf16_is_right);
+    }
+  }
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace octet
