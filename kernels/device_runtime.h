@@ -108,6 +108,36 @@ class Stopwatch {
   std::shared_ptr<Places> places_;
 };
 
+// Work that a stream was asked for once, to be asked for again in one call: the same kernels on the same addresses.
+class Graph {
+ public:
+  bool is_defined() const { return parts_ != nullptr; }
+  // In the order of the stream, which is the one that was captured.
+  void launch(Stream& stream) const;
+
+ private:
+  friend class Capture;
+  struct Parts;
+  std::shared_ptr<Parts> parts_;
+};
+
+// While it lives, what this thread asks of the stream is written down and not run: kernels, fills, and copies inside
+// the GPU. Memory that is taken and released meanwhile belongs to the graph, at addresses that it keeps. Refused, by an
+// Error where it is asked for or by finish(): that the host waits; events and stopwatches; host memory; releasing
+// memory from before; and memory that is still held at the end. What was refused leaves the stream as it was.
+class Capture {
+ public:
+  explicit Capture(Stream& stream);  // the host waits, and gives what the memory pool keeps to the graph
+  ~Capture();                        // what was written down is forgotten
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+  Graph finish();  // once
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 // A further stream of a GPU; it ends with its last owner.
 std::shared_ptr<Stream> make_stream(Device device);
 

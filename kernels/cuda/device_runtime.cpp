@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/base/log.h"
+#include "kernels/cuda/capture_rules.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/multiprocessors.h"
 
@@ -17,6 +18,25 @@ std::array<std::atomic<bool>, kMostGpus> opened;
 std::atomic<int64_t> waits{0};
 
 void choose(Device device) { check(cudaSetDevice(device.index), "cudaSetDevice"); }
+
+// How a copy is asked for. In a capture both ends are the GPU's: pinned memory is handed on as soon as a copy is done,
+// which a graph would repeat, and a graph's own memory is not there yet for the runtime to look at.
+cudaMemcpyKind kind_of_copy(const void* to, const void* from) {
+  if (CaptureRules::current() == nullptr) return cudaMemcpyDefault;
+  for (const void* memory : {to, from}) {
+    cudaPointerAttributes found{};
+    const cudaError_t status = cudaPointerGetAttributes(&found, memory);
+    if (status != cudaSuccess) cudaGetLastError();  // or the next check of a launch would find it
+    if (status == cudaSuccess && found.type == cudaMemoryTypeHost) CaptureRules::refuse("a copy from or to the host");
+  }
+  return cudaMemcpyDeviceToDevice;
+}
+
+void trim_pool(Device device) {
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, device.index), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
+}
 
 std::string version(int number) { return fmt::format("{}.{}", number / 1000, number % 1000 / 10); }
 
@@ -104,18 +124,18 @@ MemoryLevel memory_level(Device device) {
   return {.free_bytes = int64_t(free), .total_bytes = int64_t(total)};
 }
 
-void* allocate(int64_t bytes, const char*, Stream& stream) {
+void* allocate(int64_t bytes, const char* what, Stream& stream) {
   choose(stream.device());
   void* memory = nullptr;
   const auto attempt = [&] { return cudaMallocAsync(&memory, size_t(std::max<int64_t>(bytes, 1)), stream.cuda()); };
   cudaError_t status = attempt();
-  if (status == cudaErrorMemoryAllocation) {
-    // What waits to be freed in the order of the stream, and what the pool keeps in pieces, may be enough.
+  CaptureRules* const capture = CaptureRules::current();
+  if (status == cudaErrorMemoryAllocation && capture == nullptr) {
+    // What waits to be freed in the order of the stream, and what the pool and graphs keep, may be enough.
     cudaGetLastError();
     synchronize(stream);
-    cudaMemPool_t pool = nullptr;
-    check(cudaDeviceGetDefaultMemPool(&pool, stream.device().index), "cudaDeviceGetDefaultMemPool");
-    check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
+    trim_pool(stream.device());
+    check(cudaDeviceGraphMemTrim(stream.device().index), "cudaDeviceGraphMemTrim");
     status = attempt();
   }
   if (status == cudaErrorMemoryAllocation) {
@@ -123,10 +143,12 @@ void* allocate(int64_t bytes, const char*, Stream& stream) {
     return nullptr;
   }
   check(status, "cudaMallocAsync");
+  if (capture != nullptr) capture->allocated(memory, bytes, what);
   return memory;
 }
 
 void release(void* memory, Stream& stream) noexcept {
+  if (CaptureRules* capture = CaptureRules::current(); capture != nullptr && !capture->released(memory)) return;
   const cudaError_t status = cudaFreeAsync(memory, stream.cuda());
   // At the end of the process the runtime may be gone before the last tensor.
   if (status != cudaSuccess && status != cudaErrorCudartUnloading) {
@@ -135,6 +157,7 @@ void release(void* memory, Stream& stream) noexcept {
 }
 
 std::byte* allocate_pinned(int64_t bytes) {
+  CaptureRules::refuse("pinned memory");
   void* memory = nullptr;
   check(cudaHostAlloc(&memory, size_t(std::max<int64_t>(bytes, 1)), cudaHostAllocPortable), "cudaHostAlloc");
   return static_cast<std::byte*>(memory);
@@ -150,7 +173,7 @@ void release_pinned(std::byte* memory) noexcept {
 void copy(void* to, const void* from, int64_t bytes, Stream& stream) {
   if (bytes == 0) return;
   choose(stream.device());
-  check(cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDefault, stream.cuda()), "cudaMemcpyAsync");
+  check(cudaMemcpyAsync(to, from, size_t(bytes), kind_of_copy(to, from), stream.cuda()), "cudaMemcpyAsync");
 }
 
 void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t row_bytes, int64_t rows,
@@ -158,7 +181,7 @@ void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch,
   if (row_bytes == 0 || rows == 0) return;
   choose(stream.device());
   check(cudaMemcpy2DAsync(to, size_t(to_pitch), from, size_t(from_pitch), size_t(row_bytes), size_t(rows),
-                          cudaMemcpyDefault, stream.cuda()),
+                          kind_of_copy(to, from), stream.cuda()),
         "cudaMemcpy2DAsync");
 }
 
@@ -169,6 +192,7 @@ void fill(void* to, int byte, int64_t bytes, Stream& stream) {
 }
 
 void synchronize(Stream& stream) {
+  CaptureRules::refuse("a wait");
   ++waits;
   check(cudaStreamSynchronize(stream.cuda()), "cudaStreamSynchronize");
 }
@@ -186,6 +210,7 @@ Event& Event::operator=(Event&& other) noexcept {
 }
 
 void Event::record(Stream& stream) {
+  CaptureRules::refuse("an event");
   choose(stream.device());
   if (event_ != nullptr && device_ != stream.device()) *this = Event();
   if (event_ == nullptr) {
@@ -197,6 +222,7 @@ void Event::record(Stream& stream) {
 
 bool Event::is_done() const {
   if (event_ == nullptr) return true;
+  CaptureRules::refuse("a look at an event");
   const cudaError_t status = cudaEventQuery(event_);
   if (status == cudaErrorNotReady) return false;
   check(status, "cudaEventQuery");
@@ -205,12 +231,14 @@ bool Event::is_done() const {
 
 void Event::wait() const {
   if (event_ == nullptr) return;
+  CaptureRules::refuse("a wait");
   ++waits;
   check(cudaEventSynchronize(event_), "cudaEventSynchronize");
 }
 
 void Event::hold(Stream& stream) const {
   if (event_ == nullptr) return;
+  CaptureRules::refuse("a wait for another stream");
   choose(stream.device());
   check(cudaStreamWaitEvent(stream.cuda(), event_, 0), "cudaStreamWaitEvent");
 }
@@ -229,6 +257,7 @@ struct Stopwatch::Places {
   Places& operator=(const Places&) = delete;
 };
 void Stopwatch::start(Stream& stream) {
+  CaptureRules::refuse("a stopwatch");
   choose(stream.device());
   places_ = std::make_shared<Places>();
   check(cudaEventRecord(places_->from, stream.cuda()), "cudaEventRecord");
@@ -240,6 +269,74 @@ double Stopwatch::seconds() const {
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, places_->from, places_->to), "cudaEventElapsedTime");
   return double(milliseconds) * 1e-3;
+}
+
+struct Graph::Parts {
+  cudaGraph_t graph = nullptr;  // of which only one may run: it lives as long
+  cudaGraphExec_t runs = nullptr;
+  Parts() = default;
+  ~Parts() {
+    if (runs != nullptr) cudaGraphExecDestroy(runs);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+  }
+  Parts(const Parts&) = delete;
+  Parts& operator=(const Parts&) = delete;
+};
+void Graph::launch(Stream& stream) const {
+  CaptureRules::refuse("the launch of a graph");
+  choose(stream.device());
+  cudaError_t status = cudaGraphLaunch(parts_->runs, stream.cuda());
+  if (status == cudaErrorMemoryAllocation) {
+    // Its memory was given away (allocate), and the pool holds it.
+    cudaGetLastError();
+    synchronize(stream);
+    trim_pool(stream.device());
+    status = cudaGraphLaunch(parts_->runs, stream.cuda());
+  }
+  check(status, "cudaGraphLaunch");
+}
+
+struct Capture::State {
+  Stream& stream;
+  CaptureRules rules;
+  bool is_open = false, is_done = false;
+
+  // The graph, or null.
+  cudaError_t end(cudaGraph_t& graph) {
+    is_open = false;
+    const cudaError_t status = cudaStreamEndCapture(stream.cuda(), &graph);
+    rules.end();
+    for (void* memory : rules.from_before()) release(memory, stream);
+    return status;
+  }
+};
+Capture::Capture(Stream& stream) {
+  synchronize(stream);
+  choose(stream.device());
+  // A graph's memory is not the pool's: what the last step has left there would be held twice.
+  trim_pool(stream.device());
+  state_ = std::unique_ptr<State>(new State{.stream = stream, .rules = {}, .is_open = false, .is_done = false});
+  check(cudaStreamBeginCapture(stream.cuda(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  state_->is_open = true;
+}
+Capture::~Capture() {
+  if (state_->is_done) return;
+  cudaGraph_t graph = nullptr;
+  if (state_->is_open) state_->end(graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();  // of what is forgotten, or the next check of a launch would find it
+}
+Graph Capture::finish() {
+  const std::string trouble = state_->rules.trouble();
+  Graph made;
+  made.parts_ = std::make_shared<Graph::Parts>();
+  const cudaError_t status = state_->end(made.parts_->graph);
+  require(ErrorKind::kDevice, trouble.empty(), "Capture: {}", trouble);
+  check(status, "cudaStreamEndCapture");
+  check(cudaGraphInstantiate(&made.parts_->runs, made.parts_->graph, 0), "cudaGraphInstantiate");
+  check(cudaGraphUpload(made.parts_->runs, state_->stream.cuda()), "cudaGraphUpload");  // takes the memory, or fails
+  state_->is_done = true;
+  return made;
 }
 
 std::shared_ptr<Stream> make_stream(Device device) {
@@ -259,6 +356,7 @@ FaultRecord* fault_record(Device device) {
   if (record != nullptr) return record;
   const std::lock_guard lock(opening);
   if (record != nullptr) return record;
+  CaptureRules::refuse("new memory for faults");
   choose(device);
   void* memory = nullptr;
   check(cudaMalloc(&memory, sizeof(FaultRecord)), "cudaMalloc");

@@ -89,4 +89,39 @@ TEST_CASE("copies want pinned memory, and arrive when the host waits", "[tensor]
   gpu::release_pinned(pinned);
 }
 
+TEST_CASE("memory that outlives a capture is refused at its end", "[tensor][emulated_gpu][capture]") {
+  gpu::open(kGpu);
+  Tensor kept;
+  {
+    gpu::Capture capture(default_stream(kGpu));
+    kept = zeros({4}, DType::kFloat32, MemoryCategory::kWorkspace, kGpu);
+    CHECK_THROWS_WITH(capture.finish(), Catch::Contains("1 blocks of memory outlive") && Catch::Contains("workspace"));
+  }
+  fill_zero(kept);
+  CHECK(to_vector<float>(kept) == std::vector<float>(4, 0.0f));
+}
+
+TEST_CASE("a graph's memory reads as NaN again in each launch", "[tensor][emulated_gpu][capture]") {
+  gpu::open(kGpu);
+  Stream& stream = default_stream(kGpu);
+  const Tensor x = zeros({4}, DType::kFloat32, kGpu), y = zeros({4}, DType::kFloat32, kGpu);
+  gpu::Graph graph;
+  {
+    gpu::Capture capture(stream);
+    const auto copied = [&](const Tensor& from) {
+      const Tensor between = empty({4}, DType::kFloat32, kGpu);
+      if (from.is_defined()) copy(from, between);
+      copy(between, from.is_defined() ? x : y);
+    };
+    copied(x);
+    copied({});  // the block that was released, and nothing written to it
+    graph = capture.finish();
+  }
+  for (int launch = 0; launch < 2; ++launch) {
+    graph.launch(stream);
+    CHECK(to_vector<float>(x) == std::vector<float>(4, 0.0f));
+    for (const float value : to_vector<float>(y)) CHECK(std::isnan(value));
+  }
+}
+
 }  // namespace octet::test

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cuda/emulation/launch.h"
 #include "kernels/cuda/emulation/tensor_core.h"
-#include "kernels/device_runtime.h"
 
 namespace octet::kernels::cuda {
 namespace {
@@ -47,17 +47,18 @@ float element(const DenseProduct& p, int64_t i, int64_t j) {
 }  // namespace
 
 bool multiply_dense(const DenseProduct& p, Stream& stream) {
-  const gpu::LaunchWindow window("multiply_dense");
-  stream.parallel_for(p.n, [&](int64_t j) {
-    for (int64_t i = 0; i < p.m; ++i) {
-      const float sum = element(p, i, j);
-      if (p.result_type == DType::kFloat32) {
-        float& to = static_cast<float*>(p.result)[j * p.result_step + i];
-        to = p.accumulate ? to + sum : sum;
-      } else {
-        static_cast<bfloat16*>(p.result)[j * p.result_step + i] = bfloat16(sum);
+  emulation::launch("multiply_dense", stream, [p, &stream] {
+    stream.parallel_for(p.n, [&](int64_t j) {
+      for (int64_t i = 0; i < p.m; ++i) {
+        const float sum = element(p, i, j);
+        if (p.result_type == DType::kFloat32) {
+          float& to = static_cast<float*>(p.result)[j * p.result_step + i];
+          to = p.accumulate ? to + sum : sum;
+        } else {
+          static_cast<bfloat16*>(p.result)[j * p.result_step + i] = bfloat16(sum);
+        }
       }
-    }
+    });
   });
   return true;
 }

@@ -11,6 +11,7 @@
 #include "core/base/error.h"
 #include "core/base/stream.h"
 #include "kernels/cuda/emulation/block.h"
+#include "kernels/cuda/emulation/launch.h"
 #include "kernels/device_runtime.h"
 
 #define __global__
@@ -141,8 +142,9 @@ template <class... Parameters, class... Args>
 void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
             void (*kernel)(Parameters...), Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  const gpu::LaunchWindow window(name);
-  emulation::run_grid(name, grid, threads, shared_bytes, stream.pool(), [&] { kernel(Parameters(args)...); });
+  emulation::launch(name, stream, [=, &stream] {
+    emulation::run_grid(name, grid, threads, shared_bytes, stream.pool(), [&] { kernel(Parameters(args)...); });
+  });
 }
 
 }  // namespace octet::kernels::cuda

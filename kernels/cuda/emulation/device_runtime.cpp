@@ -9,6 +9,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <new>
@@ -18,6 +19,8 @@
 #include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "kernels/cuda/capture_rules.h"
+#include "kernels/cuda/emulation/launch.h"
 #include "kernels/cuda/multiprocessors.h"
 
 namespace octet::gpu {
@@ -99,13 +102,7 @@ class Memory {
       std::abort();
     }
     const Block block = found->second;
-    for (int64_t i = block.bytes; i < block.rounded; ++i) {
-      if (uint8_t(base_[at + i]) == kRed) continue;
-      log_error("the emulated GPU: a kernel wrote {} bytes behind the end of {} bytes of {}; the last to run was {}",
-                i - block.bytes + 1, block.bytes, block.what, last_kernel.load());
-      std::abort();
-    }
-    std::memset(memory, kUnwritten, size_t(block.bytes));  // whoever still reads it finds no numbers
+    clear(at, block);
     live_.erase(found);
     used_ -= block.rounded;
     auto next = free_.emplace(at, block.rounded).first;
@@ -120,6 +117,14 @@ class Memory {
         free_.erase(next);
       }
     }
+  }
+
+  // The numbers of an allocation are gone, as if it were new.
+  void clear(void* memory) {
+    const Access access(*this);
+    const std::lock_guard lock(mutex_);
+    const int64_t at = static_cast<char*>(memory) - base_;
+    clear(at, live_.at(at));
   }
 
   int64_t free_bytes() {
@@ -168,6 +173,15 @@ class Memory {
   }
 
  private:
+  void clear(int64_t at, const Block& block) {
+    for (int64_t i = block.bytes; i < block.rounded; ++i) {
+      if (uint8_t(base_[at + i]) == kRed) continue;
+      log_error("the emulated GPU: a kernel wrote {} bytes behind the end of {} bytes of {}; the last to run was {}",
+                i - block.bytes + 1, block.bytes, block.what, last_kernel.load());
+      std::abort();
+    }
+    std::memset(base_ + at, kUnwritten, size_t(block.bytes));  // whoever still reads it finds no numbers
+  }
   void protect(int access) {
     if (access != PROT_NONE) opened_ = reach_;  // all that was ever handed out
     if (access == PROT_NONE) watch();
@@ -341,6 +355,43 @@ std::atomic<bool> opened{false};
 std::atomic<int64_t> waits{0};
 std::atomic<int64_t> streams{0};
 
+// What a capture has written down.
+struct Written {
+  std::vector<std::function<void()>> work;
+  std::vector<void*> memory;
+  std::multimap<int64_t, void*> free;  // by size: what comes later may have it
+  Written() = default;
+  ~Written() {
+    for (void* block : memory) gpu::memory().release(block);
+  }
+  Written(const Written&) = delete;
+  Written& operator=(const Written&) = delete;
+
+  void* allocate(int64_t bytes, const char* what) {
+    const auto fitting = free.find(bytes);
+    void* block = nullptr;
+    if (fitting != free.end()) {
+      block = fitting->second;
+      free.erase(fitting);
+    } else {
+      block = gpu::memory().allocate(bytes, what);
+      if (block == nullptr) return nullptr;
+      memory.push_back(block);
+    }
+    sizes[block] = bytes;
+    work.emplace_back([block] { gpu::memory().clear(block); });
+    return block;
+  }
+  void release(void* block) {
+    free.emplace(sizes.at(block), block);
+    work.emplace_back([block] { gpu::memory().clear(block); });
+  }
+
+ private:
+  std::map<void*, int64_t> sizes;
+};
+thread_local Written* writing = nullptr;
+
 // A handle that names a stream and is no address of anything.
 CUstream_st* new_handle() { return reinterpret_cast<CUstream_st*>(++streams); }  // NOLINT
 
@@ -378,10 +429,19 @@ bool is_open(Device device) { return device == Device{DeviceType::kCuda, 0} && o
 
 MemoryLevel memory_level(Device) { return {.free_bytes = memory().free_bytes(), .total_bytes = memory().total()}; }
 
-void* allocate(int64_t bytes, const char* what, Stream&) { return memory().allocate(bytes, what); }
-void release(void* block, Stream&) noexcept { memory().release(block); }
+void* allocate(int64_t bytes, const char* what, Stream&) {
+  if (writing == nullptr) return memory().allocate(bytes, what);
+  void* const block = writing->allocate(bytes, what);
+  if (block != nullptr) CaptureRules::current()->allocated(block, bytes, what);
+  return block;
+}
+void release(void* block, Stream&) noexcept {
+  if (writing == nullptr) return memory().release(block);
+  if (CaptureRules::current()->released(block)) writing->release(block);
+}
 
 std::byte* allocate_pinned(int64_t bytes) {
+  CaptureRules::refuse("pinned memory");
   auto* block = static_cast<std::byte*>(std::malloc(size_t(std::max<int64_t>(bytes, 1))));
   require(ErrorKind::kMemory, block != nullptr, "allocate_pinned: no memory for {} bytes", bytes);
   pinned().add(block, bytes);
@@ -405,6 +465,11 @@ void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch,
           "copy: to host memory that is not pinned");
   require(ErrorKind::kDevice, from_device || pinned().holds(from, extent(from_pitch)),
           "copy: from host memory that is not pinned");
+  if (!to_device || !from_device) CaptureRules::refuse("a copy from or to the host");
+  if (writing != nullptr) {
+    writing->work.emplace_back([=, &stream] { copy_rows(to, to_pitch, from, from_pitch, row_bytes, rows, stream); });
+    return;
+  }
   if (!from_device) arrivals().deliver_to(from, extent(from_pitch));
   const Memory::Access access(memory());
   for (int64_t row = 0; row < rows; ++row) {
@@ -418,14 +483,19 @@ void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch,
   }
 }
 
-void fill(void* to, int byte, int64_t bytes, Stream&) {
+void fill(void* to, int byte, int64_t bytes, Stream& stream) {
   if (bytes == 0) return;
   require(ErrorKind::kDevice, memory().contains(to), "fill: of host memory");
+  if (writing != nullptr) {
+    writing->work.emplace_back([=, &stream] { fill(to, byte, bytes, stream); });
+    return;
+  }
   const Memory::Access access(memory());
   std::memset(to, byte, size_t(bytes));
 }
 
 void synchronize(Stream& stream) {
+  CaptureRules::refuse("a wait");
   ++waits;
   arrivals().reach(stream.cuda(), arrivals().place_of(stream.cuda()));
 }
@@ -441,24 +511,31 @@ Event& Event::operator=(Event&& other) noexcept {
   return *this;
 }
 void Event::record(Stream& stream) {
+  CaptureRules::refuse("an event");
   device_ = stream.device();
   event_ = reinterpret_cast<CUevent_st*>(stream.cuda());  // an event knows its stream
   place_ = arrivals().place_of(stream.cuda());
 }
 bool Event::is_done() const {
-  return event_ == nullptr || arrivals().has_reached(reinterpret_cast<CUstream_st*>(event_), place_);
+  if (event_ == nullptr) return true;
+  CaptureRules::refuse("a look at an event");
+  return arrivals().has_reached(reinterpret_cast<CUstream_st*>(event_), place_);
 }
 void Event::wait() const {
   if (event_ == nullptr) return;
+  CaptureRules::refuse("a wait");
   ++waits;
   arrivals().reach(reinterpret_cast<CUstream_st*>(event_), place_);
 }
-void Event::hold(Stream&) const {}  // one stream runs after the other
+void Event::hold(Stream&) const {  // one stream runs after the other
+  if (event_ != nullptr) CaptureRules::refuse("a wait for another stream");
+}
 
 struct Stopwatch::Places {
   int64_t from_ns = 0, to_ns = 0;
 };
 void Stopwatch::start(Stream&) {
+  CaptureRules::refuse("a stopwatch");
   places_ = std::make_shared<Places>();
   places_->from_ns = real_clock().monotonic_ns();
 }
@@ -466,6 +543,43 @@ void Stopwatch::stop(Stream&) { places_->to_ns = real_clock().monotonic_ns(); }
 double Stopwatch::seconds() const {
   ++waits;
   return double(places_->to_ns - places_->from_ns) * 1e-9;
+}
+
+struct Graph::Parts {
+  Written written;
+};
+void Graph::launch(Stream&) const {
+  CaptureRules::refuse("the launch of a graph");
+  for (const auto& work : parts_->written.work) work();
+}
+
+struct Capture::State {
+  Stream& stream;
+  CaptureRules rules;
+  std::shared_ptr<Graph::Parts> parts = std::make_shared<Graph::Parts>();
+
+  void end() {
+    if (writing != &parts->written) return;
+    writing = nullptr;
+    rules.end();
+    // What outlives the capture, which is refused, is freed by whoever holds it.
+    std::erase_if(parts->written.memory, [this](void* block) { return rules.is_live(block); });
+    for (void* block : rules.from_before()) release(block, stream);
+  }
+};
+Capture::Capture(Stream& stream) {
+  synchronize(stream);
+  state_ = std::unique_ptr<State>(new State{.stream = stream, .rules = {}});
+  writing = &state_->parts->written;
+}
+Capture::~Capture() { state_->end(); }
+Graph Capture::finish() {
+  const std::string trouble = state_->rules.trouble();
+  state_->end();
+  require(ErrorKind::kDevice, trouble.empty(), "Capture: {}", trouble);
+  Graph made;
+  made.parts_ = state_->parts;
+  return made;
 }
 
 std::shared_ptr<Stream> make_stream(Device device) {
@@ -495,3 +609,16 @@ LaunchWindow::~LaunchWindow() {
 bool is_device_memory(const void* address) { return memory().contains(address); }
 
 }  // namespace octet::gpu
+
+namespace octet::emulation {
+
+void launch(const char* kernel, Stream&, std::function<void()> body) {
+  auto run = [kernel, body = std::move(body)] {
+    const gpu::LaunchWindow window(kernel);
+    body();
+  };
+  if (gpu::writing == nullptr) return run();
+  gpu::writing->work.emplace_back(std::move(run));
+}
+
+}  // namespace octet::emulation
