@@ -1,4 +1,5 @@
-// One AdamW step (arXiv:1711.05101) on a parameter, and the forms in which products read it, in one pass.
+// One AdamW step (arXiv:1711.05101) on a parameter, and the forms in which products read it, in one pass. Nothing
+// changes where the step is left out.
 //   g = grad * grad_scale;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   p = p (1 - lr * weight_decay) - lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 // Arithmetic is float32; moments stored in bfloat16 round to nearest and the update uses them before rounding.
@@ -7,6 +8,7 @@
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
 #include "kernels/quantize.h"
+#include "kernels/update_factors.h"
 
 namespace octet::kernels {
 
@@ -18,8 +20,8 @@ struct AdamwStep {
   View codes = {},
        code_scale = {};            // what QuantizeBlocks makes of the new master rounded to bfloat16; not defined: none
   QuantizeStats* stats = nullptr;  // of the codes; null: none
-  float lr, beta1, beta2, eps, weight_decay, grad_scale;
-  int64_t step;  // 1 for the first
+  const UpdateFactors* factors;    // lr, grad_scale and 1 / (1 - beta^step)
+  float beta1, beta2, eps, weight_decay;
 
   KernelCost cost() const {
     return {.name = "adamw_step",

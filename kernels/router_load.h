@@ -3,6 +3,7 @@
 
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
+#include "kernels/update_factors.h"
 
 namespace octet::kernels {
 
@@ -16,12 +17,14 @@ struct CountChoices {
 struct UpdateRouterBias {
   // Bias-based load balancing (arXiv:2408.15664), with the load of a whole step:
   //   share[i] = counts[i] / total;   bias[i] += rate * (sign(total - E counts[i]) - center)
-  //   center = mean_i sign(total - E counts[i]) where centered, else 0.   Where the total is 0 nothing changes.
+  //   center = mean_i sign(total - E counts[i]) where centered, else 0.   Where the total is 0, or the step is
+  // left out, nothing changes.
   ConstView counts;  // [E] int64
   View share;        // [E] float32
   View bias;         // [E] float32
   float rate;        // 0: the bias stays as it is
   bool centered;
+  const UpdateFactors* factors = nullptr;  // null: the step is not left out
 
   KernelCost cost() const { return {.name = "update_router_bias", .bytes = bytes_of(counts, share, bias, bias)}; }
 };

@@ -9,14 +9,29 @@
 
 namespace octet {
 
+namespace {
+
+// In the whole model's parameter.
+int64_t slabs_of(const Parameter& parameter) {
+  return parameter.is_cut() ? parameter.slabs_of_matrix() * parameter.cut().total : parameter.num_slabs();
+}
+
+}  // namespace
+
 AdamW::AdamW(std::vector<Parameter*> parameters, const OptimConfig& config, DType moments, Communicator* world)
     : parameters_(std::move(parameters)), config_(config), world_(world) {
+  int64_t slabs = 0;
   for (const Parameter* parameter : parameters_) {
     const auto make = [&] {
       return zeros(parameter->own_shape(), moments, MemoryCategory::kOptimizer, parameter->device());
     };
     moments_.push_back({.m = make(), .v = make()});
+    slabs += slabs_of(*parameter);
   }
+  const Device device = parameters_.empty() ? Device{} : parameters_[0]->device();
+  factors_ =
+      zeros({int64_t(kernels::UpdateFactors().words().size())}, DType::kInt64, MemoryCategory::kWorkspace, device);
+  squares_ = zeros({slabs}, DType::kInt64, MemoryCategory::kWorkspace, device);
 }
 
 std::vector<double> AdamW::SquareSums::wait() const {
@@ -26,18 +41,24 @@ std::vector<double> AdamW::SquareSums::wait() const {
 }
 
 AdamW::SquareSums AdamW::square_sums() const {
-  const auto slabs_of = [](const Parameter& parameter) {
-    return parameter.is_cut() ? parameter.slabs_of_matrix() * parameter.cut().total : parameter.num_slabs();
-  };
-  int64_t slabs = 0;
-  for (const Parameter* parameter : parameters_) slabs += slabs_of(*parameter);
-  const Device device = parameters_.empty() ? Device{} : parameters_[0]->device();
-  const Tensor partial = zeros({slabs}, DType::kInt64, MemoryCategory::kWorkspace, device);
+  SquareSums sums;
+  sums.bits_ = Readback(squares_);
+  return sums;
+}
+
+void AdamW::set_square_sums(const std::vector<double>& sums) {
+  std::vector<int64_t> bits;
+  for (const double sum : sums) bits.push_back(std::bit_cast<int64_t>(sum));
+  copy(from_vector(bits, squares_.shape()), squares_);
+}
+
+void AdamW::measure() {
+  fill_zero(squares_);
   int64_t begin = 0;
   for (Parameter* parameter : parameters_) {
     const int64_t of_matrix = parameter->slabs_of_matrix();
     double* of_parameter =
-        partial.view().data<double>() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
+        squares_.view().data<double>() + begin + (parameter->is_cut() ? of_matrix * parameter->cut().first : 0);
     begin += slabs_of(*parameter);
     if (parameter->own().rows == 0) continue;
     const Tensor& grad = parameter->grad();
@@ -50,9 +71,6 @@ AdamW::SquareSums AdamW::square_sums() const {
                            grad.stream());
     }
   }
-  SquareSums sums;
-  sums.bits_ = Readback(partial);
-  return sums;
 }
 
 double AdamW::norm_of(std::span<const double> sums) {
@@ -61,14 +79,32 @@ double AdamW::norm_of(std::span<const double> sums) {
   return std::sqrt(sum);
 }
 
-double AdamW::gradient_norm() const {
+double AdamW::gradient_norm() {
+  measure();
   std::vector<double> sums = square_sums().wait();
   if (world_ != nullptr) world_->all_reduce(sums);
   return norm_of(sums);
 }
 
-void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats) {
-  const double clip = config_.grad_clip > 0 && norm > config_.grad_clip ? config_.grad_clip / norm : 1.0;
+void AdamW::prepare(int64_t step, double lr) {
+  const auto factors = kernels::UpdateFactors::of_step(step, float(lr), float(config_.beta1), float(config_.beta2));
+  const auto words = factors.words();
+  copy(from_vector(std::vector<int64_t>(words.begin(), words.end()), factors_.shape()), factors_);
+}
+
+const kernels::UpdateFactors* AdamW::factors() const {
+  return static_cast<const kernels::UpdateFactors*>(factors_.view().raw());
+}
+
+void AdamW::judge(const Tensor& losses) {
+  kernels::judge_update({.losses = losses,
+                         .squares = squares_,
+                         .grad_clip = config_.grad_clip,
+                         .factors = static_cast<kernels::UpdateFactors*>(factors_.view().raw())},
+                        squares_.stream());
+}
+
+void AdamW::apply(kernels::QuantizeStats* stats) {
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
     if (parameter.own().rows == 0) continue;
@@ -78,13 +114,11 @@ void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* s
                             .v = moments_[i].v,
                             .weight = {},
                             .stats = stats,
-                            .lr = float(lr),
+                            .factors = factors(),
                             .beta1 = float(config_.beta1),
                             .beta2 = float(config_.beta2),
                             .eps = float(config_.eps),
-                            .weight_decay = parameter.decays() ? float(config_.weight_decay) : 0.0f,
-                            .grad_scale = float(clip),
-                            .step = step};
+                            .weight_decay = parameter.decays() ? float(config_.weight_decay) : 0.0f};
     Stream& stream = parameter.master().stream();
     if (!parameter.is_refreshed() || parameter.form() != WeightForm::kFp8Block) {
       if (parameter.is_refreshed() && parameter.form() == WeightForm::kBFloat16) {
@@ -108,6 +142,18 @@ void AdamW::step(int64_t step, double lr, double norm, kernels::QuantizeStats* s
       kernels::adamw_step(args, stream);
     }
   }
+}
+
+void AdamW::step(int64_t step, double lr, kernels::QuantizeStats* stats) {
+  prepare(step, lr);
+  measure();
+  if (world_ != nullptr && world_->size() > 1) {
+    std::vector<double> sums = square_sums().wait();
+    world_->all_reduce(sums);
+    set_square_sums(sums);
+  }
+  judge(Tensor({0}, DType::kFloat32, MemoryCategory::kWorkspace, squares_.device()));
+  apply(stats);
   clear_gradients();
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/autograd/parameter.h"
 #include "core/tensor/transfer.h"
+#include "kernels/update_factors.h"
 #include "optim/optim_config.h"
 #include "parallel/communicator.h"
 
@@ -21,9 +22,17 @@ class AdamW {
   // sqrt of the sum of squares over all gradients of the model, of which each rank has summed those of its own rows;
   // the same on every rank. In float64, slab by slab, then over slabs in the order of the model: a gradient has one
   // norm, whatever ranks it lies on. Not finite where any gradient is not.
-  double gradient_norm() const;
-  // Its two halves, for a caller that sums over ranks itself: of each slab of the model, 0 where another rank owns it;
-  // and the norm of what the sums of all ranks are together.
+  double gradient_norm();
+  // One update with gradients times min(1, grad_clip / norm), of the own rows of masters and of the forms that products
+  // read; then gradients are 0. Nothing changes where the norm is not finite. step: 1 for the first. stats: of what
+  // quantising did to the weights; null: none.
+  void step(int64_t step, double lr, kernels::QuantizeStats* stats = nullptr);
+
+  // Its parts, in their order: on a GPU they are asked for, and the host waits for none. prepare() alone writes to
+  // device memory from the host.
+  void prepare(int64_t step, double lr);
+  // The sums of squares that the norm is the root of: of each slab of the model, 0 where another rank owns it.
+  void measure();
   class SquareSums {
    public:
     std::vector<double> wait() const;  // until a GPU has made them
@@ -33,10 +42,13 @@ class AdamW {
     Readback bits_;  // of float64 numbers, in the dtype of their size
   };
   SquareSums square_sums() const;
+  void set_square_sums(const std::vector<double>& sums);  // of all ranks, in place of this one's
   static double norm_of(std::span<const double> sums);
-  // One update with gradients times min(1, grad_clip / norm), of the own rows of masters and of the forms that products
-  // read; then gradients are 0. step: 1 for the first. stats: of what quantising did to the weights; null: none.
-  void step(int64_t step, double lr, double norm, kernels::QuantizeStats* stats = nullptr);
+  // Decides how much of the gradients is taken, and whether the step is left out: for a norm or one of `losses`
+  // (float32) that is not finite. See kernels/update_factors.h, where the answer lies.
+  void judge(const Tensor& losses);
+  const kernels::UpdateFactors* factors() const;
+  void apply(kernels::QuantizeStats* stats = nullptr);  // gradients stay as they are
   void clear_gradients();
 
   struct Moments {
@@ -49,6 +61,8 @@ class AdamW {
   std::vector<Parameter*> parameters_;
   const OptimConfig& config_;
   std::vector<Moments> moments_;
+  Tensor factors_;  // the bytes of kernels::UpdateFactors, as int64
+  Tensor squares_;  // [slabs] the bits of float64, as int64
   Communicator* world_;
 };
 

@@ -67,17 +67,17 @@ Router::Losses Router::losses() const { return read().losses(); }
 
 void Router::set_load(const std::vector<int64_t>& load) { copy(from_vector(load, load_.shape()), load_); }
 
-void Router::end_step() {
+void Router::end_step(const kernels::UpdateFactors* factors) {
   kernels::update_router_bias({.counts = load_,
                                .share = last_share_,
                                .bias = bias_,
                                .rate = config_.bias_update_rate,
-                               .centered = config_.bias_centered},
+                               .centered = config_.bias_centered,
+                               .factors = factors},
                               load_.stream());
-  drop_step();
 }
 
-void Router::drop_step() {
+void Router::begin_step() {
   fill_zero(load_);
   fill_zero(losses_);
 }

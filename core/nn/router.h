@@ -8,6 +8,7 @@
 #include "core/ops/linear.h"
 #include "core/ops/route.h"
 #include "core/tensor/transfer.h"
+#include "kernels/update_factors.h"
 
 namespace octet {
 
@@ -19,7 +20,7 @@ class Router {
   // input: [T, D]. replayed: [T, K] int32 to send tokens where an earlier pass sent them, or not defined.
   Routing forward(const LinearInput& input, const Tensor& replayed = {});
 
-  // Choices per expert since the last end_step, over all micro-batches. On a GPU the host waits for it.
+  // Choices per expert since the last begin_step, over all micro-batches. On a GPU the host waits for it.
   std::vector<int64_t> load() const;
   // Of all ranks, in place of this one's: before end_step.
   void set_load(const std::vector<int64_t>& load);
@@ -38,12 +39,13 @@ class Router {
     Readback load_, losses_;
   };
   Reading read() const;
-  // Once an optimizer step, with the load of the whole global batch:
+  // Before the first micro-batch of an optimizer step: load and losses are 0.
+  void begin_step();
+  // After the last, with the load of the whole global batch:
   //   bias[i] += rate * sign(mean(load) - load[i]), then minus the mean of that step where bias_centered
-  // and the load becomes the one that aux_loss global_batch balances against. Clears load and losses.
-  void end_step();
-  // The step is left out: load and losses are forgotten.
-  void drop_step();
+  // and the load becomes the one that aux_loss global_batch balances against. factors: nothing changes where they say
+  // that the step is left out.
+  void end_step(const kernels::UpdateFactors* factors);
 
   const Tensor& bias() const { return bias_; }                   // [E] float32, saved as `bias_name`
   const Tensor& last_load_share() const { return last_share_; }  // [E] float32, all 1/E before the first step

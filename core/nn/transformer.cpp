@@ -221,16 +221,17 @@ Transformer::Loss Transformer::train_micro_batch(const Tensor& ids, const Tensor
                                                  float loss_scale, float micro_batch_share) {
   const MicroBatch one{ids, targets};
   const HeadLoss loss = train_micro_batches({&one, 1}, batch, loss_scale, micro_batch_share)[0];
-  return {loss.sum(), loss.tokens()};
+  const HeadLoss::Reading reading = loss.read();
+  return {reading.sum(), reading.tokens()};
 }
 
 Transformer::Loss Transformer::evaluate(const Tensor& ids, const Tensor& targets, int64_t batch) {
   context_.batch = batch;
   context_.training = false;
   const Recording off(false);
-  const HeadLoss loss = head_loss(hidden(ids), head(), targets, 1.0f);
+  const HeadLoss::Reading reading = head_loss(hidden(ids), head(), targets, 1.0f).read();
   DeviceFault(context_.device).rethrow();
-  return {loss.sum(), loss.tokens()};
+  return {reading.sum(), reading.tokens()};
 }
 
 Tensor Transformer::logits(const Tensor& ids, int64_t batch) {

@@ -82,7 +82,7 @@ class Transformer {
   // Several, layer by layer in turn, so that the tokens of one move between ranks while another computes. Gradients are
   // the same as those of one after the other, bit for bit (but for a tied head, whose two uses add up in another
   // order), and the activations of all are held at once. On a
-  // GPU this returns before it is computed; what reads a loss waits for it.
+  // GPU this returns before it is computed.
   struct MicroBatch {
     Tensor ids, targets;
   };

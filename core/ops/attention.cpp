@@ -1,6 +1,8 @@
 #include "core/ops/attention.h"
 
+#include <array>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "core/tensor/transfer.h"
@@ -38,6 +40,16 @@ Tensor positions_from(int64_t first, int64_t count, int64_t repeats, Device devi
   return from_vector(positions, {repeats * count}, device);
 }
 
+// Of whole sequences. Made once for each form of a batch and kept, since a captured step reads them ever after.
+Tensor positions_of(int64_t length, int64_t batch, Device device) {
+  static thread_local std::map<std::array<int64_t, 3>, Tensor> made;
+  const std::array<int64_t, 3> key{device.is_cpu() ? -1 : device.index, length, batch};
+  const auto found = made.find(key);
+  if (found != made.end()) return found->second;
+  const AllocateAs workspace(MemoryCategory::kWorkspace);
+  return made[key] = positions_from(0, length, batch, device);
+}
+
 float softmax_scale(const AttentionShape& shape) { return 1.0f / std::sqrt(float(shape.head_dim)); }
 
 }  // namespace
@@ -48,7 +60,7 @@ Tensor attention(const Tensor& qkv, int64_t batch, const AttentionShape& shape, 
           "attention: qkv is {} for {} sequences; wanted [batch * S, {}]", qkv.shape(), batch, shape.qkv_width());
   const int64_t S = T / batch;
   require(S <= rotary.cos_sin.size(0), "attention: {} positions; the rotary table has {}", S, rotary.cos_sin.size(0));
-  const Tensor positions = positions_from(0, S, batch, qkv.device());
+  const Tensor positions = positions_of(S, batch, qkv.device());
   rotate(qkv, positions, shape, rotary, /*inverse=*/false);
   const Tensor turned = qkv.detach();
   const Slices in = split(turned, shape);

@@ -5,14 +5,22 @@
 
 namespace octet {
 
-double HeadLoss::sum() const {
+double sum_of_losses(std::span<const float> losses) {
   double sum = 0;
-  for (const float loss : losses.wait<float>()) sum += double(loss);
+  for (const float loss : losses) sum += double(loss);
   return sum;
 }
 
-int64_t HeadLoss::tokens() const {
-  const auto ids = targets.wait<int32_t>();
+HeadLoss::Reading HeadLoss::read() const {
+  Reading reading;
+  reading.losses_ = Readback(losses), reading.targets_ = Readback(targets);
+  return reading;
+}
+
+double HeadLoss::Reading::sum() const { return sum_of_losses(losses_.wait<float>()); }
+
+int64_t HeadLoss::Reading::tokens() const {
+  const auto ids = targets_.wait<int32_t>();
   return std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= 0; });
 }
 
@@ -50,8 +58,7 @@ HeadLoss head_loss(const Tensor& x, Parameter& weight, const Tensor& targets, fl
     kernels::grouped_wgrad(
         {.dy = dzs, .x = xs, .offsets = {}, .rows = {}, .dw = target.grad, .accumulate = target.accumulate}, stream);
   }
-  HeadLoss loss{
-      .anchor = zeros({1}, DType::kFloat32, x.device()), .losses = Readback(losses), .targets = Readback(targets)};
+  HeadLoss loss{.anchor = zeros({1}, DType::kFloat32, x.device()), .losses = losses, .targets = targets};
   loss.anchor = record("head_loss", loss.anchor, {x}, [dx](const Tensor&) -> Gradients { return {dx}; });
   return loss;
 }

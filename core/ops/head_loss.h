@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "core/autograd/tape.h"
 #include "core/ops/product.h"
@@ -15,11 +16,21 @@ namespace octet {
 inline int64_t head_chunk_tokens(int64_t vocab) { return std::max<int64_t>(256, (int64_t(4) << 20) / vocab / 64 * 64); }
 
 struct HeadLoss {
-  Tensor anchor;             // [1] on the tape: the place to run back from
-  Readback losses, targets;  // [T] float32 and int32: where they are read, the host waits for a GPU
-  double sum() const;        // of the losses of all tokens in their order, in nats
-  int64_t tokens() const;    // that have a target
+  Tensor anchor;           // [1] on the tape: the place to run back from
+  Tensor losses, targets;  // [T] float32 and int32
+  // Both, on their way to the host.
+  class Reading {
+   public:
+    double sum() const;      // of the losses of all tokens in their order, in nats; waits for a GPU
+    int64_t tokens() const;  // that have a target
+
+   private:
+    friend struct HeadLoss;
+    Readback losses_, targets_;
+  };
+  Reading read() const;
 };
+double sum_of_losses(std::span<const float> losses);
 
 // x: [T, D]; weight: [V, D] float32 or bfloat16, as x; targets: [T] int32 in [0, V), or -1 for none.
 // Recorded: the gradient of grad_scale * sum is computed here, chunk by chunk while the logits are at hand. That of

@@ -13,12 +13,11 @@ int64_t RowGroups::num_padded_rows() const {
 }
 
 RowGroups RowGroups::dense(int64_t num_rows, Device device) {
-  constexpr size_t kMost = 64;  // lengths of prompts come and go
+  // Kept, since a captured step reads them ever after: as many as there are lengths of a prompt, of two blocks each.
   static thread_local std::map<std::pair<int, int64_t>, RowGroups> made;
   const std::pair<int, int64_t> key{device.is_cpu() ? -1 : device.index, num_rows};
   const auto found = made.find(key);
   if (found != made.end()) return found->second;
-  if (made.size() == kMost) made.clear();
   const AllocateAs workspace(MemoryCategory::kWorkspace);
   RowGroups groups = of_offsets(from_vector<int64_t>({0, num_rows}, {2}, device), Tensor(), num_rows);
   groups.is_dense = true;

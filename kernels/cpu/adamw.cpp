@@ -25,13 +25,12 @@ class Update {
         beta2_(splat(args.beta2)),
         rest1_(splat(1.0f - args.beta1)),
         rest2_(splat(1.0f - args.beta2)),
-        keep_(splat(1.0f - args.lr * args.weight_decay)),
-        rate_(splat(args.lr)),
+        keep_(splat(1.0f - args.factors->lr * args.weight_decay)),
+        rate_(splat(args.factors->lr)),
         eps_(splat(args.eps)),
-        grad_scale_(splat(args.grad_scale)),
-        // Near 1 - 1 at the first steps: float64, rounded once.
-        correct_m_(splat(float(1.0 / (1.0 - std::pow(double(args.beta1), double(args.step)))))),
-        correct_v_(splat(float(1.0 / (1.0 - std::pow(double(args.beta2), double(args.step)))))) {}
+        grad_scale_(splat(args.factors->grad_scale)),
+        correct_m_(splat(args.factors->correct_m)),
+        correct_v_(splat(args.factors->correct_v)) {}
 
   // Elements begin .. end - 1; receive(d, lanes, p) gets the new masters, d counted from begin.
   template <class Receive>
@@ -109,6 +108,7 @@ void step_blocks(const AdamwStep& args, Stream& stream) {
 }  // namespace
 
 void adamw_step(const AdamwStep& args, Stream& stream) {
+  if (args.factors->is_left_out != 0) return;
   visit_float(args.m.dtype(), [&]<class Moment>() {
     if (args.codes.is_defined()) {
       step_blocks<Moment>(args, stream);

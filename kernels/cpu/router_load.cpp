@@ -14,7 +14,7 @@ void cpu::update_router_bias(const UpdateRouterBias& args, Stream&) {
   const int64_t E = args.counts.num_elements();
   const int64_t* counts = args.counts.data<int64_t>();
   const int64_t total = std::accumulate(counts, counts + E, int64_t(0));
-  if (total == 0) return;
+  if (total == 0 || (args.factors != nullptr && args.factors->is_left_out != 0)) return;
   for (int64_t e = 0; e < E; ++e) args.share.data<float>()[e] = float(double(counts[e]) / double(total));
   if (args.rate == 0.0f) return;
   const auto sign = [&](int64_t e) {

@@ -21,14 +21,15 @@ __device__ __forceinline__ int sign_of(int64_t total, int64_t count, int64_t E) 
 
 // One block: thread t has experts t, t + kThreads, ...
 __global__ void __launch_bounds__(kThreads)
-    update_router_bias_kernel(const int64_t* counts, float* share, float* bias, float rate, bool centered, int64_t E) {
+    update_router_bias_kernel(const int64_t* counts, float* share, float* bias, float rate, bool centered, int64_t E,
+                              const UpdateFactors* factors) {
   int64_t mine = 0;
   for (int64_t e = threadIdx.x; e < E; e += kThreads) mine += counts[e];
   const int64_t total = block_sum<kThreads>(mine);
   int signs = 0;
   for (int64_t e = threadIdx.x; e < E; e += kThreads) signs += sign_of(total, counts[e], E);
   const int sum = block_sum<kThreads>(signs);
-  if (total == 0) return;
+  if (total == 0 || (factors != nullptr && factors->is_left_out != 0)) return;
   const float center = centered ? float(sum) / float(E) : 0.0f;
   for (int64_t e = threadIdx.x; e < E; e += kThreads) {
     share[e] = float(double(counts[e]) / double(total));
@@ -47,7 +48,8 @@ void count_choices(const CountChoices& args, Stream& stream) {
 
 void update_router_bias(const UpdateRouterBias& args, Stream& stream) {
   launch("update_router_bias", blocks(1), kThreads, 0, stream, update_router_bias_kernel, args.counts.data<int64_t>(),
-         args.share.data<float>(), args.bias.data<float>(), args.rate, args.centered, args.counts.num_elements());
+         args.share.data<float>(), args.bias.data<float>(), args.rate, args.centered, args.counts.num_elements(),
+         args.factors);
 }
 
 }  // namespace octet::kernels::cuda

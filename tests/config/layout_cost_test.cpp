@@ -58,7 +58,9 @@ Measured train(const Config& config) {
       world.reset_traffic();
       for (Communicator* group : ranks.groups()) group->reset_traffic();
       // Tokens are drawn evenly, so that routing is about even.
-      const StepLosses losses = run_micro_batches(
+      const StepLosses losses(plan, Device{});
+      optimizer.prepare(step, 1e-3);
+      run_micro_batches(
           model, plan,
           [&](int64_t m) {
             const int64_t T = plan.sequences * plan.seq_len;
@@ -68,11 +70,12 @@ Measured train(const Config& config) {
               batch.inputs[size_t(i)] = int32_t(tokens.below(uint64_t(config.model.vocab_size), at));
             }
             batch.targets = batch.inputs;
-            return batch;
+            return tokens_on({}, batch);
           },
-          together);
-      const StepSums sums = sum_step(model, optimizer, plan, losses, together);
-      apply_update(model, optimizer, step, 1e-3, sums.grad_norm, nullptr, together);
+          losses, together);
+      optimizer.measure();
+      sum_step(model, optimizer, plan, losses, together);
+      apply_update(model, optimizer, losses, nullptr, together);
     }
     const auto me = size_t(world.rank());
     const std::vector<Communicator*> groups = ranks.groups();

@@ -9,7 +9,14 @@ namespace {
 
 struct Settings {
   float lr = 0.1f, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-3f, weight_decay = 0.5f, grad_scale = 0.25f;
+  bool is_left_out = false;
 };
+std::vector<kernels::UpdateFactors> factors_of(int64_t step, const Settings& s) {
+  std::vector<kernels::UpdateFactors> factors = {kernels::UpdateFactors::of_step(step, s.lr, s.beta1, s.beta2)};
+  factors[0].grad_scale = s.grad_scale;
+  factors[0].is_left_out = s.is_left_out ? 1 : 0;
+  return factors;
+}
 
 // Steps of the formula in float64, moments kept as Moment between the steps.
 template <class Moment>
@@ -33,18 +40,17 @@ template <class Moment, class Weight>
 void run_step(std::vector<float>& master, std::vector<float>& grad, std::vector<Moment>& m, std::vector<Moment>& v,
               std::vector<Weight>* weight, int64_t step, const Settings& s = {}) {
   const int64_t N = int64_t(master.size());
+  const std::vector<kernels::UpdateFactors> factors = factors_of(step, s);
   kernels::adamw_step({.master = view(master, {N}),
                        .grad = view(grad, {N}),
                        .m = view(m, {N}),
                        .v = view(v, {N}),
                        .weight = weight == nullptr ? View() : view(*weight, {N}),
-                       .lr = s.lr,
+                       .factors = factors.data(),
                        .beta1 = s.beta1,
                        .beta2 = s.beta2,
                        .eps = s.eps,
-                       .weight_decay = s.weight_decay,
-                       .grad_scale = s.grad_scale,
-                       .step = step},
+                       .weight_decay = s.weight_decay},
                       here());
 }
 
@@ -108,6 +114,40 @@ TEST_CASE("a parameter without gradient only decays, and the first step has the 
   CHECK((m[0] == 0.0f && v[0] == 0.0f));
 }
 
+TEST_CASE("a step that is left out changes nothing", "[kernels][adamw]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  std::vector<float> master = {2.0f, -1.0f, NAN}, grad = {1.0f, NAN, 3.0f}, m = {0.5f, 0.5f, 0.5f}, v = {1, 1, 1};
+  std::vector<bfloat16> weight(3, bfloat16(7.0f));
+  run_step<float, bfloat16>(master, grad, m, v, &weight, 2, {.is_left_out = true});
+  CHECK((master[0] == 2.0f && master[1] == -1.0f && std::isnan(master[2])));
+  CHECK(m == std::vector<float>(3, 0.5f));
+  CHECK(v == std::vector<float>(3, 1.0f));
+  CHECK(doubles(weight) == Doubles(3, 7.0));
+  std::vector<uint8_t> codes(3, 0xaa);
+  std::vector<float> scale(1, -1.0f);
+  std::vector<kernels::QuantizeStats> stats(1);
+  const std::vector<kernels::UpdateFactors> factors = factors_of(2, {.is_left_out = true});
+  kernels::adamw_step({.master = view(master, {1, 3}),
+                       .grad = view(grad, {1, 3}),
+                       .m = view(m, {1, 3}),
+                       .v = view(v, {1, 3}),
+                       .weight = {},
+                       .codes = View(codes.data(), {1, 3}, DType::kFloat8E4M3),
+                       .code_scale = view(scale, {1, 1}),
+                       .stats = stats.data(),
+                       .factors = factors.data(),
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-3f,
+                       .weight_decay = 0.5f},
+                      here());
+  CHECK(codes == std::vector<uint8_t>(3, 0xaa));
+  CHECK(scale[0] == -1.0f);
+  CHECK((master[0] == 2.0f && stats[0].count == 0));
+}
+
 TEST_CASE("adamw gives the same bits everywhere", "[kernels][adamw]") {
   const int64_t N = 16384 * 2 + 333;
   auto grad = uniform(N, 2);
@@ -142,6 +182,7 @@ TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels
   const auto want_stats_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& want_stats = *want_stats_memory;
   const Settings s;
+  const std::vector<kernels::UpdateFactors> factors = factors_of(3, s);
   kernels::adamw_step({.master = view(master, {G, N, K}),
                        .grad = view(grad, {G, N, K}),
                        .m = view(m, {G, N, K}),
@@ -150,13 +191,11 @@ TEST_CASE("adamw leaves the FP8 form that quantize_blocks would make", "[kernels
                        .codes = View(codes.data(), {G, N, K}, DType::kFloat8E4M3),
                        .code_scale = view(scale, {G, n_blocks, k_blocks}),
                        .stats = &stats,
-                       .lr = s.lr,
+                       .factors = factors.data(),
                        .beta1 = s.beta1,
                        .beta2 = s.beta2,
                        .eps = s.eps,
-                       .weight_decay = s.weight_decay,
-                       .grad_scale = s.grad_scale,
-                       .step = 3},
+                       .weight_decay = s.weight_decay},
                       here());
   run_step(flat, grad, flat_m, flat_v, &weight, 3);
   kernels::quantize_blocks({.x = view(weight, {G, N, K}),

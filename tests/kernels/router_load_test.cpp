@@ -30,6 +30,16 @@ TEST_CASE("the bias of a router follows the sign of each load", "[kernels][route
                                  .centered = centered},
                                 here());
   };
+  const std::vector<kernels::UpdateFactors> left_out = {{.is_left_out = 1}};
+  kernels::update_router_bias({.counts = view(counts, {4}),
+                               .share = view(share, {4}),
+                               .bias = view(bias, {4}),
+                               .rate = 0.5f,
+                               .centered = centered,
+                               .factors = left_out.data()},
+                              here());
+  CHECK(share == std::vector<float>(4, -1.0f));
+  CHECK(bias == std::vector<float>(4, 1.0f));
   update(0.0f);
   CHECK(share == std::vector<float>{0.625f, 0.125f, 0.25f, 0.0f});
   CHECK(bias == std::vector<float>(4, 1.0f));

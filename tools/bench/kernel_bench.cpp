@@ -349,6 +349,9 @@ void Workload::build() {
                     {loss, dlogits});
   const Tensor master = normal({E, 2 * F, D}, kF32, "master");
   const Tensor m = made({E, 2 * F, D}, kBf16), v = made({E, 2 * F, D}, kBf16);
+  const auto words = UpdateFactors::of_step(1, 1e-3f, 0.9f, 0.95f).words();
+  const Tensor factors =
+      keep(from_vector(std::vector<int64_t>(words.begin(), words.end()), {int64_t(words.size())}, device_));
   add<AdamwStep>(adamw_step,
                  {.master = master,
                   .grad = w13,
@@ -357,13 +360,11 @@ void Workload::build() {
                   .weight = {},
                   .codes = w13_codes,
                   .code_scale = w13_scale,
-                  .lr = 1e-3f,
+                  .factors = static_cast<const UpdateFactors*>(factors.view().raw()),
                   .beta1 = 0.9f,
                   .beta2 = 0.95f,
                   .eps = 1e-8f,
-                  .weight_decay = 0.1f,
-                  .grad_scale = 1.0f,
-                  .step = 1},
+                  .weight_decay = 0.1f},
                  {master, m, v, w13_codes, w13_scale});
 }
 

@@ -22,6 +22,7 @@
 #include "tools/train/device.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/rank_session.h"
+#include "tools/train/step_graph.h"
 #include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
 
@@ -145,10 +146,11 @@ void print_phases(const kernels::KernelProfile& profile, double total_seconds, i
   print_row("the step", "", total_seconds, all_flops, all_bytes, least_of_all);
 }
 
-// seconds: of the steps that count.
+// seconds: of the steps that count. one_by_one: of steps after those, with a launch for each kernel, where those were
+// CUDA graphs.
 void print_result(const StepOptions& options, const Config& config, const std::vector<double>& seconds,
-                  const std::vector<double>& losses, int64_t resident, int64_t sent_bytes,
-                  const kernels::KernelProfile* profile, Device device) {
+                  const std::vector<double>& one_by_one, const std::vector<double>& losses, int64_t resident,
+                  int64_t sent_bytes, const kernels::KernelProfile* profile, Device device) {
   const int64_t S = config.data.seq_len, tokens = config.train.batch_size * S, dp = config.parallel.dp;
   const MemoryUse use = memory_use(device);
   const auto mib = [&use](MemoryCategory category) { return double(use.peak_bytes[size_t(category)]) / (1 << 20); };
@@ -172,7 +174,8 @@ void print_result(const StepOptions& options, const Config& config, const std::v
     record.set("weights_mib", mib(MemoryCategory::kWeights)).set("gradients_mib", mib(MemoryCategory::kGradients));
     record.set("moments_mib", mib(MemoryCategory::kOptimizer));
     record.set("loss_first", losses.front()).set("loss_last", losses.back());
-    record.set("peak_rss_mib", resident >> 20);
+    record.set("peak_rss_mib", resident >> 20).set("is_graph", !one_by_one.empty());
+    if (!one_by_one.empty()) record.set("ms_median_one_by_one", timing_of(one_by_one).median * 1e3);
     record.set("float32_peak_gflops", peak_of(kernels::Arithmetic::kFloat32) * 1e-9);
     record.set("bfloat16_pairs_peak_gflops", peak_of(kernels::Arithmetic::kBFloat16Pairs) * 1e-9);
     fmt::print("{}\n", record.text());
@@ -191,6 +194,11 @@ void print_result(const StepOptions& options, const Config& config, const std::v
           ? fmt::format("{:.1f} % of the peak of {:.0f}; ", 100 * flops / (peak * double(dp)), peak * double(dp) * 1e-9)
           : "",
       losses.front(), losses.back(), resident >> 20);
+  if (!one_by_one.empty()) {
+    const Timing by_kernel = timing_of(one_by_one);
+    fmt::print("Each step is one CUDA graph; kernel by kernel it takes {:.1f} ms (spread {:.1f} %), {:.2f} of that.\n",
+               by_kernel.median * 1e3, 100 * by_kernel.spread(), by_kernel.median / timing.median);
+  }
   if (dp > 1) {
     fmt::print(
         "Rank 0 sends {:.2f} MiB a step and holds, at most, {:.1f} MiB of masters and weights, {:.1f} of gradients "
@@ -222,31 +230,61 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& hos
     return bytes;
   };
   int64_t sent_bytes = 0;  // of the last step: what dispatch sends depends on the routing
+  StepTokens tokens(plan, device);
+  const StepLosses step_losses(plan, device);
   std::optional<kernels::KernelProfile> profile;
-  std::vector<double> seconds, losses;
-  for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
+  StepGraph graph(device, config.train.cuda_graph, world.size()), no_graph(device, CudaGraph::kOff, world.size());
+  std::vector<double> seconds, one_by_one, losses;
+  const auto run_step = [&](int64_t step, StepGraph& launched_by) {
     std::vector<Batch> batches;
     for (int64_t m = plan.first; m < plan.first + plan.count; ++m) {
       batches.push_back(made_up_batch(1, step * plan.micro_batches + m, plan.sequences, S, config.model.vocab_size));
     }
-    if (options.phases && step == options.warmup + 1) profile.emplace(real_clock());
     world.barrier();
     const int64_t sent_before = sent();
     const int64_t begin_ns = real_clock().monotonic_ns();
-    const StepSums sums =
-        sum_step(model, optimizer, plan,
-                 run_micro_batches(
-                     model, plan, [&](int64_t m) { return batches[size_t(m - plan.first)]; }, together),
-                 together);
-    losses.push_back(sums.loss);
-    apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
+    tokens.fill([&](int64_t m) { return batches[size_t(m - plan.first)]; });
+    optimizer.prepare(step, config.optim.lr);
+    const auto gradients = [&] {
+      run_micro_batches(
+          model, plan, [&](int64_t m) { return tokens.of(m); }, step_losses, together);
+      optimizer.measure();
+    };
+    const auto update = [&] { apply_update(model, optimizer, step_losses, nullptr, together); };
+    const auto sum = [&] { losses.push_back(sum_step(model, optimizer, plan, step_losses, together).loss); };
+    if (world.size() > 1) {
+      gradients();
+      sum();
+      update();
+    } else {
+      launched_by.run({.plan = plan}, [&] {
+        optimizer.clear_gradients();  // a capture that failed had begun to add
+        gradients();
+        update();
+      });
+      sum();
+    }
     if (!device.is_cpu()) gpu::synchronize(default_stream(device));
     sent_bytes = sent() - sent_before;
-    if (step > options.warmup) seconds.push_back(double(real_clock().monotonic_ns() - begin_ns) * 1e-9);
+    return double(real_clock().monotonic_ns() - begin_ns) * 1e-9;
+  };
+  const int64_t last = options.warmup + options.steps;
+  for (int64_t step = 1; step <= last; ++step) {
+    if (options.phases && step == options.warmup + 1) profile.emplace(real_clock());
+    const int64_t launches_before = graph.launches();
+    const double took = run_step(step, graph);
+    if (step > options.warmup) seconds.push_back(took);
+    const bool is_graph = graph.launches() > launches_before;
+    if (step < last || !is_graph) continue;
+    for (int64_t more = 1; more <= options.warmup + options.steps; ++more) {
+      const double by_kernel = run_step(last + more, no_graph);
+      if (more > options.warmup) one_by_one.push_back(by_kernel);
+    }
   }
   const int64_t resident = peak_resident_bytes();
   if (world.rank() == 0) {
-    print_result(options, config, seconds, losses, resident, sent_bytes, profile ? &*profile : nullptr, device);
+    print_result(options, config, seconds, one_by_one, losses, resident, sent_bytes, profile ? &*profile : nullptr,
+                 device);
   }
   return 0;
 }

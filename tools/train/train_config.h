@@ -17,6 +17,12 @@ enum class OnNonFinite {
   kSkip,  // leave this step out, count it, and go on
 };
 
+// Whether a step of a GPU becomes one CUDA graph (tools/train/step_graph.h).
+enum class CudaGraph {
+  kAuto,  // where a rank is alone
+  kOff,   // its kernels are launched one by one
+};
+
 template <>
 struct EnumNames<Recompute> {
   static constexpr std::pair<Recompute, std::string_view> values[] = {{Recompute::kNorm, "norm"},
@@ -28,6 +34,12 @@ template <>
 struct EnumNames<OnNonFinite> {
   static constexpr std::pair<OnNonFinite, std::string_view> values[] = {{OnNonFinite::kStop, "stop"},
                                                                         {OnNonFinite::kSkip, "skip"}};
+};
+
+template <>
+struct EnumNames<CudaGraph> {
+  static constexpr std::pair<CudaGraph, std::string_view> values[] = {{CudaGraph::kAuto, "auto"},
+                                                                      {CudaGraph::kOff, "off"}};
 };
 
 struct TrainConfig {
@@ -44,6 +56,7 @@ struct TrainConfig {
   std::vector<Recompute> recompute;
   int64_t threads = 0;
   OnNonFinite on_non_finite = OnNonFinite::kStop;
+  CudaGraph cuda_graph = CudaGraph::kAuto;
 
   void fields(auto&& visit) {
     visit("steps", steps, "optimizer steps of the whole run");
@@ -63,6 +76,10 @@ struct TrainConfig {
           "threads of a rank; 0 means the cores of its host, shared among the host's ranks. The result never depends "
           "on it");
     visit("on_non_finite", on_non_finite, "what to do with a step whose loss or gradient is not finite");
+    visit(
+        "cuda_graph", cuda_graph,
+        "auto: a step of a GPU that trains alone is captured as a CUDA graph and launched in one call; off: kernel by "
+        "kernel. The result is the same");
   }
 
   bool recomputes(Recompute part) const {

@@ -173,6 +173,9 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
   shards_ = ranks_->shard(*model_);
   optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision), &world_);
   fp8_tally_.emplace(device_);
+  tokens_.emplace(plan_step(config_, world_.rank()), device_);
+  losses_.emplace(plan_step(config_, world_.rank()), device_);
+  graph_.emplace(device_, config_.train.cuda_graph, world_.size());
   flops_per_token_ = training_flops_per_token(config_.model, model.vocab_size, config_.data.seq_len);
   all_or_none(world_, [&] { files_.make_directories(run_dir_); });
 }
@@ -223,28 +226,48 @@ StepRecord Trainer::train_step() {
   const int64_t step = state_.step + 1;
   const TrainConfig& train = config_.train;
   const bool measure = step == 1 || at_interval(step, train.log_every_steps);
-  model_->context().numerics.health = measure ? fp8_tally_->counts() : nullptr;
+  Fp8Counts* const counts = measure && model_->context().numerics.is_fp8() ? fp8_tally_->counts() : nullptr;
+  model_->context().numerics.health = counts;
   const int64_t started_ns = clock_.monotonic_ns();
   const double waited_before_s = timed_.seconds_waited();
 
   const StepPlan plan = plan_step(config_, world_.rank());
   const int64_t tokens = plan.tokens();
+  const double lr = learning_rate(config_.optim, step, train.steps);
   world_.set_phase(fmt::format("step {}, gradients", step));
-  const StepLosses losses = run_micro_batches(
-      *model_, plan,
-      [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); },
-      step_ranks());
-  world_.set_phase(fmt::format("step {}, update", step));
-  const StepSums sums = sum_step(*model_, *optimizer_, plan, losses, step_ranks(), StopSignal::asked());
+  tokens_->fill(
+      [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); });
+  optimizer_->prepare(step, lr);
+  const auto gradients = [&] {
+    run_micro_batches(
+        *model_, plan, [this](int64_t m) { return tokens_->of(m); }, *losses_, step_ranks());
+    optimizer_->measure();
+  };
+  const auto update = [&] { apply_update(*model_, *optimizer_, *losses_, counts, step_ranks()); };
+  const auto sum = [&] {
+    world_.set_phase(fmt::format("step {}, update", step));
+    return sum_step(*model_, *optimizer_, plan, *losses_, step_ranks(), StopSignal::asked());
+  };
+  StepSums sums;
+  if (world_.size() > 1) {
+    gradients();
+    sums = sum();
+    if (sums.is_finite()) update();
+  } else {
+    // The device decides by itself: the host has asked for all of the step before it waits.
+    graph_->run({.plan = plan, .counts = counts}, [&] {
+      if (!device_.is_cpu()) optimizer_->clear_gradients();  // a capture that failed had begun to add
+      gradients();
+      update();
+    });
+    sums = sum();
+  }
   asks_to_stop_ = sums.asks_to_stop;
-  StepRecord record{.step = step,
-                    .tokens = state_.tokens + tokens,
-                    .loss = sums.loss,
-                    .lr = learning_rate(config_.optim, step, train.steps),
-                    .grad_norm = sums.grad_norm};
+  StepRecord record{
+      .step = step, .tokens = state_.tokens + tokens, .loss = sums.loss, .lr = lr, .grad_norm = sums.grad_norm};
   if (!model_->routers().empty()) record.aux_loss = sums.balance_loss, record.z_loss = sums.z_loss;
   if (measure) add_router_metrics(record, sums.loads);
-  if (!std::isfinite(record.loss) || !std::isfinite(record.grad_norm)) {
+  if (!sums.is_finite()) {
     if (train.on_non_finite == OnNonFinite::kStop || skipped_in_a_row_ + 1 >= kMostSkippedInARow) {
       refuse_non_finite(record.loss);
     }
@@ -253,11 +276,8 @@ StepRecord Trainer::train_step() {
     log_warning("step {}: {}; the step is left out ({} in a row)", step, first_non_finite(record.loss),
                 skipped_in_a_row_);
     optimizer_->clear_gradients();
-    for (Router* router : model_->routers()) router->drop_step();
   } else {
     skipped_in_a_row_ = 0;
-    apply_update(*model_, *optimizer_, step, record.lr, record.grad_norm, measure ? fp8_tally_->counts() : nullptr,
-                 step_ranks());
   }
   state_.step = step;
   state_.tokens += tokens;
@@ -355,7 +375,9 @@ std::string Trainer::first_non_finite(double loss) {
       const int64_t begin = std::max(piece.first_row, parameter.own().first);
       const int64_t end = std::min(piece.first_row + piece.rows, parameter.own().end());
       if (begin >= end) continue;
-      const Tensor grad = parameter.grad().reshape({parameter.num_rows(), cols}).slice_rows(begin, end - begin);
+      // As the update found it, which may have cleared it since.
+      const Tensor whole = parameter.grad_target().grad;
+      const Tensor grad = whole.reshape({parameter.num_rows(), cols}).slice_rows(begin, end - begin);
       const Tensor counted = zeros({1}, DType::kInt64, MemoryCategory::kWorkspace, device_);
       kernels::count_non_finite({.x = grad, .count = counted.view().data<int64_t>()}, grad.stream());
       const int64_t count = to_vector<int64_t>(counted)[0];

@@ -25,6 +25,7 @@
 #include "tools/train/metrics.h"
 #include "tools/train/run_state.h"
 #include "tools/train/slow_rank.h"
+#include "tools/train/step_graph.h"
 #include "tools/train/timed_communicator.h"
 #include "tools/train/training_step.h"
 #include "tools/train/yaml_reader.h"
@@ -51,6 +52,7 @@ class Trainer {
   double evaluate();  // mean loss in nats per token of the validation split
   int64_t steps_done() const { return state_.step; }
   Transformer& model() { return *model_; }
+  int64_t graph_launches() const { return graph_->launches(); }
 
  private:
   void add_router_metrics(StepRecord& record, const std::vector<std::vector<int64_t>>& loads) const;
@@ -88,6 +90,9 @@ class Trainer {
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<MetricsWriter> metrics_;
   std::optional<Fp8Tally> fp8_tally_;
+  std::optional<StepTokens> tokens_;
+  std::optional<StepLosses> losses_;
+  std::optional<StepGraph> graph_;
 
   RunState state_;
   int64_t saved_step_ = -1;  // of the newest checkpoint, -1 for none

@@ -59,52 +59,101 @@ StepPlan plan_step(const Config& config, int rank) {
           .interleave = config.parallel.interleave};
 }
 
-std::vector<double> StepLosses::wait() const {
+StepTokens::StepTokens(const StepPlan& plan, Device device)
+    : plan_(plan),
+      ids_(empty({plan.count, plan.sequences * plan.seq_len}, DType::kInt32, device)),
+      targets_(empty_like(ids_)) {}
+
+void StepTokens::fill(const std::function<Batch(int64_t micro_batch)>& fetch) {
+  const int64_t T = ids_.cols();
+  std::vector<int32_t> ids, targets;
+  for (int64_t i = 0; i < plan_.count; ++i) {
+    const Batch batch = fetch(plan_.first + i);
+    require(int64_t(batch.inputs.size()) == T && int64_t(batch.targets.size()) == T,
+            "StepTokens: {} tokens and {} targets; wanted {} of each", batch.inputs.size(), batch.targets.size(), T);
+    ids.insert(ids.end(), batch.inputs.begin(), batch.inputs.end());
+    targets.insert(targets.end(), batch.targets.begin(), batch.targets.end());
+  }
+  copy(from_vector(ids, ids_.shape()), ids_);
+  copy(from_vector(targets, targets_.shape()), targets_);
+}
+
+Transformer::MicroBatch StepTokens::of(int64_t micro_batch) const {
+  const auto row = [&](const Tensor& all) {
+    return all.slice_rows(micro_batch - plan_.first, 1).reshape({all.cols()});
+  };
+  return {row(ids_), row(targets_)};
+}
+
+Transformer::MicroBatch tokens_on(Device device, const Batch& batch) {
+  const auto there = [device](const std::vector<int32_t>& tokens) {
+    return from_vector(tokens, {int64_t(tokens.size())}, device);
+  };
+  return {there(batch.inputs), there(batch.targets)};
+}
+
+StepLosses::StepLosses(const StepPlan& plan, Device device)
+    : plan_(plan),
+      losses_(empty({plan.count, plan.sequences * plan.seq_len}, DType::kFloat32, MemoryCategory::kWorkspace, device)) {
+}
+
+Tensor StepLosses::of(int64_t micro_batch) const {
+  return losses_.slice_rows(micro_batch - plan_.first, 1).reshape({losses_.cols()});
+}
+
+StepLosses::Reading StepLosses::read() const {
+  Reading reading;
+  reading.plan_ = plan_;
+  reading.losses_ = Readback(losses_);
+  return reading;
+}
+
+std::vector<double> StepLosses::Reading::wait() const {
   std::vector<double> losses(size_t(plan_.micro_batches), 0.0);
-  for (size_t i = 0; i < parts_.size(); ++i) losses[size_t(plan_.first) + i] = parts_[i].sum();
+  const auto all = losses_.wait<float>();
+  const auto T = size_t(plan_.sequences * plan_.seq_len);
+  for (size_t i = 0; i < size_t(plan_.count); ++i) {
+    losses[size_t(plan_.first) + i] = sum_of_losses(all.subspan(i * T, T));
+  }
   return losses;
 }
 
-StepLosses run_micro_batches(Transformer& model, const StepPlan& plan,
-                             const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks) {
+void run_micro_batches(Transformer& model, const StepPlan& plan,
+                       const std::function<Transformer::MicroBatch(int64_t micro_batch)>& tokens_of,
+                       const StepLosses& losses, const StepRanks& ranks) {
   require(plan.count % plan.groups == 0 && plan.count / plan.groups % plan.interleave == 0,
           "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
           plan.groups, plan.interleave);
-  const int64_t T = plan.sequences * plan.seq_len;
-  const Device device = model.context().device;
-  std::vector<HeadLoss> parts;
+  for (Router* router : model.routers()) router->begin_step();
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
-    for (int64_t i = 0; i < plan.interleave; ++i) {
-      const Batch batch = fetch(plan.first + done + i);
-      side_by_side.push_back({from_vector(batch.inputs, {T}, device), from_vector(batch.targets, {T}, device)});
-    }
+    for (int64_t i = 0; i < plan.interleave; ++i) side_by_side.push_back(tokens_of(plan.first + done + i));
     const bool is_last = done + plan.interleave == plan.count;
     if (ranks.shards != nullptr && is_last) {
       model.context().on_unit_done = [shards = ranks.shards](size_t unit) { shards->unit_done(unit); };
     }
-    auto losses = model.train_micro_batches(side_by_side, plan.sequences, 1.0f / float(plan.tokens()),
-                                            1.0f / float(plan.micro_batches));
+    const auto parts = model.train_micro_batches(side_by_side, plan.sequences, 1.0f / float(plan.tokens()),
+                                                 1.0f / float(plan.micro_batches));
     model.context().on_unit_done = {};
-    for (HeadLoss& loss : losses) parts.push_back(std::move(loss)), ++done;
+    for (const HeadLoss& part : parts) copy(part.losses, losses.of(plan.first + done++));
     if (plan.groups > 1 && done % (plan.count / plan.groups) == 0) groups.take_group();
   }
   if (plan.groups > 1) groups.give_back();
   if (ranks.shards != nullptr) ranks.shards->finish_reduction();
-  return StepLosses(plan, std::move(parts));
 }
 
-StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, const StepLosses& step_losses,
+StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, const StepLosses& step_losses,
                   const StepRanks& ranks, bool asks_to_stop) {
   const std::vector<Router*> routers = model.routers();
   std::vector<Router::Reading> readings;
   for (const Router* router : routers) readings.push_back(router->read());
-  const AdamW::SquareSums square_sums = optimizer.square_sums();
+  const StepLosses::Reading losses_on_the_way = step_losses.read();
+  const AdamW::SquareSums squares_on_the_way = optimizer.square_sums();
   // The last that was asked for is the first that the host waits for: then all the others are there.
   DeviceFault(model.context().device).rethrow();
-  const std::vector<double> squares = square_sums.wait();
-  const std::vector<double> losses = step_losses.wait();
+  const std::vector<double> squares = squares_on_the_way.wait();
+  const std::vector<double> losses = losses_on_the_way.wait();
   std::vector<double> sums(size_t(kStepSums), 0.0);
   sums[0] = asks_to_stop ? 1 : 0;
   for (const Router::Reading& reading : readings) {
@@ -125,20 +174,24 @@ StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& pl
   for (size_t i = 0; i < losses.size(); ++i) result.loss += *next++;
   result.loss /= double(plan.tokens());
   result.grad_norm = AdamW::norm_of({next, squares.size()});
+  const bool is_of_many = ranks.world != nullptr && ranks.world->size() > 1;
+  if (is_of_many) optimizer.set_square_sums({next, next + std::ptrdiff_t(squares.size())});
   next += std::ptrdiff_t(squares.size());
   for (Router* router : routers) {
     std::vector<int64_t>& load = result.loads.emplace_back(size_t(model.config().moe.num_experts));
     for (int64_t& count : load) count = int64_t(*next++);
-    if (ranks.world != nullptr && ranks.world->size() > 1) router->set_load(load);
+    if (is_of_many) router->set_load(load);
   }
   return result;
 }
 
-void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts,
+void apply_update(Transformer& model, AdamW& optimizer, const StepLosses& losses, Fp8Counts* counts,
                   const StepRanks& ranks) {
-  optimizer.step(step, lr, norm, counts == nullptr ? nullptr : &counts->weight);
+  optimizer.judge(losses.of_all());
+  optimizer.apply(counts == nullptr ? nullptr : &counts->weight);
   if (ranks.shards != nullptr) ranks.shards->gather_weights();
-  for (Router* router : model.routers()) router->end_step();
+  for (Router* router : model.routers()) router->end_step(optimizer.factors());
+  optimizer.clear_gradients();
 }
 
 }  // namespace octet

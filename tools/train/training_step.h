@@ -6,6 +6,7 @@
 // micro-batches of a rank and then over ranks, which one rank does too with StepPlan::groups.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct StepPlan {
   int64_t groups = 1;  // gradients are summed inside each of so many runs of micro-batches, then over these in order
 
   int64_t tokens() const { return micro_batches * sequences * seq_len; }  // of the step
+  bool operator==(const StepPlan&) const = default;
 };
 StepPlan plan_step(const Config& config, int rank);
 
@@ -37,22 +39,58 @@ struct StepRanks {
   ParameterShards* shards = nullptr;
 };
 
-// The losses of a rank's micro-batches, which a GPU may still be making.
-class StepLosses {
+// What a step reads and leaves in the memory of its device, at the same place in every step.
+
+// The tokens of this rank's micro-batches.
+class StepTokens {
  public:
-  StepLosses(const StepPlan& plan, std::vector<HeadLoss> parts) : plan_(plan), parts_(std::move(parts)) {}
-  // Of each micro-batch of the step, summed over its tokens, in nats; 0 for those of other ranks. Waits for a GPU.
-  std::vector<double> wait() const;
+  StepTokens(const StepPlan& plan, Device device);
+  // fetch(m) gives the m-th micro-batch of the step. To a GPU they are on their way when this returns.
+  void fill(const std::function<Batch(int64_t micro_batch)>& fetch);
+  Transformer::MicroBatch of(int64_t micro_batch) const;
 
  private:
   StepPlan plan_;
-  std::vector<HeadLoss> parts_;
+  Tensor ids_, targets_;  // [count, T] int32
+};
+// The same for one micro-batch, in new memory.
+Transformer::MicroBatch tokens_on(Device device, const Batch& batch);
+
+// The losses of their tokens.
+class StepLosses {
+ public:
+  StepLosses(const StepPlan& plan, Device device);
+  Tensor of(int64_t micro_batch) const;             // [T] float32
+  const Tensor& of_all() const { return losses_; }  // [count, T]
+  // On their way to the host.
+  class Reading {
+   public:
+    // Of each micro-batch of the step, summed over its tokens, in nats; 0 for those of other ranks. Waits for a GPU.
+    std::vector<double> wait() const;
+
+   private:
+    friend class StepLosses;
+    StepPlan plan_;
+    Readback losses_;
+  };
+  Reading read() const;
+
+ private:
+  StepPlan plan_;
+  Tensor losses_;
 };
 
-// Forward and backward of this rank's micro-batches: fetch(m) gives the m-th of the step. Gradients are added to the
-// parameters', own rows over all ranks. Where this rank is alone, the host asks for all of it and waits for none.
-StepLosses run_micro_batches(Transformer& model, const StepPlan& plan,
-                             const std::function<Batch(int64_t micro_batch)>& fetch, const StepRanks& ranks = {});
+// A step is, in this order: AdamW::prepare; run_micro_batches; AdamW::measure; sum_step where there are several ranks,
+// since the update wants what it sums; apply_update; and sum_step where a rank is alone. Of a GPU that is alone nobody
+// waits before the last of them, and what lies between the first and the last is the same in every step, so that it can
+// be captured (tools/train/step_graph.h).
+
+// Forward and backward of this rank's micro-batches: tokens_of(m) gives the m-th of the step. Gradients are added to
+// the parameters', own rows over all ranks; the routers' loads and losses and the tokens' losses are those of this
+// step.
+void run_micro_batches(Transformer& model, const StepPlan& plan,
+                       const std::function<Transformer::MicroBatch(int64_t micro_batch)>& tokens_of,
+                       const StepLosses& losses, const StepRanks& ranks = {});
 
 // What a step sums over ranks besides its gradients; the same on every rank.
 struct StepSums {
@@ -61,15 +99,18 @@ struct StepSums {
   double balance_loss = 0, z_loss = 0;      // of all routers
   bool asks_to_stop = false;                // any rank does
   std::vector<std::vector<int64_t>> loads;  // of each router
+
+  bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
-// Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers, which become those of all
-// ranks. losses: of run_micro_batches; the gradients are those of the whole step. The host waits for a GPU, once.
-StepSums sum_step(Transformer& model, const AdamW& optimizer, const StepPlan& plan, const StepLosses& losses,
+// Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers and the squares of the
+// optimizer, which become those of all ranks. The gradients are those of the whole step. The host waits for a GPU,
+// once.
+StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, const StepLosses& losses,
                   const StepRanks& ranks = {}, bool asks_to_stop = false);
 
-// Applies the gradients, of norm `norm` before clipping, as step `step` (1 is the first), clears them, and gathers the
-// weights. counts: of what quantising the weights did; null: none.
-void apply_update(Transformer& model, AdamW& optimizer, int64_t step, double lr, double norm, Fp8Counts* counts,
+// Applies the gradients where their norm and the losses are finite, gathers the weights, and clears the gradients,
+// whose numbers stay where they are until the next are added. counts: of what quantising the weights did; null: none.
+void apply_update(Transformer& model, AdamW& optimizer, const StepLosses& losses, Fp8Counts* counts,
                   const StepRanks& ranks = {});
 
 }  // namespace octet

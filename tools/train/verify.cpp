@@ -53,15 +53,17 @@ class Reference {
       joined.micro_batches = joined.count = plan.micro_batches / parallel.ep;
       joined.groups = parallel.dp / parallel.ep;
       model_.context().balance_parts = parallel.ep;
-      run_micro_batches(model_, joined, [&](int64_t m) {
+      const StepLosses unused(joined, model_.context().device);
+      const auto joined_tokens = [&](int64_t m) {
         world_.progress();
         const int64_t first_rank = m / of_rank * parallel.ep, of_each = m % of_rank;
         Batch batch = fetch(config_, step, first_rank * of_rank + of_each);
         for (int64_t r = 1; r < parallel.ep; ++r) {
           append(batch, fetch(config_, step, (first_rank + r) * of_rank + of_each));
         }
-        return batch;
-      });
+        return tokens_on(model_.context().device, batch);
+      };
+      run_micro_batches(model_, joined, joined_tokens, unused);
       model_.context().balance_parts = 1;
       for (Parameter* parameter : model_.parameters()) {
         if (!is_expert(*parameter)) continue;
@@ -69,29 +71,35 @@ class Reference {
         kernels::cast({.x = parameter->grad(), .y = of_experts.back()}, parameter->grad().stream());
       }
       optimizer_.clear_gradients();
-      for (Router* router : model_.routers()) router->drop_step();
     }
     plan.groups = parallel.dp;
-    const StepLosses losses = run_micro_batches(model_, plan, [&](int64_t m) {
+    losses_.emplace(plan, model_.context().device);
+    const auto tokens_of = [&](int64_t m) {
       world_.progress();
-      return fetch(config_, step, m);
-    });
+      return tokens_on(model_.context().device, fetch(config_, step, m));
+    };
+    run_micro_batches(model_, plan, tokens_of, *losses_);
     auto next = of_experts.begin();
     for (Parameter* parameter : model_.parameters()) {
       if (next == of_experts.end() || !is_expert(*parameter)) continue;
       kernels::cast({.x = *next++, .y = parameter->grad()}, parameter->grad().stream());
     }
-    return sum_step(model_, optimizer_, plan, losses);
+    optimizer_.measure();
+    return sum_step(model_, optimizer_, plan, *losses_);
+  }
+  void update(int64_t step) {
+    optimizer_.prepare(step, config_.optim.lr);
+    apply_update(model_, optimizer_, *losses_, nullptr);
   }
 
   Transformer& model() { return model_; }
-  AdamW& optimizer() { return optimizer_; }
 
  private:
   const Config& config_;
   Communicator& world_;
   Transformer model_;
   AdamW optimizer_;
+  std::optional<StepLosses> losses_;
 };
 
 // Compares rows with those of the reference, and names what it finds.
@@ -191,8 +199,11 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& ho
     const StepSums wanted = reference ? reference->compute(step) : StepSums();
     const StepRanks together{.world = &world, .shards = shards.get()};
     const StepPlan plan = plan_step(config, world.rank());
-    const StepLosses losses = run_micro_batches(
-        model, plan, [&](int64_t m) { return fetch(config, step, m); }, together);
+    const StepLosses losses(plan, device);
+    optimizer.prepare(step, config.optim.lr);
+    run_micro_batches(
+        model, plan, [&](int64_t m) { return tokens_on(device, fetch(config, step, m)); }, losses, together);
+    optimizer.measure();
     const StepSums sums = sum_step(model, optimizer, plan, losses, together);
     Comparison gradients("gradient", step, result, result.gradients_different, result.worst_gradient);
     bring_own_rows(
@@ -200,9 +211,9 @@ LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& ho
         [&](size_t i, int64_t first, const Tensor& rows) {
           gradients.rows(*of_reference[i], on_host(of_reference[i]->grad()), first, rows);
         });
-    apply_update(model, optimizer, step, config.optim.lr, sums.grad_norm, nullptr, together);
+    apply_update(model, optimizer, losses, nullptr, together);
     if (reference) {
-      apply_update(reference->model(), reference->optimizer(), step, config.optim.lr, wanted.grad_norm, nullptr);
+      reference->update(step);
       const bool is_loss_equal = sums.loss == wanted.loss, is_norm_equal = sums.grad_norm == wanted.grad_norm;
       result.losses_equal = result.losses_equal && is_loss_equal;
       result.norms_equal = result.norms_equal && is_norm_equal;

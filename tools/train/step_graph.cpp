@@ -1,0 +1,44 @@
+#include "tools/train/step_graph.h"
+
+#include <algorithm>
+
+#include "core/base/log.h"
+#include "kernels/kernel_profile.h"
+
+namespace octet {
+
+StepGraph::StepGraph(Device device, CudaGraph wanted, int ranks)
+    : device_(device), may_capture_(!device.is_cpu() && wanted == CudaGraph::kAuto && ranks == 1) {}
+
+StepGraph::Known* StepGraph::find(const Kind& kind) {
+  const auto found = std::find_if(known_.begin(), known_.end(), [&](const Known& one) { return one.kind == kind; });
+  return found == known_.end() ? nullptr : &*found;
+}
+
+void StepGraph::run(const Kind& kind, const std::function<void()>& ask) {
+  if (!may_capture_ || kernels::KernelProfile::current() != nullptr) return ask();
+  Known* const known = find(kind);
+  if (known == nullptr) {
+    known_.push_back({.kind = kind, .graph = {}});
+    return ask();
+  }
+  if (!known->graph.is_defined()) {
+    try {
+      gpu::Capture capture(default_stream(device_));
+      ask();
+      known->graph = capture.finish();
+    } catch (const Error& error) {
+      may_capture_ = false;
+      known_.clear();
+      log_warning(
+          "a step cannot be captured as a CUDA graph; kernels are launched one by one, as with "
+          "train.cuda_graph: off. {}",
+          error.what());
+      return ask();
+    }
+  }
+  known->graph.launch(default_stream(device_));
+  ++launches_;
+}
+
+}  // namespace octet
