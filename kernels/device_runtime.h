@@ -40,6 +40,7 @@ struct Properties {
   int major = 0, minor = 0;  // compute capability
   int64_t memory_bytes = 0;
   int multiprocessors = 0;
+  std::string id;  // no other GPU has it; that of an emulated one is empty
 };
 Properties properties(int index);
 // What kernels are built for: no other GPU can run them.
@@ -143,10 +144,11 @@ std::shared_ptr<Stream> make_stream(Device device);
 
 // What a kernel finds wrong with numbers that decide where it reads and writes. It leaves such a row out, and the first
 // record for the host, which looks where it waits anyway (core/tensor/device_fault.h).
-enum class Fault : int64_t { kNone, kToken, kExpert, kRow, kGroups };
+enum class Fault : int64_t { kNone, kToken, kExpert, kRow, kGroups, kRoom };
 struct FaultRecord {
   int64_t fault = 0;             // a Fault
   int64_t value = 0, limit = 0;  // the number, and what it had to be below
+  int64_t from = 0, to = 0;      // kRoom: ranks of the group that experts lie on
 };
 // In the memory of the GPU; no fault at first.
 FaultRecord* fault_record(Device device);

@@ -16,6 +16,11 @@ inline constexpr bool kHasCudaKernels = true;
 inline constexpr bool kHasCudaKernels = false;
 #endif
 
+// How many rows there are of those that there is room for; for the CPU's kernels. num_rows: [1] int64 or not defined.
+inline int64_t rows_there(const ConstView& num_rows, int64_t room) {
+  return num_rows.is_defined() ? *num_rows.data<int64_t>() : room;
+}
+
 // cuda is null for a kernel that only the CPU has.
 template <auto cpu, auto cuda = nullptr, class Args>
 void dispatch(const Args& args, Stream& stream) {

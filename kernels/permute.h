@@ -18,9 +18,10 @@ struct BuildPermutation {
 };
 struct GatherRows {
   // y[r,:] = x[source[r],:], any dtype
-  ConstView x;       // [T, C]
-  ConstView source;  // [R] int32
-  View y;            // [R, C] as x
+  ConstView x;         // [T, C]
+  ConstView source;    // [R] int32
+  View y;              // [R, C] as x
+  bool skips = false;  // source[r] may be -1: row r of y is left as it is
 
   KernelCost cost() const { return {.name = "gather_rows", .bytes = bytes_of(y, source, y)}; }
 };
@@ -55,12 +56,13 @@ struct CombineBackward {
 struct CombineBackwardAtRows {
   // The same from where the rows lie, with the same bits:
   // drows[r,:] = weights[r] * dy[source[r],:];   dweights[r] = dy[source[r],:] . rows[r,:]
-  ConstView dy;       // [S, D] float32 or bfloat16
-  ConstView source;   // [R] int32
-  ConstView rows;     // [R, D] as dy
-  ConstView weights;  // [R] float32
-  View drows;         // [R, D] as dy
-  View dweights;      // [R] float32
+  ConstView dy;             // [S, D] float32 or bfloat16
+  ConstView source;         // [R] int32
+  ConstView rows;           // [R, D] as dy
+  ConstView weights;        // [R] float32
+  View drows;               // [R, D] as dy
+  View dweights;            // [R] float32
+  ConstView num_rows = {};  // [1] int64: there are that many, the rest is left as it is; not defined: R
 
   KernelCost cost() const {
     return {.name = "combine_backward", .bytes = bytes_of(source, rows, weights, drows, drows, dweights)};

@@ -24,10 +24,11 @@ struct QuantizeStats {
 };
 
 struct QuantizeRows {
-  ConstView x;           // [R, C] float32 or bfloat16, rows may be strided
-  View codes;            // [R, C] float8_e4m3
-  View scale;            // [R, ceil(C/128)] float32
-  QuantizeStats* stats;  // added to; null: none
+  ConstView x;              // [R, C] float32 or bfloat16, rows may be strided
+  View codes;               // [R, C] float8_e4m3
+  View scale;               // [R, ceil(C/128)] float32
+  QuantizeStats* stats;     // added to; null: none
+  ConstView num_rows = {};  // [1] int64: there are that many, the rest is left as it is; not defined: R
 
   KernelCost cost() const { return {.name = "quantize_rows", .bytes = bytes_of(x, codes, scale)}; }
 };

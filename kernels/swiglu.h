@@ -2,7 +2,8 @@
 //   y[r,f] = silu(h[r,f]) * h[r,F+f],  silu(g) = g / (1 + exp(-g))
 //   dh[r,f] = dy * up * s * (1 + g (1 - s)),  dh[r,F+f] = dy * silu(g),  s = 1 / (1 + exp(-g))
 // Arithmetic is float32. R may be 0. The FP8 forms quantise what they make in the same pass (kernels/quantize.h), each
-// number rounded to bfloat16 before, and give the bits that separate passes would.
+// number rounded to bfloat16 before, and give the bits that separate passes would. num_rows, where it is defined: there
+// are that many rows, and the rest of R is left as it is.
 #pragma once
 
 #include "core/base/view.h"
@@ -12,25 +13,28 @@
 namespace octet::kernels {
 
 struct SwigluForward {
-  ConstView h;  // [R, 2F] float32 or bfloat16: gate, then up
-  View y;       // [R, F] as h
+  ConstView h;              // [R, 2F] float32 or bfloat16: gate, then up
+  View y;                   // [R, F] as h
+  ConstView num_rows = {};  // [1] int64
 
   KernelCost cost() const { return {.name = "swiglu_forward", .bytes = bytes_of(h, y)}; }
 };
 struct SwigluBackward {
-  ConstView dy;  // [R, F] as h
-  ConstView h;   // [R, 2F]
-  View dh;       // [R, 2F] as h; may be h itself
+  ConstView dy;             // [R, F] as h
+  ConstView h;              // [R, 2F]
+  View dh;                  // [R, 2F] as h; may be h itself
+  ConstView num_rows = {};  // [1] int64
 
   KernelCost cost() const { return {.name = "swiglu_backward", .bytes = bytes_of(dy, h, dh)}; }
 };
 struct SwigluForwardFp8 {
-  ConstView h;           // [R, 2F] bfloat16
-  View h_codes;          // [R, 2F] float8_e4m3, 1x128: what the backward pass keeps of h; not defined: none
-  View h_scale;          // [R, ceil(2F/128)] float32
-  View y_codes;          // [R, F] float8_e4m3, 1x128
-  View y_scale;          // [R, ceil(F/128)] float32
-  QuantizeStats* stats;  // of both; null: none
+  ConstView h;              // [R, 2F] bfloat16
+  View h_codes;             // [R, 2F] float8_e4m3, 1x128: what the backward pass keeps of h; not defined: none
+  View h_scale;             // [R, ceil(2F/128)] float32
+  View y_codes;             // [R, F] float8_e4m3, 1x128
+  View y_scale;             // [R, ceil(F/128)] float32
+  QuantizeStats* stats;     // of both; null: none
+  ConstView num_rows = {};  // [1] int64
 
   KernelCost cost() const {
     return {.name = "swiglu_forward_fp8", .bytes = bytes_of(h, h_codes, h_scale, y_codes, y_scale)};

@@ -6,9 +6,9 @@
 namespace octet {
 namespace {
 
-Tensor swiglu(const Tensor& h) {
+Tensor swiglu(const Tensor& h, const RowGroups& groups) {
   Tensor y = empty({h.rows(), h.cols() / 2}, h.dtype(), h.device());
-  kernels::swiglu_forward({.h = h, .y = y}, h.stream());
+  kernels::swiglu_forward({.h = h, .y = y, .num_rows = groups.count()}, h.stream());
   return y;
 }
 
@@ -30,7 +30,8 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                                  .h_scale = kept.scale,
                                  .y_codes = y.codes,
                                  .y_scale = y.scale,
-                                 .stats = numerics.stats(&Fp8Counts::activation)},
+                                 .stats = numerics.stats(&Fp8Counts::activation),
+                                 .num_rows = groups.count()},
                                 h.stream());
     h = Tensor();
     out = fprop_fp8(y, in_order, w2, numerics.emulation, numerics.activation_dtype());
@@ -83,7 +84,7 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& 
   in_order.source = Tensor();
   Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
   if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, w13, w2);
-  Tensor y = swiglu(h);                              // [R, F]
+  Tensor y = swiglu(h, groups);                      // [R, F]
   Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;
   if (recompute_swiglu) y = Tensor();
@@ -92,10 +93,10 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& 
       [saved = input.keep_values(), h, y, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
         const AllocateAs workspace(MemoryCategory::kWorkspace);
         const OutputGradient out_gradient(dout, in_order, w2, numerics);
-        out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h), w2);
+        out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h, groups), w2);
         const Tensor dy = out_gradient.dgrad();  // [R, F]
         Tensor dh = empty_like(h);               // [R, 2F]
-        kernels::swiglu_backward({.dy = dy, .h = h, .dh = dh}, dh.stream());
+        kernels::swiglu_backward({.dy = dy, .h = h, .dh = dh, .num_rows = groups.count()}, dh.stream());
         const OutputGradient h_gradient(dh, groups, w13, numerics);
         h_gradient.wgrad(*saved, w13);
         return {h_gradient.dgrad()};

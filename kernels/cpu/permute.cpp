@@ -39,8 +39,10 @@ void gather_rows(const GatherRows& args, Stream& stream) {
   const char* x = args.x.data<char>();
   char* y = args.y.data<char>();
   const int64_t x_stride = args.x.row_stride() * size, y_stride = args.y.row_stride() * size;
-  stream.parallel_for(args.y.rows(), permute_grain(args.x.cols()),
-                      [=](int64_t r) { std::memcpy(y + r * y_stride, x + source[r] * x_stride, size_t(bytes)); });
+  stream.parallel_for(args.y.rows(), permute_grain(args.x.cols()), [=, skips = args.skips](int64_t r) {
+    if (skips && source[r] == -1) return;
+    std::memcpy(y + r * y_stride, x + source[r] * x_stride, size_t(bytes));
+  });
 }
 
 void combine_forward(const CombineForward& args, Stream& stream) {
@@ -114,7 +116,7 @@ void combine_backward(const CombineBackward& args, Stream& stream) {
 void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     const int64_t D = args.dy.cols();
-    stream.parallel_for(args.rows.rows(), permute_grain(D), [&](int64_t r) {
+    stream.parallel_for(rows_there(args.num_rows, args.rows.rows()), permute_grain(D), [&](int64_t r) {
       args.dweights.data<float>()[r] =
           backward_of_row(args.dy.row<Scalar>(args.source.data<int32_t>()[r]), args.rows.row<Scalar>(r),
                           args.weights.data<float>()[r], args.drows.row<Scalar>(r), D);

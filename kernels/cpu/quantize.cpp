@@ -29,7 +29,7 @@ void for_tiles_of_groups(const ConstView& offsets, const ConstView& block_offset
 void quantize_rows(const QuantizeRows& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     visit_counting(args.stats != nullptr, [&](auto counting) {
-      const int64_t R = args.x.rows(), C = args.x.cols();
+      const int64_t R = rows_there(args.num_rows, args.x.rows()), C = args.x.cols();
       if (C == 0) return;
       stream.parallel_chunks(R, std::max<int64_t>(1, 16384 / C), [&](int64_t begin, int64_t end) {
         Counts counts;

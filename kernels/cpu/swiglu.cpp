@@ -37,7 +37,7 @@ inline bfloat16* scratch(int64_t n) {
 void swiglu_forward(const SwigluForward& args, Stream& stream) {
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     const int64_t F = args.y.cols();
-    stream.parallel_for(args.y.rows(), swiglu_grain(F), [&](int64_t r) {
+    stream.parallel_for(rows_there(args.num_rows, args.y.rows()), swiglu_grain(F), [&](int64_t r) {
       const Scalar* gate = args.h.row<Scalar>(r);
       const Scalar* up = gate + F;
       Scalar* y = args.y.row<Scalar>(r);
@@ -50,7 +50,7 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
 void swiglu_backward(const SwigluBackward& args, Stream& stream) {
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     const int64_t F = args.dy.cols();
-    stream.parallel_for(args.dy.rows(), swiglu_grain(F), [&](int64_t r) {
+    stream.parallel_for(rows_there(args.num_rows, args.dy.rows()), swiglu_grain(F), [&](int64_t r) {
       const Scalar* dy = args.dy.row<Scalar>(r);
       const Scalar* gate = args.h.row<Scalar>(r);
       Scalar* dgate = args.dh.row<Scalar>(r);
@@ -66,7 +66,7 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
 
 void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
   visit_counting(args.stats != nullptr, [&](auto counting) {
-    const int64_t R = args.h.rows(), F = args.y_codes.cols();
+    const int64_t R = rows_there(args.num_rows, args.h.rows()), F = args.y_codes.cols();
     stream.parallel_chunks(R, swiglu_grain(F), [&](int64_t begin, int64_t end) {
       bfloat16* y = scratch(F);
       Counts counts;

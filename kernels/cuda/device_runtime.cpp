@@ -71,11 +71,14 @@ Runtime runtime() {
 Properties properties(int index) {
   cudaDeviceProp found{};
   check(cudaGetDeviceProperties(&found, index), "cudaGetDeviceProperties");
+  std::string id;
+  for (const char byte : found.uuid.bytes) id += fmt::format("{:02x}", uint8_t(byte));
   return {.name = found.name,
           .major = found.major,
           .minor = found.minor,
           .memory_bytes = int64_t(found.totalGlobalMem),
-          .multiprocessors = found.multiProcessorCount};
+          .multiprocessors = found.multiProcessorCount,
+          .id = std::move(id)};
 }
 
 int multiprocessors(Device device) {

@@ -1,13 +1,13 @@
 #include "kernels/permute.h"
 
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/scan.cuh"
 
 namespace octet::kernels::cuda {
 namespace {
 
-constexpr int kPairs = 256;         // of a chunk of the sort, one to a thread
-constexpr int kScanThreads = 1024;  // of the one block that adds the counts up
-constexpr int kDotThreads = 128;    // a warp to a pair
+constexpr int kPairs = 256;       // of a chunk of the sort, one to a thread
+constexpr int kDotThreads = 128;  // a warp to a pair
 
 // A stable counting sort in three steps, each a function of the indices alone: how many pairs of each chunk chose each
 // expert, counts [E, chunks]; the place of the first of them; and each pair to its place.
@@ -27,46 +27,6 @@ __global__ void __launch_bounds__(kPairs) count_kernel(const int32_t* indices, i
     for (int i = 0; i < n; ++i) count += expert[i] == e;
     counts[int64_t(e) * num_chunks + blockIdx.x] = count;
   }
-}
-
-// The sum of x over the lanes before this one.
-template <class Integer>
-__device__ __forceinline__ Integer sum_before(Integer x, Integer& total) {
-  const int lane = int(threadIdx.x) % kWarp;
-  Integer sum = x;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const Integer other = shuffle(sum, lane >= step ? lane - step : lane);
-    if (lane >= step) sum = sum + other;
-  }
-  total = shuffle(sum, kWarp - 1);
-  return sum - x;
-}
-
-// One block. A warp adds up the chunks of an expert, and then the first warp the experts; counts become places.
-__global__ void __launch_bounds__(kScanThreads) place_kernel(int32_t* counts, int64_t* offsets, int E, int num_chunks) {
-  const auto totals = dynamic_shared<int64_t>(0, E);
-  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-  for (int e = warp; e < E; e += kScanThreads / kWarp) {
-    int32_t before = 0;  // there are fewer than 2^31 pairs
-    for (int c = 0; c < num_chunks; c += kWarp) {
-      int32_t* const at = counts + int64_t(e) * num_chunks + c + lane;
-      int32_t total;
-      const int32_t place = before + sum_before(c + lane < num_chunks ? *at : 0, total);
-      if (c + lane < num_chunks) *at = place;
-      before = before + total;
-    }
-    if (lane == 0) totals[e] = before;
-  }
-  __syncthreads();
-  if (warp != 0) return;
-  int64_t before = 0;
-  for (int e = 0; e < E; e += kWarp) {
-    int64_t total;
-    const int64_t place = before + sum_before(e + lane < E ? int64_t(totals[e + lane]) : int64_t(0), total);
-    if (e + lane < E) offsets[e + lane] = place;
-    before = before + total;
-  }
-  if (lane == 0) offsets[E] = before;
 }
 
 __global__ void __launch_bounds__(kPairs)
@@ -116,9 +76,10 @@ template <class Scalar>
 __global__ void __launch_bounds__(kDotThreads)
     combine_backward_kernel(const Scalar* dy, int64_t dy_stride, const int32_t* source, const Scalar* rows,
                             int64_t rows_stride, const int32_t* row_of, const float* weights, Scalar* drows,
-                            int64_t drows_stride, float* dweights, int64_t pairs, int64_t D, uint32_t K) {
+                            int64_t drows_stride, float* dweights, int64_t pairs, const int64_t* num_rows, int64_t D,
+                            uint32_t K) {
   const int64_t pair = int64_t(blockIdx.x) * (kDotThreads / kWarp) + threadIdx.x / kWarp;
-  if (pair >= pairs) return;
+  if (pair >= rows_there(num_rows, pairs)) return;
   const int64_t t = source == nullptr ? uint32_t(pair) / K : source[pair];
   const int64_t r = row_of == nullptr ? pair : row_of[pair];
   const int lane = int(threadIdx.x) % kWarp;
@@ -145,15 +106,15 @@ void build_permutation(const BuildPermutation& args, Stream& stream) {
   Workspace<int32_t> counts("build_permutation", int64_t(E) * num_chunks, stream);
   launch("build_permutation, counts", blocks(num_chunks), kPairs, 0, stream, count_kernel, args.indices.data<int32_t>(),
          counts.data(), pairs, E, num_chunks, gpu::fault_record(stream.device()));
-  launch("build_permutation, places", blocks(1), kScanThreads, size_t(E) * sizeof(int64_t), stream, place_kernel,
-         counts.data(), args.offsets.data<int64_t>(), E, num_chunks);
+  launch_places("build_permutation, places", {counts.data(), num_chunks, 1}, counts.data(),
+                args.offsets.data<int64_t>(), E, num_chunks, stream);
   launch("build_permutation, sort", blocks(num_chunks), kPairs, 0, stream, sort_kernel, args.indices.data<int32_t>(),
          counts.data(), args.offsets.data<int64_t>(), args.row_of.data<int32_t>(), args.source.data<int32_t>(), pairs,
          uint32_t(K), E, num_chunks);
 }
 
 void gather_rows(const GatherRows& args, Stream& stream) {
-  copy_rows("gather_rows", args.x, args.source, args.y, gpu::Fault::kRow, stream);
+  copy_rows("gather_rows", args.x, args.source, args.y, gpu::Fault::kRow, stream, args.skips);
 }
 
 void combine_forward(const CombineForward& args, Stream& stream) {
@@ -175,7 +136,8 @@ void combine_backward(const CombineBackward& args, Stream& stream) {
            combine_backward_kernel<Scalar>, args.dy.data<Scalar>(), args.dy.row_stride(),
            static_cast<const int32_t*>(nullptr), args.rows.data<Scalar>(), args.rows.row_stride(),
            args.row_of.data<int32_t>(), args.weights.data<float>(), args.drows.data<Scalar>(), args.drows.row_stride(),
-           args.dweights.data<float>(), pairs, args.dy.cols(), uint32_t(args.row_of.cols()));
+           args.dweights.data<float>(), pairs, static_cast<const int64_t*>(nullptr), args.dy.cols(),
+           uint32_t(args.row_of.cols()));
   });
 }
 
@@ -186,7 +148,7 @@ void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream)
            combine_backward_kernel<Scalar>, args.dy.data<Scalar>(), args.dy.row_stride(), args.source.data<int32_t>(),
            args.rows.data<Scalar>(), args.rows.row_stride(), static_cast<const int32_t*>(nullptr),
            args.weights.data<float>(), args.drows.data<Scalar>(), args.drows.row_stride(), args.dweights.data<float>(),
-           R, args.dy.cols(), 1u);
+           R, args.num_rows.data<int64_t>(), args.dy.cols(), 1u);
   });
 }
 

@@ -10,7 +10,9 @@ namespace {
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
     quantize_rows_kernel(const Scalar* x, int64_t x_stride, uint8_t* codes, int64_t codes_stride, float* scale,
-                         int64_t scale_stride, QuantizeStats* stats, int64_t R, int64_t C, uint32_t pieces) {
+                         int64_t scale_stride, QuantizeStats* stats, int64_t room, const int64_t* num_rows, int64_t C,
+                         uint32_t pieces) {
+  const int64_t R = rows_there(num_rows, room);
   const RowPlace at = row_place(pieces);
   const bool is_there = at.row < R;
   const int64_t row = is_there ? at.row : 0, n = is_there ? C - at.column : 0;
@@ -110,7 +112,8 @@ void quantize_rows(const QuantizeRows& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     launch("quantize_rows", row_grid(R, pieces_of(C)), kRowThreads, 0, stream, quantize_rows_kernel<Scalar>,
            args.x.data<Scalar>(), args.x.row_stride(), args.codes.data<uint8_t>(), args.codes.row_stride(),
-           args.scale.data<float>(), args.scale.row_stride(), args.stats, R, C, uint32_t(pieces_of(C)));
+           args.scale.data<float>(), args.scale.row_stride(), args.stats, R, args.num_rows.data<int64_t>(), C,
+           uint32_t(pieces_of(C)));
   });
 }
 

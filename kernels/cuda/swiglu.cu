@@ -19,10 +19,11 @@ __device__ __forceinline__ Slopes slopes_of(float gate, float up, float dy) {
 }
 
 template <class Scalar>
-__global__ void __launch_bounds__(kRowThreads) forward_kernel(const Scalar* h, int64_t h_stride, Scalar* y,
-                                                              int64_t y_stride, int64_t R, int64_t F, uint32_t pieces) {
+__global__ void __launch_bounds__(kRowThreads)
+    forward_kernel(const Scalar* h, int64_t h_stride, Scalar* y, int64_t y_stride, int64_t R, const int64_t* num_rows,
+                   int64_t F, uint32_t pieces) {
   const RowPlace at = row_place(pieces);
-  if (at.row >= R) return;
+  if (at.row >= rows_there(num_rows, R)) return;
   const int64_t f = at.column, n = F - f;
   Floats8 gate = load8(h + at.row * h_stride + f, n);
   const Floats8 up = load8(h + at.row * h_stride + F + f, n);
@@ -33,9 +34,9 @@ __global__ void __launch_bounds__(kRowThreads) forward_kernel(const Scalar* h, i
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
     backward_kernel(const Scalar* dy, int64_t dy_stride, const Scalar* h, int64_t h_stride, Scalar* dh,
-                    int64_t dh_stride, int64_t R, int64_t F, uint32_t pieces) {
+                    int64_t dh_stride, int64_t R, const int64_t* num_rows, int64_t F, uint32_t pieces) {
   const RowPlace at = row_place(pieces);
-  if (at.row >= R) return;
+  if (at.row >= rows_there(num_rows, R)) return;
   const int64_t f = at.column, n = F - f;
   Floats8 gate = load8(h + at.row * h_stride + f, n), up = load8(h + at.row * h_stride + F + f, n);
   const Floats8 grad = load8(dy + at.row * dy_stride + f, n);
@@ -52,7 +53,9 @@ __global__ void __launch_bounds__(kRowThreads)
 __global__ void __launch_bounds__(kRowThreads)
     forward_fp8_kernel(const bfloat16* h, int64_t h_stride, uint8_t* h_codes, int64_t h_codes_stride, float* h_scale,
                        int64_t h_scale_stride, uint8_t* y_codes, int64_t y_codes_stride, float* y_scale,
-                       int64_t y_scale_stride, QuantizeStats* stats, int64_t R, int64_t F, uint32_t pieces) {
+                       int64_t y_scale_stride, QuantizeStats* stats, int64_t room, const int64_t* num_rows, int64_t F,
+                       uint32_t pieces) {
+  const int64_t R = rows_there(num_rows, room);
   const RowPlace at = row_place(pieces);
   const bool is_there = at.row < R;
   const int64_t row = is_there ? at.row : 0, f = at.column, n = is_there ? F - f : 0;
@@ -141,7 +144,8 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
   if (F == 0) return;
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     launch("swiglu_forward", row_grid(R, pieces), kRowThreads, 0, stream, forward_kernel<Scalar>, args.h.data<Scalar>(),
-           args.h.row_stride(), args.y.data<Scalar>(), args.y.row_stride(), R, F, uint32_t(pieces));
+           args.h.row_stride(), args.y.data<Scalar>(), args.y.row_stride(), R, args.num_rows.data<int64_t>(), F,
+           uint32_t(pieces));
   });
 }
 
@@ -151,7 +155,7 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     launch("swiglu_backward", row_grid(R, pieces), kRowThreads, 0, stream, backward_kernel<Scalar>,
            args.dy.data<Scalar>(), args.dy.row_stride(), args.h.data<Scalar>(), args.h.row_stride(),
-           args.dh.data<Scalar>(), args.dh.row_stride(), R, F, uint32_t(pieces));
+           args.dh.data<Scalar>(), args.dh.row_stride(), R, args.num_rows.data<int64_t>(), F, uint32_t(pieces));
   });
 }
 
@@ -160,12 +164,15 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
   if (F == 0) return;
   const bool in_one_pass = args.h_codes.is_defined() && F % kBlock == 0;
   if (args.h_codes.is_defined() && !in_one_pass) {
-    quantize_rows({.x = args.h, .codes = args.h_codes, .scale = args.h_scale, .stats = args.stats}, stream);
+    quantize_rows(
+        {.x = args.h, .codes = args.h_codes, .scale = args.h_scale, .stats = args.stats, .num_rows = args.num_rows},
+        stream);
   }
   launch("swiglu_forward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, forward_fp8_kernel, args.h.data<bfloat16>(),
          args.h.row_stride(), in_one_pass ? args.h_codes.data<uint8_t>() : nullptr, args.h_codes.row_stride(),
          args.h_scale.data<float>(), args.h_scale.row_stride(), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(),
-         args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R, F, uint32_t(pieces));
+         args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R, args.num_rows.data<int64_t>(), F,
+         uint32_t(pieces));
 }
 
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {

@@ -187,6 +187,40 @@ TEST_CASE("gather copies rows of any dtype", "[kernels][permute]") {
   kernels::gather_rows({.x = view(wide, {S, C}), .source = view(nobody, {0}), .y = view(nothing, {0, C})}, here());
 }
 
+TEST_CASE("what is left out of a gather, and room without rows, stay as they are", "[kernels][permute]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t C = GENERATE(1, 7, 128);
+  CAPTURE(backend.name, C);
+  std::vector<float> x(size_t(3 * C)), y(size_t(4 * C), -1.0f), want = y;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = float(i);
+  std::vector<int32_t> source = {2, -1, 0, -1};
+  std::copy_n(x.begin() + 2 * C, C, want.begin());
+  std::copy_n(x.begin(), C, want.begin() + 2 * C);
+  kernels::gather_rows({.x = view(x, {3, C}), .source = view(source, {4}), .y = view(y, {4, C}), .skips = true},
+                       here());
+  CHECK(y == want);
+
+  std::vector<int64_t> count = {2};
+  std::vector<int32_t> of_row = {1, 0, -1, -1};
+  std::vector<float> rows(size_t(4 * C), 1.0f), weights(4, 2.0f), drows(size_t(4 * C), -1.0f), dweights(4, -1.0f);
+  kernels::combine_backward_at_rows({.dy = view(x, {3, C}),
+                                     .source = view(of_row, {4}),
+                                     .rows = view(rows, {4, C}),
+                                     .weights = view(weights, {4}),
+                                     .drows = view(drows, {4, C}),
+                                     .dweights = view(dweights, {4}),
+                                     .num_rows = view(count, {1})},
+                                    here());
+  for (int64_t i = 0; i < 4 * C; ++i) {
+    const float wanted = i < C ? 2.0f * float(C + i) : i < 2 * C ? 2.0f * float(i - C) : -1.0f;
+    REQUIRE(drows[size_t(i)] == wanted);
+  }
+  CHECK(dweights[1] == Approx(double(C * (C - 1)) / 2));
+  CHECK(dweights[2] == -1.0f);
+  CHECK(dweights[3] == -1.0f);
+}
+
 TEST_CASE("combine follows its formula, forward and backward", "[kernels][permute]") {
   const Backend backend = GENERATE(from_range(backends()));
   const int64_t T = GENERATE(0, 1, 5), K = GENERATE(1, 3), D = GENERATE(1, 16, 33, 147);

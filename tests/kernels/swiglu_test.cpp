@@ -199,4 +199,43 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   CHECK(dh_column_stats == want_dh_columns);
 }
 
+TEST_CASE("swiglu leaves room without rows as it is", "[kernels][swiglu]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t R = 5, F = GENERATE(37, 128);
+  std::vector<int64_t> count = {GENERATE(0, 1, 4, 5)};
+  const int64_t there = count[0];
+  CAPTURE(backend.name, F, there);
+  // The numbers in the room would be found.
+  auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
+  std::fill(h.begin() + there * 2 * F, h.end(), bfloat16(std::numeric_limits<float>::quiet_NaN()));
+  const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F}), num_rows = view(count, {1});
+  const auto of_rows = [&](const View& all) { return View(all.raw(), {there, all.cols()}, all.dtype()); };
+  const View h_there = of_rows(h_view), dy_there = of_rows(dy_view);
+  std::vector<bfloat16> y(dy.size(), bfloat16(7.0f)), want_y = y, dh(h.size(), bfloat16(7.0f)), want_dh = dh;
+  kernels::swiglu_forward({.h = h_view, .y = view(y, {R, F}), .num_rows = num_rows}, here());
+  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .dh = view(dh, {R, 2 * F}), .num_rows = num_rows}, here());
+  kernels::swiglu_forward({.h = h_there, .y = of_rows(view(want_y, {R, F}))}, here());
+  kernels::swiglu_backward({.dy = dy_there, .h = h_there, .dh = of_rows(view(want_dh, {R, 2 * F}))}, here());
+  CHECK(doubles(y) == doubles(want_y));
+  CHECK(doubles(dh) == doubles(want_dh));
+
+  const auto in_fp8 = [&](const View& from, const ConstView& rows, kernels::QuantizeStats* stats) {
+    std::pair codes{Codes({R, 2 * F}, {R, blocks(2 * F)}), Codes({R, F}, {R, blocks(F)})};
+    const auto as_from = [&](const View& all) { return View(all.raw(), {from.rows(), all.cols()}, all.dtype()); };
+    kernels::swiglu_forward_fp8({.h = from,
+                                 .h_codes = as_from(codes.first.codes_view()),
+                                 .h_scale = as_from(codes.first.scale_view()),
+                                 .y_codes = as_from(codes.second.codes_view()),
+                                 .y_scale = as_from(codes.second.scale_view()),
+                                 .stats = stats,
+                                 .num_rows = rows},
+                                here());
+    return codes;
+  };
+  const auto stats = std::make_unique<kernels::QuantizeStats>(), wanted = std::make_unique<kernels::QuantizeStats>();
+  CHECK(in_fp8(h_view, num_rows, stats.get()) == in_fp8(h_there, {}, wanted.get()));
+  CHECK(*stats == *wanted);
+}
+
 }  // namespace octet::test

@@ -407,7 +407,8 @@ Properties properties(int index) {
           .major = kComputeMajor,
           .minor = kComputeMinor,
           .memory_bytes = memory().total(),
-          .multiprocessors = kMultiprocessors};
+          .multiprocessors = kMultiprocessors,
+          .id = {}};
 }
 int multiprocessors(Device) { return kMultiprocessors; }
 
