@@ -334,12 +334,16 @@ ExpertDispatcher::ExpertDispatcher(const RouteGroups& groups, Wire wire) : group
           "expert_dispatcher: wanted an ep group, and a rail and a node group or neither");
 }
 
-ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
-  const int64_t P = groups_.ep->size();
+ExpertRange experts_of_rank(const Communicator& ep, int64_t num_experts) {
+  const int64_t P = ep.size();
   require(ErrorKind::kConfig, num_experts % P == 0,
           "expert_dispatcher: {} experts over {} ep ranks leave {} over; ep divides {}: {}", num_experts, P,
           num_experts % P, num_experts, list_choices(divisors_of(num_experts)));
-  return {.first = num_experts / P * groups_.ep->rank(), .count = num_experts / P};
+  return {.first = num_experts / P * ep.rank(), .count = num_experts / P};
+}
+
+ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
+  return experts_of_rank(*groups_.ep, num_experts);
 }
 
 std::unique_ptr<Dispatch> ExpertDispatcher::start(const LinearInput& input, const Tensor& indices,

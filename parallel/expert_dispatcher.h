@@ -34,6 +34,9 @@ struct EnumNames<Wire> {
 // Of a rank's T tokens, whether all go to a rank that needs `count` of them: gathering them costs more.
 constexpr bool goes_whole(int64_t count, int64_t T) { return count >= T - T / 16; }
 
+// Of num_experts, those of this rank of the group. Throws Error(kConfig) where they do not divide.
+ExpertRange experts_of_rank(const Communicator& ep, int64_t num_experts);
+
 class ExpertDispatcher final : public Dispatcher {
  public:
   // The communicators outlive this, and the passes of a model that it serves.

@@ -1,14 +1,15 @@
 #include "parallel/nccl_communicator.h"
 
 #include <fmt/format.h>
-#include <nccl.h>
 
 #include <chrono>
+#include <exception>
 #include <thread>
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "kernels/cuda/cuda_check.h"
+#include "parallel/nccl_library.h"
 #include "parallel/nccl_sum.h"
 #include "parallel/ordered_sum.h"
 
@@ -21,25 +22,44 @@ using Piece = CollectiveCall::Piece;
 using octet::check;  // of CUDA, beside that of NCCL
 void check(ncclResult_t status, const char* call, ncclComm_t comm) {
   if (status == ncclSuccess || status == ncclInProgress) return;
-  require(ErrorKind::kCommunication, false, "{}: {}: {}", call, ncclGetErrorString(status), ncclGetLastError(comm));
+  require(ErrorKind::kCommunication, false, "{}: {}: {}", call, nccl().get_error_string(status),
+          nccl().get_last_error(comm));
 }
 
 void nap() { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
 
+// Where the operations of a communicator and of its groups run, one after the other: NCCL wants those of several
+// communicators in one order on all GPUs, and the order in which hosts start them is one.
+class CommunicationStream {
+ public:
+  explicit CommunicationStream(int device) {
+    check(cudaSetDevice(device), "cudaSetDevice");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  }
+  ~CommunicationStream() { cudaStreamDestroy(stream_); }
+  CommunicationStream(const CommunicationStream&) = delete;
+  CommunicationStream& operator=(const CommunicationStream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 // The NCCL communicator and what goes with it, for as long as the communicator or one of its operations lives.
 class Channel {
  public:
-  Channel(std::unique_ptr<Communicator> host, int device, double timeout_s)
-      : host_(std::move(host)), device_(device), timeout_s_(timeout_s) {
+  // owned: the host communicator, where nobody else keeps it.
+  Channel(std::unique_ptr<Communicator> owned, Communicator& host, int device,
+          std::shared_ptr<CommunicationStream> stream, double timeout_s)
+      : owned_(std::move(owned)), host_(&host), device_(device), timeout_s_(timeout_s), stream_(std::move(stream)) {
     try {
       check(cudaSetDevice(device_), "cudaSetDevice");
-      check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
       ncclUniqueId id{};
-      if (host_->rank() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId", nullptr);
+      if (host_->rank() == 0) check(nccl().get_unique_id(&id), "ncclGetUniqueId", nullptr);
       host_->broadcast(View(&id, {int64_t(sizeof id)}, DType::kUInt8), /*root=*/0, default_stream());
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.blocking = 0;  // so that no call of NCCL waits without a deadline
-      check(ncclCommInitRankConfig(&comm_, host_->size(), id, host_->rank(), &config), "ncclCommInitRankConfig", comm_);
+      check(nccl().init_rank(&comm_, host_->size(), id, host_->rank(), &config), "ncclCommInitRankConfig", comm_);
       until_ready("ncclCommInitRankConfig");
     } catch (const Error& error) {
       give_up(error.kind(), error.what());
@@ -48,11 +68,12 @@ class Channel {
     }
   }
   ~Channel() {
-    if (comm_ != nullptr) {
+    // Where an error ends the run, other ranks may not come to finalize it.
+    if (comm_ != nullptr && std::uncaught_exceptions() == exceptions_) {
       try {
-        check(ncclCommFinalize(comm_), "ncclCommFinalize", comm_);
+        check(nccl().finalize(comm_), "ncclCommFinalize", comm_);
         until_ready("ncclCommFinalize");
-        ncclCommDestroy(comm_);
+        nccl().destroy(comm_);
         comm_ = nullptr;
       } catch (const std::exception& error) {
         log_error("rank {}: {}", host_->rank(), error.what());
@@ -66,28 +87,30 @@ class Channel {
   Communicator& host() { return *host_; }
   int device() const { return device_; }
   double timeout_s() const { return timeout_s_; }
-  cudaStream_t stream() const { return stream_; }
+  cudaStream_t stream() const { return stream_->get(); }
+  const std::shared_ptr<CommunicationStream>& shared_stream() const { return stream_; }
 
   // Sends out_pieces[r] of `from` to rank r, and puts what comes from it at in_pieces[r] of `to`; or, for each part p,
   // those at r * parts + p.
   void exchange(const std::byte* from, const std::vector<Piece>& out_pieces, std::byte* to,
                 const std::vector<Piece>& in_pieces, int64_t parts = 1) {
     require_whole();
-    check(ncclGroupStart(), "ncclGroupStart", comm_);
+    check(nccl().group_start(), "ncclGroupStart", comm_);
     const int n = host_->size(), me = host_->rank();
     for (int step = 1; step < n; ++step) {
       const int right = (me + step) % n, left = (me + n - step) % n;
       for (int64_t part = 0; part < parts; ++part) {
         const Piece out = out_pieces[size_t(right * parts + part)], in = in_pieces[size_t(left * parts + part)];
         if (out.bytes > 0) {
-          check(ncclSend(from + out.offset, size_t(out.bytes), ncclUint8, right, comm_, stream_), "ncclSend", comm_);
+          check(nccl().send(from + out.offset, size_t(out.bytes), ncclUint8, right, comm_, stream()), "ncclSend",
+                comm_);
         }
         if (in.bytes > 0) {
-          check(ncclRecv(to + in.offset, size_t(in.bytes), ncclUint8, left, comm_, stream_), "ncclRecv", comm_);
+          check(nccl().receive(to + in.offset, size_t(in.bytes), ncclUint8, left, comm_, stream()), "ncclRecv", comm_);
         }
       }
     }
-    check(ncclGroupEnd(), "ncclGroupEnd", comm_);
+    check(nccl().group_end(), "ncclGroupEnd", comm_);
     until_ready("ncclGroupEnd");
   }
 
@@ -95,14 +118,14 @@ class Channel {
   void look() {
     require_whole();
     ncclResult_t state = ncclSuccess;
-    check(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", comm_);
+    check(nccl().get_async_error(comm_, &state), "ncclCommGetAsyncError", comm_);
     check(state, "NCCL", comm_);
   }
 
   // The other ranks are told, and kernels that wait for them on this GPU end.
   void give_up(ErrorKind kind, std::string_view reason) noexcept {
     host_->abort(kind, reason);
-    if (comm_ != nullptr) ncclCommAbort(comm_);
+    if (comm_ != nullptr) nccl().abort(comm_);
     comm_ = nullptr;
   }
 
@@ -113,7 +136,7 @@ class Channel {
   void until_ready(const char* call) {
     const double began = real_clock().seconds();
     for (ncclResult_t state = ncclInProgress; state == ncclInProgress;) {
-      check(ncclCommGetAsyncError(comm_, &state), call, comm_);
+      check(nccl().get_async_error(comm_, &state), call, comm_);
       check(state, call, comm_);
       require(ErrorKind::kHang, real_clock().seconds() - began < timeout_s_,
               "rank {} has waited {} s for {} in group {} of {} ranks", host_->rank(), timeout_s_, call, host_->name(),
@@ -122,17 +145,17 @@ class Channel {
     }
   }
   void release() {
-    if (comm_ != nullptr) ncclCommAbort(comm_);
+    if (comm_ != nullptr) nccl().abort(comm_);
     comm_ = nullptr;
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-    stream_ = nullptr;
   }
 
-  std::unique_ptr<Communicator> host_;
+  std::unique_ptr<Communicator> owned_;
+  Communicator* host_;
   int device_;
   double timeout_s_;
-  cudaStream_t stream_ = nullptr;
+  std::shared_ptr<CommunicationStream> stream_;
   ncclComm_t comm_ = nullptr;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 class NcclWork final : public Pending::Work {
@@ -257,10 +280,11 @@ class NcclWork final : public Pending::Work {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> host, int device, const CommunicatorOptions& options)
-      : Communicator(host->rank(), host->size(), host->name()),
+  NcclCommunicator(std::unique_ptr<Communicator> owned, Communicator& host, int device,
+                   std::shared_ptr<CommunicationStream> stream, const CommunicatorOptions& options)
+      : Communicator(host.rank(), host.size(), host.name()),
         options_(options),
-        channel_(std::make_shared<Channel>(std::move(host), device, options.timeout_s)) {
+        channel_(std::make_shared<Channel>(std::move(owned), host, device, std::move(stream), options.timeout_s)) {
     // A first message between all pairs.
     CollectiveCall first;
     first.operation = Operation::kGroup;
@@ -286,7 +310,9 @@ class NcclCommunicator final : public Communicator {
   int world_rank(int rank) const override { return channel_->host().world_rank(rank); }
   const std::string& host(int rank) const override { return channel_->host().host(rank); }
   std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
-    return std::make_unique<NcclCommunicator>(channel_->host().group(ranks, std::move(name)), channel_->device(),
+    auto host = channel_->host().group(ranks, std::move(name));
+    Communicator& inner = *host;
+    return std::make_unique<NcclCommunicator>(std::move(host), inner, channel_->device(), channel_->shared_stream(),
                                               options_);
   }
   void set_phase(std::string_view phase) override { channel_->host().set_phase(phase); }
@@ -299,10 +325,18 @@ class NcclCommunicator final : public Communicator {
       if (call.element == Element::kFloat64) count(call.operation, all_reduce_pieces(call, size()), call);
       return channel_->host().start(std::move(call), stream);
     }
-    const int64_t bytes = extent(call);
-    require(bytes == 0 || call.device == Device{DeviceType::kCuda, channel_->device()},
-            "{}: on {}; this communicator moves the memory of cuda:{}", name_of(call.operation), call.device,
-            channel_->device());
+    if (call.device.is_cpu()) {
+      Communicator& host = channel_->host();
+      const Operation operation = call.operation;
+      const int64_t sent_before = host.traffic()[operation].bytes;
+      Pending pending = host.start(std::move(call), stream);
+      ++traffic_[operation].calls;
+      traffic_[operation].bytes += host.traffic()[operation].bytes - sent_before;
+      return pending;
+    }
+    require(call.device == Device{DeviceType::kCuda, channel_->device()},
+            "{}: on {}; this communicator moves the memory of cuda:{} and of the host", name_of(call.operation),
+            call.device, channel_->device());
     check(cudaSetDevice(channel_->device()), "cudaSetDevice");
     ++traffic_[call.operation].calls;
     const bool is_sum = call.element != Element::kBytes, is_all = call.operation == Operation::kAllReduce;
@@ -353,12 +387,6 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
-  static int64_t extent(const CollectiveCall& call) {
-    int64_t bytes = 0;
-    for (const Piece& piece : call.from_pieces) bytes += piece.bytes;
-    for (const Piece& piece : call.to_pieces) bytes += piece.bytes;
-    return bytes;
-  }
   void count(Operation operation, const std::vector<Piece>& out, const CollectiveCall& call) {
     Traffic::Line& line = traffic_[operation];
     for (int r = 0; r < size(); ++r) {
@@ -386,14 +414,36 @@ class NcclCommunicator final : public Communicator {
   std::shared_ptr<Channel> channel_;
 };
 
-}  // namespace
-
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device_index,
-                                                     const CommunicatorOptions& options) {
+void require_gpu(int device_index) {
   const int gpus = count_gpus();
   require(ErrorKind::kDevice, 0 <= device_index && device_index < gpus,
           "nccl_communicator: GPU {} on a machine with {}; wanted one for this rank", device_index, gpus);
-  return std::make_unique<NcclCommunicator>(std::move(host), device_index, options);
+}
+
+}  // namespace
+
+std::string nccl_trouble() {
+  try {
+    nccl();
+    return {};
+  } catch (const Error& error) {
+    return error.report().what;
+  }
+}
+
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device_index,
+                                                     const CommunicatorOptions& options) {
+  require_gpu(device_index);
+  Communicator& inner = *host;
+  return std::make_unique<NcclCommunicator>(std::move(host), inner, device_index,
+                                            std::make_shared<CommunicationStream>(device_index), options);
+}
+
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, int device_index,
+                                                     const CommunicatorOptions& options) {
+  require_gpu(device_index);
+  return std::make_unique<NcclCommunicator>(nullptr, host, device_index,
+                                            std::make_shared<CommunicationStream>(device_index), options);
 }
 
 int count_gpus() {

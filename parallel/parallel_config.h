@@ -21,6 +21,18 @@ struct EnumNames<TwoStage> {
       {TwoStage::kAuto, "auto"}, {TwoStage::kOn, "on"}, {TwoStage::kOff, "off"}};
 };
 
+// What moves messages between ranks on GPUs. The bits are the same.
+enum class GpuTransport {
+  kAuto,    // NCCL where every rank has a GPU of its own, and NCCL is there; else staged
+  kNccl,    // parallel/nccl_communicator.h
+  kStaged,  // by way of pinned host memory and MPI: parallel/staged_communicator.h
+};
+template <>
+struct EnumNames<GpuTransport> {
+  static constexpr std::pair<GpuTransport, std::string_view> values[] = {
+      {GpuTransport::kAuto, "auto"}, {GpuTransport::kNccl, "nccl"}, {GpuTransport::kStaged, "staged"}};
+};
+
 struct ParallelConfig {
   int64_t dp = 1;
   int64_t ep = 1;
@@ -29,6 +41,8 @@ struct ParallelConfig {
   int64_t interleave = 1;
   int64_t ranks_per_node = 0;
   double timeout_s = 30;
+  GpuTransport gpu_transport = GpuTransport::kAuto;
+  double dispatch_bound = 0;
 
   void fields(auto&& visit) {
     visit("dp", dp, "data-parallel ranks, all ranks of the run; each reads samples of its own");
@@ -43,6 +57,12 @@ struct ParallelConfig {
           "another computes; the activations of all are held at once");
     visit("ranks_per_node", ranks_per_node, "neighbouring ranks that share a fast network; 0 means those of one host");
     visit("timeout_s", timeout_s, "seconds without any sign of life after which a rank counts as hung");
+    visit("gpu_transport", gpu_transport,
+          "what moves messages between ranks on GPUs: nccl, for which each rank needs a GPU of its own, or staged, by "
+          "way of host memory; auto takes nccl where it can");
+    visit("dispatch_bound", dispatch_bound,
+          "rows of experts that a message between GPUs has room for, as a multiple of the rows where all ranks get "
+          "equally many; 0 is room for whatever tokens choose. Rows without room end the run");
   }
   // Where an ep group spans nodes of several ranks.
   bool wants_two_stages(const MoeConfig& moe) const {
@@ -58,6 +78,8 @@ struct ParallelConfig {
     problems.require(1 <= interleave && interleave <= 64, "interleave", "is {}; wanted 1 to 64", interleave);
     problems.require(ranks_per_node >= 0, "ranks_per_node", "is {}; wanted 0 (as the hosts say) or more",
                      ranks_per_node);
+    problems.require(dispatch_bound == 0 || (dispatch_bound >= 1 && dispatch_bound <= 65536), "dispatch_bound",
+                     "is {}; wanted 0 or 1 to 65536", dispatch_bound);
     problems.require(timeout_s >= 0.1 && timeout_s <= 86400, "timeout_s", "is {}; wanted 0.1 to 86400", timeout_s);
   }
 };

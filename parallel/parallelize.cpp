@@ -1,5 +1,7 @@
 #include "parallel/parallelize.h"
 
+#include "parallel/device_dispatcher.h"
+
 namespace octet {
 namespace {
 
@@ -12,16 +14,17 @@ int64_t ranks_per_node_of(const Communicator& world, const ParallelConfig& confi
 
 }  // namespace
 
-Ranks::Ranks(Communicator& world, const ParallelConfig& config, const ModelConfig& model)
+Ranks::Ranks(Communicator& world, const ParallelConfig& config, const ModelConfig& model, Device device)
     : world_(world),
       config_(config),
+      device_(device),
       mesh_(make_mesh(
           {.world = world.size(), .ranks_per_node = ranks_per_node_of(world, config), .dp = config.dp, .ep = config.ep},
           world.rank())),
       ep_(world.group(mesh_.ep_group, "ep")),
       experts_(world.group(mesh_.expert_data_group, "experts")) {
   route_.ep = ep_.get();
-  if (!config.wants_two_stages(model.moe)) return;
+  if (!device.is_cpu() || !config.wants_two_stages(model.moe)) return;  // on GPUs tokens go straight
   rail_ = world.group(mesh_.ep_rail_group, "rail");
   node_ = world.group(mesh_.ep_node_group, "node");
   route_.rail = rail_.get();
@@ -36,6 +39,7 @@ std::vector<Communicator*> Ranks::groups() const {
 
 std::unique_ptr<Dispatcher> Ranks::make_dispatcher() const {
   if (ep_->size() == 1) return std::make_unique<LocalDispatcher>();
+  if (!device_.is_cpu()) return std::make_unique<DeviceDispatcher>(*ep_, config_.wire, config_.dispatch_bound);
   return std::make_unique<ExpertDispatcher>(route_, config_.wire);
 }
 

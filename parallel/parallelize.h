@@ -14,9 +14,9 @@ namespace octet {
 // The communicators of one rank. All ranks make theirs at the same time, at the start of a run.
 class Ranks {
  public:
-  // world: of parallel.dp ranks; outlives this. model: says whether routing is limited to groups. Throws Error(kConfig)
-  // where the layout does not fit the ranks, the nodes or the experts.
-  Ranks(Communicator& world, const ParallelConfig& config, const ModelConfig& model);
+  // world: of parallel.dp ranks; outlives this. model: says whether routing is limited to groups. device: of its
+  // tokens. Throws Error(kConfig) where the layout does not fit the ranks, the nodes or the experts.
+  Ranks(Communicator& world, const ParallelConfig& config, const ModelConfig& model, Device device = {});
 
   Communicator& world() const { return world_; }
   Communicator& ep() const { return *ep_; }
@@ -34,6 +34,7 @@ class Ranks {
  private:
   Communicator& world_;
   const ParallelConfig config_;
+  const Device device_;
   Mesh mesh_;
   std::unique_ptr<Communicator> ep_, experts_, rail_, node_;
   RouteGroups route_;

@@ -117,6 +117,20 @@ TEST_CASE("check_run counts the ranks of a host, and leaves other hosts to thems
   CHECK(disk.check({"parallel.dp=4", "parallel.ep=2", "parallel.ranks_per_node=2"}).host_ranks == 2);
   CHECK(disk.check().wire.total().bytes == 0);
 
+  CHECK(run.transport.empty());
+  CHECK(run.sharing == 4);
+  // Ranks on the GPUs of other hosts, whose messages have one size.
+  const auto on_gpus = [&](const char* bound) {
+    return check_run(disk.files, "/run.yaml",
+                     {"parallel.dp=4", "parallel.ep=4", "device=cuda", "model.vocab_size=300", bound}, "/runs/new",
+                     /*elsewhere=*/true);
+  };
+  const CheckedRun all = on_gpus("parallel.dispatch_bound=0"), bounded = on_gpus("parallel.dispatch_bound=1");
+  CHECK(all.transport == "NCCL where each rank has a GPU");
+  CHECK(all.sharing == 1);
+  CHECK(bounded.wire.rows_back.bytes < all.wire.rows_back.bytes);
+  CHECK(bounded.memory.activations < all.memory.activations);
+
   const std::vector<std::string> large = {"model.hidden=131072", "model.layers=64", "model.moe.expert_hidden=131072",
                                           "data.path=/nowhere"};
   const auto elsewhere = [&](std::vector<std::string> overrides) {

@@ -13,6 +13,7 @@
 #include "parallel/staged_communicator.h"
 #include "tests/parallel/communicator_cases.h"
 #include "tests/parallel/mpirun.h"
+#include "tools/train/verify.h"
 
 namespace octet::test {
 namespace {
@@ -167,6 +168,49 @@ TEST_CASE("ranks on GPUs do what every communicator does, with the bits of threa
     INFO(name << ": " << run.text);
     CHECK(run.code == 0);
     CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks agree"));
+  }
+}
+
+// A run that spreads its experts, over NCCL.
+TEST_CASE("rank: training over NCCL", "[.rank]") {
+  auto world = make_mpi_communicator({.timeout_s = 60});
+  const int rank = world->rank();
+  ::setenv("NCCL_HOSTID", fmt::format("rank-{}", rank).c_str(), 1);
+  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+  Config config;
+  config.model.layers = 2;
+  config.model.hidden = 64;
+  config.model.heads = 2;
+  config.model.ffn_hidden = 48;
+  config.model.vocab_size = 100;
+  config.model.moe.num_experts = 4;
+  config.model.moe.expert_hidden = 32;
+  config.precision.recipe = Recipe::kFp8Block;
+  config.data.seq_len = 16;
+  config.train.batch_size = 4;
+  config.train.micro_batch = 1;
+  config.device = DeviceType::kCuda;
+  config.parallel.dp = world->size();
+  config.parallel.ep = 2;
+  config.parallel.timeout_s = 60;
+  config.parallel.gpu_transport = GpuTransport::kNccl;
+  const LayoutResult result = verify_layout(config, 5, *world);
+  INFO(result.first_difference);
+  REQUIRE(result.is_equal());
+  if (rank == 0) std::printf("%d ranks trained\n", world->size());
+}
+
+TEST_CASE("experts on several GPUs, over NCCL, are one rank, bit for bit", "[nccl]") {
+  if (count_gpus() == 0) {
+    WARN("skipped: there is no GPU");
+    return;
+  }
+  if (is_skipped()) return;
+  for (const int ranks : {2, 4}) {
+    const MpiRun run = run_mpi(ranks, "rank: training over NCCL");
+    INFO(run.text);
+    CHECK(run.code == 0);
+    CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks trained"));
   }
 }
 

@@ -214,10 +214,10 @@ void print_result(const StepOptions& options, const Config& config, const std::v
 int bench_on(const StepOptions& options, const Config& config, Communicator& host_world) {
   const int64_t S = config.data.seq_len;
   const Device device = open_device(config.device);
-  const auto staged = staged_for(&host_world, device);
-  Communicator& world = staged ? *staged : host_world;
+  const auto of_gpus = make_gpu_communicator(&host_world, device, config.parallel);
+  Communicator& world = of_gpus ? *of_gpus : host_world;
   const StepPlan plan = plan_step(config, world.rank());
-  const Ranks ranks(world, config.parallel, config.model);
+  const Ranks ranks(world, config.parallel, config.model, device);
   Transformer model(config.model, config.precision, recompute_parts(config.train), S, ranks.make_dispatcher(), device);
   const auto shards = ranks.shard(model);
   AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), &world);

@@ -27,7 +27,7 @@ std::string with_unit(double value, double base, std::initializer_list<const cha
 std::string flops(double value) { return with_unit(value, 1000, {"", "k", "M", "G", "T", "P", "E", "Z", "Y"}, "FLOP"); }
 std::string bytes(double value) { return with_unit(value, 1024, {"B", "KiB", "MiB", "GiB", "TiB", "PiB"}, ""); }
 
-void print_wire(const WireBytes& wire, auto&& row) {
+void print_wire(const WireBytes& wire, bool on_gpus, auto&& row) {
   fmt::print("sent by it in a step{}\n", wire.two_stage ? ", tokens in two stages" : "");
   const auto line = [&](const char* name, const WireBytes::Line& sent, const char* what) {
     if (sent.bytes == 0) return;
@@ -38,8 +38,9 @@ void print_wire(const WireBytes& wire, auto&& row) {
   line("gradients, reduced", wire.reduce, "float32");
   line("weights, gathered", wire.gather, "as products read them");
   line("norm, losses, loads", wire.sums, "float64");
-  line("counts of rows", wire.counts, "int64");
-  line("tokens to experts", wire.tokens_out, "under even routing, as the next three");
+  line("counts of rows", wire.counts, on_gpus ? "and which token each reads" : "int64");
+  line("tokens to experts", wire.tokens_out,
+       on_gpus ? "room, as the next three" : "under even routing, as the next three");
   line("rows back", wire.rows_back, "forward");
   line("gradients to experts", wire.gradients_out, "backward");
   line("gradients back", wire.gradients_back, "backward");
@@ -81,6 +82,7 @@ void print_costs(const std::string& path, const CheckedRun& run) {
     fmt::print("layout\n");
     row("ranks", format_thousands(parallel.dp),
         parallel.ranks_per_node == 0 ? std::string() : fmt::format("{} on a node", run.host_ranks));
+    if (!run.transport.empty()) row("messages", "", run.transport);
     if (const int64_t copies = parallel.dp / parallel.ep; moe_layers > 0) {
       row("experts of a rank", format_thousands(model.moe.num_experts / parallel.ep),
           fmt::format("ep {}; each expert on {} rank{}", parallel.ep, copies, copies == 1 ? "" : "s"));
@@ -101,9 +103,9 @@ void print_costs(const std::string& path, const CheckedRun& run) {
       run.memory_bytes == 0 ? std::string() : fmt::format("of {}", bytes(double(run.memory_bytes)));
   row("total", bytes(double(run.memory.total())), parallel.dp == 1 ? limit : std::string());
   if (parallel.dp > 1) {
-    row("a host", bytes(double(run.memory.total()) * double(run.host_ranks)),
-        fmt::format("{} ranks{}{}", run.host_ranks, limit.empty() ? "" : ", ", limit));
-    print_wire(run.wire, row);
+    row(config.device == DeviceType::kCpu ? "a host" : "a GPU", bytes(double(run.memory.total()) * double(run.sharing)),
+        fmt::format("{} rank{}{}{}", run.sharing, run.sharing == 1 ? "" : "s", limit.empty() ? "" : ", ", limit));
+    print_wire(run.wire, config.device != DeviceType::kCpu, row);
   }
   fmt::print("disk\n");
   row("one checkpoint", bytes(double(run.disk_bytes)),

@@ -93,6 +93,12 @@ class Checker {
     run_.wire = wire_bytes(config, run_.vocab_size, run_.rank);
     run_.host_ranks = parallel.ranks_per_node == 0 ? parallel.dp : std::min(parallel.dp, parallel.ranks_per_node);
     if (local_ranks() > 1) run_.host_ranks = std::min<int64_t>(parallel.dp, local_ranks());
+    run_.sharing = config.device == DeviceType::kCpu ? run_.host_ranks : 1;
+    if (config.device != DeviceType::kCpu && parallel.dp > 1) {
+      run_.transport = parallel.gpu_transport == GpuTransport::kStaged ? "host memory and MPI"
+                       : parallel.gpu_transport == GpuTransport::kNccl ? "NCCL"
+                                                                       : "NCCL where each rank has a GPU";
+    }
 
     // A tensor has entries in a header, the index and the manifest, about this long together for the names of a model,
     // and a digest of 8 bytes for each 64 KiB; a configuration has 2 KiB.
@@ -106,20 +112,23 @@ class Checker {
     if (is_gpu) {
       try {
         run_.memory_bytes = gpu::memory_level(open_device(config.device)).total_bytes;
+        const int64_t gpus = std::max(1, gpu::runtime().count);
+        run_.sharing = (run_.host_ranks + gpus - 1) / gpus;
       } catch (const Error& error) {
         note("device", error, problems);
       }
+      check_transport(config.parallel, problems);
     } else {
       run_.memory_bytes = machine_memory();
     }
     const int64_t activations = run_.memory.activations + run_.memory.workspace;
-    const double needed = double(run_.memory.total()) * double(run_.host_ranks);
-    const std::string ranks = run_.host_ranks == 1 ? "" : fmt::format(" for {} ranks", run_.host_ranks);
+    const double needed = double(run_.memory.total()) * double(run_.sharing);
+    const std::string ranks = run_.sharing == 1 ? "" : fmt::format(" for {} ranks", run_.sharing);
     problems.require(run_.memory_bytes == 0 || needed < double(run_.memory_bytes), "train.micro_batch",
                      "is {}, with which this run needs {} of memory{}, {} of it for activations; wanted at most the {} "
                      "of this {}",
                      config.train.micro_batch, shown_bytes(needed), ranks,
-                     shown_bytes(double(activations) * double(run_.host_ranks)), shown_bytes(double(run_.memory_bytes)),
+                     shown_bytes(double(activations) * double(run_.sharing)), shown_bytes(double(run_.memory_bytes)),
                      is_gpu ? "GPU" : "machine");
 
     const std::string tokenizer = join_path(config.data.path, "tokenizer.json");
@@ -138,6 +147,14 @@ class Checker {
     } catch (const Error& error) {
       note("checkpoint.keep_last", error, problems);
     }
+  }
+
+  void check_transport(const ParallelConfig& parallel, Problems& problems) {
+    if (parallel.dp == 1 || parallel.gpu_transport == GpuTransport::kStaged) return;
+    const std::string trouble = nccl_trouble_of(run_.host_ranks);
+    run_.transport = trouble.empty() ? "NCCL" : fmt::format("host memory and MPI: {}", trouble);
+    problems.require(trouble.empty() || parallel.gpu_transport == GpuTransport::kAuto, "parallel.gpu_transport",
+                     "is nccl, and {}; wanted auto or staged", trouble);
   }
 
   // Keeps the error for the case that it stays the only one, and lists it with the others.

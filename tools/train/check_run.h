@@ -22,6 +22,8 @@ struct CheckedRun {
   MemoryEstimate memory;
   WireBytes wire;
   int64_t host_ranks = 1;  // ranks on one host: as launched, or parallel.ranks_per_node, or all
+  int64_t sharing = 1;     // of them, those that share the memory that is looked at: the host's, or a GPU's
+  std::string transport;   // of ranks on GPUs: "NCCL", or what else and why; empty where there are none
   bool elsewhere = false;
 };
 

@@ -59,8 +59,15 @@ struct Config {
     problems.section("checkpoint", [&] { checkpoint.validate(problems); });
     problems.section("parallel", [&] { parallel.validate(problems); });
     validate_layout(problems);
-    problems.require(device == DeviceType::kCpu || parallel.ep <= 1, "parallel.ep",
-                     "is {} with device {}, whose experts are on every rank; wanted 1", parallel.ep, name_of(device));
+    problems.require(device != DeviceType::kCpu || parallel.gpu_transport == GpuTransport::kAuto,
+                     "parallel.gpu_transport", "is {} with device {}, whose ranks talk MPI; wanted auto",
+                     name_of(parallel.gpu_transport), name_of(device));
+    problems.require(device != DeviceType::kCpu || parallel.dispatch_bound == 0, "parallel.dispatch_bound",
+                     "is {} with device {}, where messages are as long as what is in them; wanted 0",
+                     parallel.dispatch_bound, name_of(device));
+    problems.require(device == DeviceType::kCpu || parallel.two_stage != TwoStage::kOn, "parallel.two_stage",
+                     "is {} with device {}, where a token goes straight to each rank; wanted auto or off",
+                     name_of(parallel.two_stage), name_of(device));
   }
 
  private:

@@ -8,6 +8,7 @@
 #include "core/ops/head_loss.h"
 #include "core/tensor/allocator.h"
 #include "parallel/communicator.h"
+#include "parallel/device_dispatcher.h"
 #include "parallel/parameter_shards.h"
 
 namespace octet {
@@ -77,11 +78,18 @@ struct DispatchShape {
   explicit DispatchShape(const Config& config)
       : ranks(config.parallel.ep),
         of_node(config.parallel.ranks_per_node == 0 ? ranks : std::min(ranks, config.parallel.ranks_per_node)),
-        nodes(ranks / of_node) {
-    two_stage = config.parallel.wants_two_stages(config.model.moe) && nodes > 1 && of_node > 1;
+        nodes(ranks / of_node),
+        on_gpus(config.device != DeviceType::kCpu) {
+    two_stage = !on_gpus && config.parallel.wants_two_stages(config.model.moe) && nodes > 1 && of_node > 1;
+    const MoeConfig& moe = config.model.moe;
+    if (on_gpus && ranks > 1 && moe.num_experts > 0) {
+      const int64_t tokens = config.sequences_per_micro_batch() * config.data.seq_len;
+      room = dispatch_room(tokens, moe.top_k, moe.num_experts, ranks, config.parallel.dispatch_bound);
+    }
   }
   int64_t ranks, of_node, nodes;  // P = N L
-  bool two_stage;
+  bool on_gpus, two_stage;
+  DispatchRoom room;  // on GPUs, of a message
 };
 
 // The activations of T tokens, in bytes as they are allocated.
@@ -97,7 +105,12 @@ class Activations {
         interleave_(config.parallel.interleave),
         ep_(config.parallel.ep),
         dispatch_(config) {
+    rows_ = T_ * model_.moe.top_k;
     if (!is_spread()) return;
+    if (dispatch_.on_gpus) {
+      copies_ = ep_ * dispatch_.room.copies, rows_ = ep_ * dispatch_.room.rows;
+      return;
+    }
     const double tokens = double(T_), of_rank = chance_of_visit(model_.moe, model_.moe.num_experts / ep_);
     copies_ = int64_t(std::ceil(tokens * double(ep_) * of_rank));
     if (!dispatch_.two_stage) return;
@@ -126,10 +139,12 @@ class Activations {
         floats(chunk * V_) + (value_bytes_ == 4 ? 0 : values(chunk, V_)) + floats(T_) + 2 * values(T_, D);
 
     const bool is_moe = model_.is_moe_layer(last);
-    const int64_t R = is_moe ? T_ * model_.moe.top_k : T_;
+    const int64_t R = is_moe ? rows_ : T_;
     const int64_t F = is_moe ? model_.moe.expert_hidden : model_.ffn_hidden;
-    // Groups are padded to whole blocks for a weight gradient, half a block each on average.
-    const int64_t P = blocks(R + (is_moe ? 64 * model_.moe.num_experts / ep_ : 0)) * 128;
+    // Groups are padded to whole blocks for a weight gradient, half a block each on average; on a GPU, whose host does
+    // not know how much, by all that it can be.
+    const int64_t padding = dispatch_.on_gpus ? 127 : 64;
+    const int64_t P = blocks(R + (is_moe ? padding * model_.moe.num_experts / ep_ : 0)) * 128;
     // The gradient of the residual stream is also that of a dense layer's result; experts have rows of their own, in
     // place of the results that combining has let go.
     int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0);
@@ -149,8 +164,8 @@ class Activations {
     if (is_moe && is_spread()) {
       // While the gradients of the layer's output come, and later those of tokens go back: rows as the experts made
       // them, those that come from elsewhere, and those that leave, where they leave together.
-      const int64_t others = R * (ep_ - 1) / ep_;
-      const bool is_gathered = R / model_.moe.num_experts * D * value_bytes_ < kPartBytes;
+      const int64_t others = dispatch_.on_gpus ? R : R * (ep_ - 1) / ep_;
+      const bool is_gathered = dispatch_.on_gpus || R / model_.moe.num_experts * D * value_bytes_ < kPartBytes;
       const int64_t let_go = values(R, D) + inner(R, F) + received();
       block = std::max({block, 2 * values(T_, D) + values(copies_, D) + values(R, D),
                         2 * values(T_, D) + values(R, D) + (is_gathered ? 2 : 1) * values(others, D) - let_go});
@@ -184,11 +199,13 @@ class Activations {
     int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(/*values_too=*/is_moe, reads_codes);
     if (!is_moe) return bytes + inner(T_, model_.ffn_hidden);
     const MoeConfig& moe = model_.moe;
-    const int64_t R = T_ * moe.top_k;
+    const int64_t pairs = T_ * moe.top_k, R = rows_;
     const int64_t score_tables =
         1 + (moe.aux_loss != AuxLoss::kNone && moe.aux_loss_alpha > 0 ? 1 : 0) + (moe.z_loss_beta > 0 ? 1 : 0);
-    bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(R);  // choices, weights, and the permutation
-    if (is_spread()) {
+    bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(pairs);  // choices, weights, and the permutation
+    if (is_spread() && dispatch_.on_gpus) {
+      bytes += received() - floats(pairs) + 4 * floats(R) + floats(copies_);  // the lists of kernels/rank_rows.h
+    } else if (is_spread()) {
       // What came, and where everything goes: a number or two for each row and for each copy.
       bytes += received() + 2 * floats(R) + floats(copies_);
       if (dispatch_.two_stage) bytes += 3 * floats(node_copies_);
@@ -219,6 +236,7 @@ class Activations {
   const int64_t T_, V_, interleave_, ep_;
   const DispatchShape dispatch_;
   int64_t copies_ = 0, node_copies_ = 0;  // of this rank's tokens: to ranks, and to nodes
+  int64_t rows_ = 0;                      // of experts here
 };
 
 }  // namespace
@@ -396,6 +414,15 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   const double node_visit = chance_of_visit(model.moe, E / shape.nodes);
   const double passes = double(model.num_moe_layers() * config.num_micro_batches() / dp);
   const double forward = passes * (config.train.recomputes(Recompute::kBlock) ? 2 : 1);  // what is sent again
+  if (shape.on_gpus) {
+    const double others = P - 1, room = double(shape.room.rows), copies = double(shape.room.copies);
+    wire.counts.add(forward * others * (8 * P + 4 * (double(E) / P + room)), off_rank);
+    wire.tokens_out.add(forward * others * copies * token, off_rank);
+    wire.rows_back.add(forward * others * room * value_row, off_rank);
+    wire.gradients_out.add(passes * others * (copies * gradient + 4 * room), off_rank);
+    wire.gradients_back.add(passes * others * room * (value_row + 4), off_rank);
+    return wire;
+  }
   const auto out = [&](WireBytes::Line& line, double times, double bytes) {
     if (shape.two_stage) {
       line.add(times * bytes * T * (N - 1) * node_visit, 1);

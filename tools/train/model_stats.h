@@ -54,7 +54,8 @@ double training_flops_per_token(const ModelConfig& model, int64_t vocab_size, in
 
 // Bytes of a rank's tensors at the widest point of a step, as core/tensor/allocator.h counts them. With parallel.ep P a
 // rank holds E / P experts; masters and moments are those of its own rows (parallel/parameter_shards.h), weights and
-// gradients those of all rows at hand. Which experts tokens visit is not known before: it is taken as even.
+// gradients those of all rows at hand. Which experts tokens visit is not known before: it is taken as even, but on
+// GPUs, where there is room for what messages may bring.
 struct MemoryEstimate {
   int64_t masters = 0;      // float32; where the weight is float32 itself, all rows of it
   int64_t weights = 0;      // the copies that products read: bfloat16, or E4M3 with its scales; small tables
@@ -82,7 +83,8 @@ inline constexpr int64_t kStepSums = 3;  // summed beside losses, loads and squa
 //   T (P - 1) h     copies of tokens to other ranks, h the chance that a rank has one of a token's K experts
 //   T K (P - 1) / P rows of experts, each with 4 bytes on the way out
 // In two stages T (N - 1) h' copies go to other nodes, h' the same chance of a node, each with a mask of 8 bytes, and
-// N T (L - 1) h inside the node, of N nodes with L ranks. Rows of experts go straight to their ranks.
+// N T (L - 1) h inside the node, of N nodes with L ranks. Rows of experts go straight to their ranks. On GPUs messages
+// have one size, whatever the routing (parallel/device_dispatcher.h).
 struct WireBytes {
   struct Line {
     double bytes = 0, off_node = 0;

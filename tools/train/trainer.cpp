@@ -133,8 +133,8 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
       clock_(clock),
       device_(open_device(config.device)),
       alone_(world == nullptr ? make_self_communicator() : nullptr),
-      staged_(staged_for(world, device_)),
-      timed_(staged_            ? *staged_
+      of_gpus_(make_gpu_communicator(world, device_, config.parallel)),
+      timed_(of_gpus_           ? *of_gpus_
              : world == nullptr ? *alone_
                                 : *world,
              clock),
@@ -166,7 +166,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
           "model.vocab_size is {}; the tokens of {} go up to {}: wanted at least that, or 0 for just that",
           model.vocab_size, data, train_data_->vocab_size());
   const int64_t sample_length = int64_t(config_.train.sample_prompt.size()) + 1 + config_.train.sample_tokens;
-  ranks_.emplace(world_, config_.parallel, model);
+  ranks_.emplace(world_, config_.parallel, model, device_);
   model_ =
       std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
                                     std::max(config_.data.seq_len, sample_length), ranks_->make_dispatcher(), device_);

@@ -76,7 +76,7 @@ class Trainer {
   Clock& clock_;
 
   const Device device_;
-  const std::unique_ptr<Communicator> alone_, staged_;
+  const std::unique_ptr<Communicator> alone_, of_gpus_;
   TimedCommunicator timed_;
   Communicator& world_;  // timed_
   HeartbeatFileSystem files_;

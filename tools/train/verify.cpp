@@ -179,9 +179,9 @@ void bring_own_rows(Communicator& world, const std::vector<Parameter*>& paramete
 
 LayoutResult verify_layout(const Config& config, int64_t steps, Communicator& host_world) {
   const Device device = open_device(config.device);
-  const auto staged = staged_for(&host_world, device);
-  Communicator& world = staged ? *staged : host_world;
-  const Ranks ranks(world, config.parallel, config.model);
+  const auto of_gpus = make_gpu_communicator(&host_world, device, config.parallel);
+  Communicator& world = of_gpus ? *of_gpus : host_world;
+  const Ranks ranks(world, config.parallel, config.model, device);
   Transformer model(config.model, config.precision, recompute_parts(config.train), config.data.seq_len,
                     ranks.make_dispatcher(), device);
   const auto shards = ranks.shard(model);

@@ -1,0 +1,283 @@
+#include "parallel/device_dispatcher.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "core/autograd/tape.h"
+#include "core/ops/combine.h"
+#include "kernels/permute.h"
+#include "kernels/quantize.h"
+#include "kernels/rank_rows.h"
+
+namespace octet {
+namespace {
+
+Tensor workspace(Shape shape, DType dtype, Device device) {
+  return empty(shape, dtype, MemoryCategory::kWorkspace, device);
+}
+
+// As many rows of a matrix to each rank, and from each.
+class EqualExchange {
+ public:
+  EqualExchange() = default;
+  explicit EqualExchange(Communicator& ep, const Tensor& sent)
+      : sent_(sent), received_(empty(sent.shape(), sent.dtype(), sent.device())) {
+    const std::vector<int64_t> counts(size_t(ep.size()), sent.size(0) / ep.size());
+    pending_ = ep.start_all_to_all_v(
+        {.send = sent_, .send_pieces = {.counts = counts}, .receive = received_, .receive_pieces = {.counts = counts}},
+        sent_.stream());
+  }
+  Tensor wait() {
+    pending_.wait();
+    sent_ = Tensor();
+    return std::exchange(received_, Tensor());
+  }
+
+ private:
+  Tensor sent_, received_;
+  Pending pending_;
+};
+
+// Row list[i] of x, [S, C], at i; where the list has -1, anything.
+Tensor rows_at(const Tensor& x, const Tensor& list) {
+  const Tensor rows = workspace({list.num_elements(), x.cols()}, x.dtype(), x.device());
+  kernels::gather_rows({.x = x, .source = list, .y = rows, .skips = true}, x.stream());
+  return rows;
+}
+
+// Tokens in the form in which they travel.
+class TokensOnWire {
+ public:
+  TokensOnWire() = default;
+  TokensOnWire(Communicator& ep, const Tensor& tokens, const Tensor& values) : values_(ep, rows_at(values, tokens)) {}
+  TokensOnWire(Communicator& ep, const Tensor& tokens, const Fp8Rows& rows)
+      : codes_(ep, rows_at(rows.codes, tokens)), scale_(ep, rows_at(rows.scale, tokens)), is_fp8_(true) {}
+
+  Fp8Rows wait_quantized() {
+    if (!is_fp8_) return quantize_rows(values_.wait(), nullptr);
+    Fp8Rows rows{.codes = codes_.wait(), .scale = {}};
+    rows.scale = scale_.wait();
+    return rows;
+  }
+  Tensor wait_values(DType dtype) {
+    if (!is_fp8_) return values_.wait();
+    const Fp8Rows rows = wait_quantized();
+    const Tensor values = workspace(rows.codes.shape(), dtype, rows.codes.device());
+    kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = values}, values.stream());
+    return values;
+  }
+
+ private:
+  EqualExchange values_, codes_, scale_;
+  bool is_fp8_ = false;
+};
+
+// What the forward pass leaves to the backward pass; not on the tape itself.
+class Exchange {
+ public:
+  Exchange(Communicator& ep, Wire wire, double bound, const LinearInput& input, const Tensor& indices,
+           int64_t num_experts)
+      : ep_(ep),
+        wire_(wire),
+        numerics_(input.numerics()),
+        bound_(bound),
+        num_experts_(num_experts),
+        local_experts_(num_experts / ep.size()),
+        input_(input),
+        indices_(indices),
+        offsets_(workspace({num_experts + 1}, DType::kInt64, indices.device())),
+        row_of_(workspace(indices.shape(), DType::kInt32, indices.device())),
+        tokens_of_rank_(size_t(ep.size()), 0.0) {
+    const Tensor source = workspace({indices.num_elements()}, DType::kInt32, indices.device());
+    kernels::build_permutation({.indices = indices, .offsets = offsets_, .row_of = row_of_, .source = source},
+                               indices.stream());
+    if (is_wire_fp8()) input_->quantized();
+    tokens_of_rank_[size_t(ep.rank())] = double(indices.rows());
+    tokens_pending_ = ep.start_all_reduce(tokens_of_rank_);
+  }
+
+  void send() {
+    tokens_pending_.wait();
+    const Device device = indices_.device();
+    const int64_t P = ep_.size(), T = indices_.rows(), K = indices_.cols();
+    const auto most_tokens = int64_t(*std::max_element(tokens_of_rank_.begin(), tokens_of_rank_.end()));
+    room_ = dispatch_room(most_tokens, K, num_experts_, P, bound_);
+    const Tensor heads = workspace({P, local_experts_ + room_.rows}, DType::kInt32, device);
+    token_of_copy_ = empty({P, room_.copies}, DType::kInt32, device);
+    pair_of_slot_ = empty({P, room_.rows}, DType::kInt32, device);
+    slots_ = empty({T, K}, DType::kInt32, device);
+    kernels::rows_to_ranks({.indices = indices_,
+                            .offsets = offsets_,
+                            .row_of = row_of_,
+                            .heads = heads,
+                            .tokens = token_of_copy_,
+                            .pairs = pair_of_slot_,
+                            .slots = slots_,
+                            .rank = ep_.rank()},
+                           heads.stream());
+    heads_ = EqualExchange(ep_, heads);
+    if (is_wire_fp8()) {
+      tokens_ = TokensOnWire(ep_, token_of_copy_, input_->quantized());
+    } else {
+      tokens_ = TokensOnWire(ep_, token_of_copy_, input_->values());
+    }
+    input_.reset();
+    indices_ = offsets_ = row_of_ = Tensor();
+  }
+
+  // place: of the rows of experts, on the tape.
+  Dispatched arrive(const Tensor& place) {
+    const Tensor heads = heads_.wait();
+    const Device device = heads.device();
+    const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64, device);
+    source_ = empty({num_rows()}, DType::kInt32, device);
+    slot_of_row_ = empty({num_rows()}, DType::kInt32, device);
+    row_of_slot_ = empty({ep_.size(), room_.rows}, DType::kInt32, device);
+    kernels::rows_from_ranks({.heads = heads,
+                              .offsets = offsets,
+                              .source = source_,
+                              .slot_of_row = slot_of_row_,
+                              .row_of_slot = row_of_slot_,
+                              .copies = room_.copies},
+                             heads.stream());
+    groups_ = RowGroups::of_offsets(offsets, source_, num_rows());
+    TokensOnWire tokens = std::exchange(tokens_, {});
+    if (!numerics_.is_fp8()) {
+      const LinearInput input(tokens.wait_values(numerics_.activation_dtype()), numerics_);
+      return {.input = input.at(place), .groups = groups_};
+    }
+    return {.input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = groups_};
+  }
+
+  // Rows of experts, [num_rows, D], to the ranks of their tokens.
+  void start_back(const Tensor& rows) { back_ = EqualExchange(ep_, rows_at(rows, row_of_slot_)); }
+  // y[t] = base[t] + sum_k weights[t,k] * row of pair (t, k). weights and base may be undefined.
+  Tensor wait_back(const Tensor& weights, const Tensor& base) {
+    const Tensor came = back_.wait();
+    Tensor y = empty({slots_.rows(), came.cols()}, came.dtype(), came.device());  // [T, D]
+    kernels::combine_forward({.rows = came, .row_of = slots_, .weights = weights, .base = base, .y = y}, y.stream());
+    return y;
+  }
+
+  // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
+  void start_gradient(const Tensor& dy, const Tensor& weights) {
+    weights_ = EqualExchange(ep_, rows_at(weights.reshape({weights.num_elements(), 1}), pair_of_slot_));
+    if (numerics_.expert_gradients == GradientWire::kFp8) {
+      tokens_ = TokensOnWire(ep_, token_of_copy_, quantize_rows(dy, nullptr));
+    } else {
+      tokens_ = TokensOnWire(ep_, token_of_copy_, dy);
+    }
+  }
+  // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
+  Tensor wait_gradient(const Tensor& rows) {
+    const Tensor weights = rows_at(weights_.wait(), slot_of_row_);
+    const Tensor dy = std::exchange(tokens_, {}).wait_values(numerics_.activation_dtype());
+    Tensor drows = empty(rows.shape(), dy.dtype(), dy.device());
+    const Tensor dweights = workspace({num_rows(), 1}, DType::kFloat32, dy.device());
+    kernels::combine_backward_at_rows({.dy = dy,
+                                       .source = source_,
+                                       .rows = rows,
+                                       .weights = weights,
+                                       .drows = drows,
+                                       .dweights = dweights,
+                                       .num_rows = groups_.count()},
+                                      dy.stream());
+    weights_ = EqualExchange(ep_, rows_at(dweights, row_of_slot_));
+    return drows;
+  }
+  // [T, K]
+  Tensor wait_weight_gradients() {
+    return rows_at(weights_.wait(), slots_.reshape({slots_.num_elements()})).reshape(slots_.shape());
+  }
+
+  int64_t num_rows() const { return ep_.size() * room_.rows; }  // that there is room for
+
+ private:
+  bool is_wire_fp8() const { return numerics_.is_fp8() && wire_ == Wire::kFp8; }
+
+  Communicator& ep_;
+  const Wire wire_;
+  const Numerics numerics_;
+  const double bound_;
+  const int64_t num_experts_, local_experts_;
+  std::optional<LinearInput> input_;   // until send
+  Tensor indices_, offsets_, row_of_;  // the same
+  std::vector<double> tokens_of_rank_;
+  Pending tokens_pending_;
+  DispatchRoom room_;
+  Tensor token_of_copy_, pair_of_slot_, slots_;  // as kernels/rank_rows.h has them
+  Tensor source_, slot_of_row_, row_of_slot_;
+  RowGroups groups_;
+  EqualExchange heads_, back_, weights_;
+  TokensOnWire tokens_;
+};
+
+class DeviceDispatch final : public Dispatch {
+ public:
+  DeviceDispatch(Communicator& ep, Wire wire, double bound, const LinearInput& input, const Tensor& indices,
+                 const Tensor& weights, int64_t num_experts)
+      : dtype_(input.x().dtype()),
+        device_(input.x().device()),
+        width_(input.x().cols()),
+        weights_(weights),
+        exchange_(std::make_shared<Exchange>(ep, wire, bound, input, indices, num_experts)) {
+    // As in ExpertDispatch: backwards each end of a way starts where forwards it waits.
+    started_ = record("dispatch", Tensor::without_data(input.x().shape(), dtype_, device_), {input.x(), weights},
+                      [exchange = exchange_](const Tensor&) -> Gradients {
+                        return {exchange->wait_back(/*weights=*/{}, /*base=*/{}), exchange->wait_weight_gradients()};
+                      });
+  }
+
+  void send() override { exchange_->send(); }
+
+  Dispatched arrive() override {
+    const Tensor place = record("arrive", Tensor::without_data({exchange_->num_rows(), width_}, dtype_, device_),
+                                {started_}, [exchange = exchange_](const Tensor& drows) -> Gradients {
+                                  exchange->start_back(drows);
+                                  return {Tensor::without_data(drows.shape(), drows.dtype(), drows.device())};
+                                });
+    return exchange_->arrive(place);
+  }
+
+  void send_back(const Tensor& rows) override {
+    exchange_->start_back(rows.detach());
+    sent_ = record("send_back", Tensor::without_data(rows.shape(), dtype_, device_), {rows},
+                   [exchange = exchange_, rows = rows.detach()](const Tensor&) -> Gradients {
+                     return {exchange->wait_gradient(rows)};
+                   });
+  }
+
+  Tensor combine(const Tensor& base) override {
+    return record("combine", exchange_->wait_back(weights_, base), {sent_, base},
+                  [exchange = exchange_, weights = weights_.detach()](const Tensor& dy) -> Gradients {
+                    exchange->start_gradient(dy, weights);
+                    return {Tensor::without_data(dy.shape(), dy.dtype(), dy.device()), dy};
+                  });
+  }
+
+ private:
+  const DType dtype_;
+  const Device device_;
+  const int64_t width_;
+  Tensor weights_;
+  std::shared_ptr<Exchange> exchange_;
+  Tensor started_, sent_;
+};
+
+}  // namespace
+
+DispatchRoom dispatch_room(int64_t tokens, int64_t top_k, int64_t num_experts, int64_t ranks, double bound) {
+  int64_t rows = tokens * std::min(top_k, num_experts / ranks);
+  if (bound > 0) rows = std::min(rows, int64_t(std::ceil(bound * double(tokens * top_k) / double(ranks))));
+  return {.copies = std::min(tokens, rows), .rows = rows};
+}
+
+ExpertRange DeviceDispatcher::experts_at_hand(int64_t num_experts) const { return experts_of_rank(ep_, num_experts); }
+
+std::unique_ptr<Dispatch> DeviceDispatcher::start(const LinearInput& input, const Tensor& indices,
+                                                  const Tensor& weights, int64_t num_experts) {
+  return std::make_unique<DeviceDispatch>(ep_, wire_, bound_, input, indices, weights, num_experts);
+}
+
+}  // namespace octet

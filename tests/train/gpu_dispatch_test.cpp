@@ -1,0 +1,313 @@
+// The dispatch whose counts stay on the device: against experts at hand on the same device, and its bytes against its
+// formula. It also runs on the CPU, where its kernels have their reference.
+#include <mutex>
+
+#include "core/nn/init.h"
+#include "core/nn/moe_layer.h"
+#include "core/tensor/device_fault.h"
+#include "parallel/device_dispatcher.h"
+#include "parallel/local_communicator.h"
+#include "parallel/parallelize.h"
+#include "parallel/staged_communicator.h"
+#include "tests/support/devices.h"
+#include "tests/support/numeric.h"
+#include "tools/data/made_up_batch.h"
+#include "tools/train/model_stats.h"
+#include "tools/train/training_step.h"
+#include "tools/train/verify.h"
+
+namespace octet::test {
+namespace {
+
+constexpr int64_t kHidden = 136, kExperts = 8, kTopK = 3;  // a ragged block of 128 columns
+
+enum class Choice { kEven, kOneExpert, kOneRank };
+
+// Experts of tokens begin .. end - 1.
+std::vector<int32_t> choices(Choice choice, int64_t begin, int64_t end) {
+  const RandomStream random(3, "choices");
+  std::vector<int32_t> indices;
+  for (int64_t t = begin; t < end; ++t) {
+    const int32_t start = choice == Choice::kEven ? int32_t(random.below(uint64_t(kExperts), uint64_t(t))) : 5;
+    for (int32_t k = 0; k < kTopK; ++k) {
+      // Token t's first choice is expert 5 always where all visit it, and then others.
+      const int32_t step = choice == Choice::kOneRank || k == 0 ? k : k + int32_t(t % 4);
+      indices.push_back((start + step) % int32_t(kExperts));
+    }
+  }
+  return indices;
+}
+
+std::vector<float> floats(const Tensor& x) {
+  if (x.dtype() == DType::kFloat32) return to_vector<float>(x);
+  std::vector<float> values;
+  for (const bfloat16 value : to_vector<bfloat16>(x)) values.push_back(float(value));
+  return values;
+}
+
+Tensor values_of(uint64_t seed, int64_t begin, int64_t end, DType dtype, Device device) {
+  const auto all = uniform(end * kHidden, seed);
+  const std::vector<float> mine(all.begin() + begin * kHidden, all.end());
+  if (dtype == DType::kFloat32) return from_vector(mine, {end - begin, kHidden}, device);
+  std::vector<bfloat16> narrow;
+  for (const float value : mine) narrow.push_back(bfloat16(value));
+  return from_vector(narrow, {end - begin, kHidden}, device);
+}
+
+// What a pass of a layer over some tokens gives.
+struct Pass {
+  std::vector<float> y, dx;
+  std::vector<std::vector<float>> w13, w2;  // gradients by expert at hand
+  Traffic traffic;
+};
+
+Pass run_layer(Dispatcher& dispatcher, const Numerics& numerics, Choice choice, int64_t begin, int64_t end,
+               Device device) {
+  ModelConfig config;
+  config.hidden = kHidden;
+  config.init_std = 0.3f;
+  config.moe.num_experts = kExperts;
+  config.moe.top_k = kTopK;
+  config.moe.expert_hidden = 40;
+  ModelContext context{.numerics = numerics, .recompute = {}, .device = device};
+  MoeLayer layer("mlp.", config, context, dispatcher);
+  std::vector<Parameter*> parameters;
+  layer.visit_parameters([&](Parameter& parameter) {
+    init_normal(parameter, 7, config.init_std);
+    parameter.refresh();
+    parameters.push_back(&parameter);
+  });
+  Pass pass;
+  const Recording on(true);
+  const DType dtype = numerics.activation_dtype();
+  const Tensor x =
+      make_source(values_of(1, begin, end, dtype, device), [&pass](const Tensor& dx) { pass.dx = floats(dx); });
+  const Tensor replayed = from_vector(choices(choice, begin, end), {end - begin, kTopK}, device);
+  const Tensor y = layer.forward(LinearInput(x, numerics), replayed);
+  pass.y = floats(y);
+  backward(y, values_of(2, begin, end, dtype, device));
+  const auto by_expert = [](Parameter& parameter) {
+    std::vector<std::vector<float>> all;
+    for (int64_t e = 0; e < parameter.shape()[0]; ++e) all.push_back(floats(parameter.grad().slice_rows(e, 1)));
+    return all;
+  };
+  pass.w13 = by_expert(*parameters[1]);
+  pass.w2 = by_expert(*parameters[2]);
+  DeviceFault(device).rethrow();
+  return pass;
+}
+
+// A training run in which experts are spread.
+Config spread_config(Recipe recipe) {
+  Config config;
+  config.model.layers = 1;
+  config.model.hidden = 64;
+  config.model.heads = 2;
+  config.model.kv_heads = 1;
+  config.model.dense_layers = 0;
+  config.model.vocab_size = 50;
+  config.model.moe.num_experts = 4;
+  config.model.moe.top_k = 2;
+  config.model.moe.shared_experts = 1;
+  config.model.moe.expert_hidden = 32;
+  config.precision.recipe = recipe;
+  config.precision.emulation = Fp8Arithmetic::kHopper;
+  config.data.seq_len = 8;
+  config.train.batch_size = 4;
+  config.train.micro_batch = 1;
+  config.optim.lr = 0.001;
+  config.device = DeviceType::kCuda;
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("experts on several ranks, counted on the device, are experts on one", "[train][gpu][dispatch]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  struct Numbers {
+    Recipe recipe;
+    Wire wire;
+    GradientWire gradients;
+  };
+  const Numbers numbers = GENERATE(Numbers{Recipe::kFp32, Wire::kBf16, GradientWire::kActivation},
+                                   Numbers{Recipe::kBf16, Wire::kFp8, GradientWire::kActivation},
+                                   Numbers{Recipe::kFp8Block, Wire::kFp8, GradientWire::kFp8},
+                                   Numbers{Recipe::kFp8Block, Wire::kBf16, GradientWire::kActivation});
+  const auto [ranks, choice] = GENERATE(std::pair{2, Choice::kEven}, std::pair{4, Choice::kEven},
+                                        std::pair{4, Choice::kOneExpert}, std::pair{2, Choice::kOneRank});
+  CAPTURE(device, name_of(numbers.recipe), name_of(numbers.wire), ranks, int(choice));
+  const Numerics numerics{
+      .recipe = numbers.recipe, .emulation = kernels::Emulation::kHopper, .expert_gradients = numbers.gradients};
+  std::vector<int64_t> begin = {0};
+  for (int r = 0; r < ranks; ++r) begin.push_back(begin.back() + (r == 1 ? 0 : r == 2 ? 2 : 11 + r));
+  LocalDispatcher local;
+  const Pass wanted = run_layer(local, numerics, choice, 0, begin.back(), device);
+  std::vector<Pass> got(static_cast<size_t>(ranks));
+  const auto errors =
+      run_local_ranks(ranks, {.communicator = {}, .seed = 5, .max_delay_us = 50, .faults = {}}, [&](Communicator& c) {
+        const auto staged = device.is_cpu() ? nullptr : make_staged_communicator(c, device);
+        Communicator& ep = staged ? *staged : c;
+        DeviceDispatcher dispatcher(ep, numbers.wire, /*bound=*/0);
+        const auto r = size_t(c.rank());
+        got[r] = run_layer(dispatcher, numerics, choice, begin[r], begin[r + 1], device);
+        got[r].traffic = ep.traffic();
+      });
+  rethrow_first(errors);
+  Pass all;
+  for (const Pass& pass : got) {
+    all.y.insert(all.y.end(), pass.y.begin(), pass.y.end());
+    all.dx.insert(all.dx.end(), pass.dx.begin(), pass.dx.end());
+    all.w13.insert(all.w13.end(), pass.w13.begin(), pass.w13.end());
+    all.w2.insert(all.w2.end(), pass.w2.begin(), pass.w2.end());
+  }
+  CHECK(all.y == wanted.y);
+  CHECK(all.dx == wanted.dx);
+  CHECK(all.w13 == wanted.w13);
+  CHECK(all.w2 == wanted.w2);
+
+  // Room for the rank that has the most tokens, whatever they choose; and how many tokens each has.
+  const int64_t P = ranks, L = kExperts / P, T = ranks == 2 ? 11 : 14, R = T * std::min<int64_t>(kTopK, L);
+  const bool is_fp8 = numbers.recipe == Recipe::kFp8Block;
+  const int64_t value_bytes = kHidden * (numbers.recipe == Recipe::kFp32 ? 4 : 2), code_bytes = kHidden + 2 * 4;
+  const int64_t token_bytes = is_fp8 && numbers.wire == Wire::kFp8 ? code_bytes : value_bytes;
+  const int64_t gradient_bytes = numbers.gradients == GradientWire::kFp8 ? code_bytes : value_bytes;
+  const int64_t of_rank =
+      8 * P + 4 * (L + R) + T * token_bytes + R * value_bytes + T * gradient_bytes + 4 * R + R * (value_bytes + 4);
+  for (const Pass& pass : got) CHECK(pass.traffic.bytes() == (P - 1) * of_rank);
+}
+
+TEST_CASE("without tokens there is nothing to send", "[train][gpu][dispatch]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
+  const auto errors = run_local_ranks(2, {}, [&](Communicator& c) {
+    const auto staged = device.is_cpu() ? nullptr : make_staged_communicator(c, device);
+    DeviceDispatcher dispatcher(staged ? *staged : c, Wire::kFp8, /*bound=*/2);
+    const Numerics numerics{.recipe = Recipe::kFp8Block, .emulation = kernels::Emulation::kHopper};
+    const Pass pass = run_layer(dispatcher, numerics, Choice::kEven, 0, 0, device);
+    require(pass.y.empty() && pass.dx.empty(), "rows out of nothing");
+  });
+  rethrow_first(errors);
+}
+
+TEST_CASE("room in a message", "[train][dispatch]") {
+  const auto is = [](const DispatchRoom& room, int64_t copies, int64_t rows) {
+    CAPTURE(room.copies, room.rows);
+    CHECK((room.copies == copies && room.rows == rows));
+  };
+  is(dispatch_room(/*tokens=*/100, /*top_k=*/6, /*num_experts=*/64, /*ranks=*/8, /*bound=*/0), 100, 600);
+  is(dispatch_room(100, 6, 64, 32, 0), 100, 200);   // two experts on a rank
+  is(dispatch_room(100, 6, 64, 8, 1), 75, 75);      // the even share
+  is(dispatch_room(100, 6, 64, 8, 1.5), 100, 113);  // rounded up
+  is(dispatch_room(100, 6, 64, 8, 50), 100, 600);   // never more than there can be
+  is(dispatch_room(0, 6, 64, 8, 2), 0, 0);
+}
+
+TEST_CASE("experts spread over ranks on GPUs are one rank, bit for bit", "[train][gpu][layout]") {
+  if (!has_gpu()) return;
+  Config config = spread_config(Recipe::kBf16);
+  config.parallel.dp = config.parallel.ep = 2;
+  SECTION("room for all, two groups, FP8") {
+    config.precision.recipe = Recipe::kFp8Block;
+    config.parallel.dp = 4;
+  }
+  SECTION("bounded, in turn, blocks computed again") {
+    config.parallel.dispatch_bound = 1.9;  // of 2 at most
+    config.parallel.interleave = 2;
+    config.train.recompute = {Recompute::kBlock};
+  }
+  LayoutResult result;
+  const auto errors =
+      run_local_ranks(int(config.parallel.dp), {.communicator = {}, .seed = 3, .max_delay_us = 50, .faults = {}},
+                      [&](Communicator& world) {
+                        const LayoutResult mine = verify_layout(config, 5, world);
+                        if (world.rank() == 0) result = mine;
+                      });
+  rethrow_first(errors);
+  INFO(result.first_difference);
+  CHECK(result.is_equal());
+  CHECK(result.tensors > 15);
+}
+
+TEST_CASE("what ranks on GPUs send and hold is predicted", "[train][gpu][layout]") {
+  if (!has_gpu()) return;
+  Config config = spread_config(GENERATE(Recipe::kBf16, Recipe::kFp8Block));
+  config.model.layers = 2, config.model.moe.expert_hidden = 128;
+  config.data.seq_len = 64;
+  config.parallel.dp = config.parallel.ep = 2;
+  config.parallel.dispatch_bound = config.precision.recipe == Recipe::kBf16 ? 0.0 : 1.9;
+  CAPTURE(name_of(config.precision.recipe), config.parallel.dispatch_bound);
+  release_kept_memory();
+  const MemoryUse before = memory_use(kGpu);
+  std::vector<Traffic> sent(2);
+  MemoryUse after;
+  const auto errors = run_local_ranks(2, {}, [&](Communicator& host) {
+    const auto world = make_staged_communicator(host, kGpu);
+    const Ranks ranks(*world, config.parallel, config.model, kGpu);
+    Transformer model(config.model, config.precision, recompute_parts(config.train), config.data.seq_len,
+                      ranks.make_dispatcher(), kGpu);
+    const auto shards = ranks.shard(model);
+    AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision), world.get());
+    model.init_weights(1);
+    shards->gather_weights();
+    const StepRanks together{.world = world.get(), .shards = shards.get()};
+    const StepPlan plan = plan_step(config, world->rank());
+    world->barrier();
+    if (world->rank() == 0) reset_peak_memory(kGpu);
+    world->barrier();
+    const StepLosses losses(plan, kGpu);
+    optimizer.prepare(1, config.optim.lr);
+    const auto tokens_of = [&](int64_t m) {
+      return tokens_on(kGpu, made_up_batch(7, m, plan.sequences, plan.seq_len, config.model.vocab_size));
+    };
+    run_micro_batches(model, plan, tokens_of, losses, together);
+    optimizer.measure();
+    sum_step(model, optimizer, plan, losses, together);
+    apply_update(model, optimizer, losses, nullptr, together);
+    sent[size_t(world->rank())] = ranks.ep().traffic();
+    world->barrier();
+    if (world->rank() == 0) after = memory_use(kGpu);
+    world->barrier();
+  });
+  rethrow_first(errors);
+  int64_t predicted = 0;
+  for (int64_t rank = 0; rank < 2; ++rank) {
+    const WireBytes wire = wire_bytes(config, 0, rank);
+    CHECK(double(sent[size_t(rank)].bytes()) == wire.counts.bytes + wire.tokens_out.bytes + wire.rows_back.bytes +
+                                                    wire.gradients_out.bytes + wire.gradients_back.bytes);
+    const MemoryEstimate memory = estimate_memory(config, 0, rank);
+    CAPTURE(memory.activations, memory.workspace);
+    predicted +=
+        memory.total() - std::max<int64_t>(0, memory.saving - memory.activations - memory.workspace - memory.reduction);
+  }
+  int64_t held_before = 0;
+  for (const int64_t bytes : before.current_bytes) held_before += bytes;
+  CHECK(double(predicted) == Approx(double(after.peak_total_bytes - held_before)).epsilon(0.1));
+}
+
+TEST_CASE("rows for which a message has no room end the step, with rank, count and bound", "[train][gpu][dispatch]") {
+  if (!has_gpu()) return;
+  Config config = spread_config(Recipe::kBf16);
+  config.parallel.dp = config.parallel.ep = 2;
+  config.parallel.dispatch_bound = 1;  // what a new router keeps to by chance only
+  const auto errors = run_local_ranks(2, {}, [&](Communicator& world) { verify_layout(config, 1, world); });
+  // Ranks that are threads share a GPU and its record: another may be there still.
+  try {
+    DeviceFault(kGpu).rethrow();
+  } catch (const Error&) {
+  }
+  bool is_config = false;  // of the rank that found it; the other was told
+  for (const std::exception_ptr& error : errors) {
+    REQUIRE(error != nullptr);
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& fault) {
+      INFO(fault.block());
+      is_config = is_config || fault.kind() == ErrorKind::kConfig;
+      CHECK_THAT(fault.block(), Catch::Contains("rows for the experts of rank ") &&
+                                    Catch::Contains("; parallel.dispatch_bound leaves room for 8"));
+    }
+  }
+  CHECK(is_config);
+}
+
+}  // namespace octet::test
