@@ -54,6 +54,13 @@ Tensor on_host(const Tensor& x) {
   return host;
 }
 
+Tensor on_device(const Tensor& x, Device device) {
+  if (device.is_cpu()) return x;
+  Tensor there = empty(x.shape(), x.dtype(), device);
+  copy(x, there);
+  return there;
+}
+
 struct Readback::Landing {
   PinnedPool::Block block;
   Landing() = default;

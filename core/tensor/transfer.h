@@ -14,6 +14,8 @@ namespace octet {
 void copy(const Tensor& from, const Tensor& to);
 // x itself where it is on the CPU; otherwise a contiguous copy, for which the host waits.
 Tensor on_host(const Tensor& x);
+// x itself where the device is the CPU; otherwise a contiguous copy there. x: on the CPU.
+Tensor on_device(const Tensor& x, Device device);
 
 // A tensor whose numbers the host will read later: on a GPU they start on their way now.
 class Readback {
@@ -46,10 +48,7 @@ Tensor from_vector(const std::vector<T>& values, Shape shape, Device device = {}
   require(int64_t(values.size()) == shape.num_elements(), "from_vector: {} values for shape {}", values.size(), shape);
   Tensor x = empty(shape, dtype_of<T>);
   std::copy(values.begin(), values.end(), x.data<T>());
-  if (device.is_cpu()) return x;
-  Tensor there = empty(shape, dtype_of<T>, device);
-  copy(x, there);
-  return there;
+  return on_device(x, device);
 }
 template <class T>
 std::vector<T> to_vector(const Tensor& x) {

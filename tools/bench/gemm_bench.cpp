@@ -41,23 +41,13 @@ Options parse(const char* bench, const std::vector<std::string>& args, size_t ax
               fmt::format("octet bench {} {} repeats=9 threads=1", bench, axes == 3 ? "1024x1024x1024" : "4096x2048")});
   };
   for (const std::string& arg : args) {
-    if (arg.rfind("repeats=", 0) == 0) {
-      const auto n = whole_number(arg.substr(8));
-      if (!n || *n < 1) refuse(arg);
-      options.repeats = *n;
-    } else if (arg == "threads=1") {
+    if (take_number(arg, {{"repeats", &options.repeats}})) continue;
+    if (arg == "threads=1") {
       options.threads = {1};
     } else if (arg == "threads=all") {
       options.threads = {0};
     } else {
-      std::vector<int64_t> shape;
-      for (size_t begin = 0; begin <= arg.size();) {
-        const size_t end = std::min(arg.find('x', begin), arg.size());
-        const auto n = whole_number(arg.substr(begin, end - begin));
-        if (!n || *n < 1) refuse(arg);
-        shape.push_back(*n);
-        begin = end + 1;
-      }
+      const std::vector<int64_t> shape = whole_numbers(arg);
       if (shape.size() != axes) refuse(arg);
       options.shapes.push_back(shape);
     }

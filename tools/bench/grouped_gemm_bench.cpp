@@ -7,14 +7,13 @@
 #include <cstring>
 #include <functional>
 
-#include "core/base/clock.h"
-#include "core/base/random.h"
 #include "core/tensor/transfer.h"
 #include "kernels/device_runtime.h"
 #include "kernels/elementwise.h"
 #include "kernels/fp8_gemm.h"
 #include "kernels/gemm.h"
 #include "kernels/quantize.h"
+#include "tools/bench/made_up_tensors.h"
 #include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
@@ -54,19 +53,8 @@ Options parse(const std::vector<std::string>& args) {
   for (const std::string& arg : args) {
     if (arg == "device=cpu" || arg == "device=cuda") {
       options.device = arg == "device=cuda" ? DeviceType::kCuda : DeviceType::kCpu;
-    } else if (arg.rfind("repeats=", 0) == 0) {
-      const auto n = whole_number(arg.substr(8));
-      if (!n || *n < 1) refuse(arg);
-      options.repeats = *n;
-    } else {
-      std::vector<int64_t> axes;
-      for (size_t begin = 0; begin <= arg.size();) {
-        const size_t end = std::min(arg.find('x', begin), arg.size());
-        const auto n = whole_number(arg.substr(begin, end - begin));
-        if (!n || *n < 1) refuse(arg);
-        axes.push_back(*n);
-        begin = end + 1;
-      }
+    } else if (!take_number(arg, {{"repeats", &options.repeats}})) {
+      const std::vector<int64_t> axes = whole_numbers(arg);
       if (axes.size() != 4) refuse(arg);
       options.shapes.push_back({axes[0], axes[1], axes[2], axes[3]});
     }
@@ -100,8 +88,8 @@ struct Problem {
         stream(default_stream(device)) {
     const auto [name, b_is_kn, N, K] = direction;
     const AllocateAs as(MemoryCategory::kWorkspace);
-    a = normal({R, K}, "a", device);
-    b = normal({G, s.N, s.K}, "b", device);
+    a = made_up_normal({R, K}, DType::kBFloat16, "a", device);
+    b = made_up_normal({G, s.N, s.K}, DType::kBFloat16, "b", device);
     const Tensor wide = empty(b.shape(), DType::kFloat32, device);
     kernels::cast({.x = b, .y = wide}, stream);
     codes = empty({R, K}, DType::kFloat8E4M3, device), scale = empty({R, blocks(K)}, DType::kFloat32, device);
@@ -113,25 +101,8 @@ struct Problem {
     for (int64_t g = 0; g <= G; ++g) starts.push_back(g * M);
     offsets = from_vector(starts, {G + 1}, device);
     fp8 = empty({R, N}, DType::kBFloat16, device), bf16 = empty_like(fp8);
-    one = normal({N, K}, "one", device);
+    one = made_up_normal({N, K}, DType::kBFloat16, "one", device);
   }
-  // Numbers of unit size that repeat after a while.
-  static Tensor normal(Shape shape, const char* name, Device device) {
-    constexpr size_t kPeriod = 65521;
-    const RandomStream random(1, name);
-    const Tensor host = empty(shape, DType::kBFloat16);
-    const size_t n = size_t(host.num_elements()), period = std::min(n, kPeriod);
-    std::vector<bfloat16> pattern;
-    for (size_t i = 0; i < period; ++i) pattern.emplace_back(random.normal(i));
-    for (size_t i = 0; i < n; i += period) {
-      std::memcpy(host.data<bfloat16>() + i, pattern.data(), std::min(period, n - i) * sizeof(bfloat16));
-    }
-    if (device.is_cpu()) return host;
-    Tensor there = empty(shape, DType::kBFloat16, device);
-    copy(host, there);
-    return there;
-  }
-
   Emulation emulation() const { return stream.device().is_cpu() ? Emulation::kIdeal : Emulation::kHopper; }
   void multiply_fp8() const {
     kernels::fp8_grouped_gemm({.a = codes,
@@ -217,17 +188,10 @@ Timing time_of(int64_t repeats, const Tensor& flushed, Stream& stream, const std
   for (int64_t i = 0; i < repeats; ++i) {
     if (stream.device().is_cpu()) {
       std::memset(flushed.data<uint8_t>(), int(i), size_t(flushed.num_elements()));
-      const int64_t begin = real_clock().monotonic_ns();
-      run();
-      seconds.push_back(double(real_clock().monotonic_ns() - begin) * 1e-9);
-      continue;
+    } else {
+      gpu::fill(flushed.view().raw(), int(i % 2), flushed.num_elements(), stream);
     }
-    gpu::fill(flushed.view().raw(), int(i % 2), flushed.num_elements(), stream);
-    gpu::Stopwatch watch;
-    watch.start(stream);
-    run();
-    watch.stop(stream);
-    seconds.push_back(watch.seconds());
+    seconds.push_back(seconds_of(run, stream));
   }
   return timing_of(seconds);
 }

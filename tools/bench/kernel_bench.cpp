@@ -27,6 +27,7 @@
 #include "kernels/router.h"
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
+#include "tools/bench/made_up_tensors.h"
 #include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
@@ -100,21 +101,8 @@ class Workload {
 
  private:
   Tensor made(Shape shape, DType dtype) { return keep(zeros(shape, dtype, device_)); }
-  // Numbers of unit size that repeat after a while.
   Tensor normal(Shape shape, DType dtype, const char* name) {
-    constexpr size_t kPeriod = 65521;
-    const RandomStream random(1, name);
-    Tensor host = empty(shape, dtype);
-    const auto fill = [&]<class T>() {
-      std::vector<T> pattern;
-      const size_t n = size_t(host.num_elements()), period = std::min(n, kPeriod);
-      for (size_t i = 0; i < period; ++i) pattern.emplace_back(T(random.normal(i)));
-      for (size_t i = 0; i < n; i += period) {
-        std::memcpy(host.data<T>() + i, pattern.data(), std::min(period, n - i) * sizeof(T));
-      }
-    };
-    dtype == DType::kFloat32 ? fill.template operator()<float>() : fill.template operator()<bfloat16>();
-    return there(host);
+    return keep(made_up_normal(shape, dtype, name, device_));
   }
   Tensor below(Shape shape, int64_t limit, const char* name) {
     const RandomStream random(1, name);
@@ -124,12 +112,7 @@ class Workload {
     }
     return there(host);
   }
-  Tensor there(const Tensor& host) {
-    if (device_.is_cpu()) return keep(host);
-    Tensor x = empty(host.shape(), host.dtype(), device_);
-    copy(host, x);
-    return keep(x);
-  }
+  Tensor there(const Tensor& host) { return keep(on_device(host, device_)); }
   // A kernel as it is called in a step; it runs once now, for those after it.
   template <class Args>
   void add(void (*kernel)(const Args&, Stream&), Args args, std::vector<Tensor> results) {

@@ -3,19 +3,15 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
 
 #include "core/autograd/tape.h"
-#include "core/base/clock.h"
-#include "core/base/random.h"
 #include "core/nn/init.h"
 #include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
-#include "core/tensor/transfer.h"
-#include "kernels/device_runtime.h"
+#include "tools/bench/made_up_tensors.h"
 #include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
@@ -72,24 +68,6 @@ Options parse(const std::vector<std::string>& args) {
   return options;
 }
 
-Tensor there(const Tensor& host, Device device) {
-  if (device.is_cpu()) return host;
-  Tensor x = empty(host.shape(), host.dtype(), device);
-  copy(host, x);
-  return x;
-}
-
-// Numbers of unit size that repeat after a while.
-Tensor normal(Shape shape, const char* name, Device device) {
-  constexpr int64_t kPeriod = 1 << 20;
-  const RandomStream random(1, name);
-  std::vector<bfloat16> pattern(size_t(std::min(kPeriod, shape.num_elements())));
-  for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = bfloat16(random.normal(i));
-  Tensor host = empty(shape, DType::kBFloat16);
-  for (int64_t i = 0; i < host.num_elements(); ++i) host.data<bfloat16>()[i] = pattern[size_t(i % kPeriod)];
-  return there(host, device);
-}
-
 // Every expert has as many tokens as any other, give or take one, and those of a token are far apart.
 Tensor balanced_choices(const LayerSize& shape, Device device) {
   std::vector<int32_t> order(static_cast<size_t>(shape.tokens)), choices;
@@ -100,7 +78,7 @@ Tensor balanced_choices(const LayerSize& shape, Device device) {
       choices.push_back(int32_t((place + k * (shape.experts / shape.top_k)) % shape.experts));
     }
   }
-  return there(from_vector(choices, {shape.tokens, shape.top_k}), device);
+  return from_vector(choices, {shape.tokens, shape.top_k}, device);
 }
 
 // A layer in one recipe, and what it made of the first tokens.
@@ -128,11 +106,13 @@ class Subject {
   Pass run(const Tensor& x, const Tensor& dy, const Tensor& choices) {
     Pass pass;
     const Recording on(true);
+    Stream& stream = default_stream(device_);
     reset_peak_memory(device_);
     const int64_t before = memory_use(device_).peak_total_bytes;
     const Tensor source = make_source(x, [&pass](const Tensor& dx) { pass.dx = dx; });
-    pass.forward_s = time_of([&] { pass.y = layer_.forward(LinearInput(source, context_.numerics), choices); });
-    pass.backward_s = time_of([&] { backward(std::exchange(pass.y, pass.y.detach()), dy); });
+    pass.forward_s =
+        seconds_of([&] { pass.y = layer_.forward(LinearInput(source, context_.numerics), choices); }, stream);
+    pass.backward_s = seconds_of([&] { backward(std::exchange(pass.y, pass.y.detach()), dy); }, stream);
     pass.peak_bytes = memory_use(device_).peak_total_bytes - before;
     return pass;
   }
@@ -147,18 +127,6 @@ class Subject {
     config.moe.shared_experts = 0;
     config.moe.aux_loss = AuxLoss::kNone;
     return config;
-  }
-  double time_of(const std::function<void()>& body) const {
-    if (device_.is_cpu()) {
-      const int64_t begin = real_clock().monotonic_ns();
-      body();
-      return double(real_clock().monotonic_ns() - begin) * 1e-9;
-    }
-    gpu::Stopwatch watch;
-    watch.start(default_stream(device_));
-    body();
-    watch.stop(default_stream(device_));
-    return watch.seconds();
   }
 
   Device device_;
@@ -190,8 +158,9 @@ double calc_diff(const std::vector<double>& a, const std::vector<double>& b) {
 constexpr double kMostDifferent = 1e-2;
 
 bool bench_shape(const LayerSize& shape, int64_t repeats, Device device) {
-  const Tensor x = normal({shape.tokens, shape.hidden}, "x", device), choices = balanced_choices(shape, device);
-  const Tensor dy = normal({shape.tokens, shape.hidden}, "dy", device);
+  const Tensor x = made_up_normal({shape.tokens, shape.hidden}, DType::kBFloat16, "x", device),
+               choices = balanced_choices(shape, device);
+  const Tensor dy = made_up_normal({shape.tokens, shape.hidden}, DType::kBFloat16, "dy", device);
   // Between two passes something else is read, so that none finds its weights in a cache.
   const Tensor others = zeros({int64_t(128) << 20}, DType::kUInt8, device);
   constexpr Recipe kRecipes[] = {Recipe::kBf16, Recipe::kFp8Block};
