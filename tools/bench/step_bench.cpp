@@ -245,23 +245,15 @@ int bench_on(const StepOptions& options, const Config& config, Communicator& hos
     const int64_t begin_ns = real_clock().monotonic_ns();
     tokens.fill([&](int64_t m) { return batches[size_t(m - plan.first)]; });
     optimizer.prepare(step, config.optim.lr);
-    const auto gradients = [&] {
+    const auto sum = [&] { losses.push_back(sum_step(model, optimizer, plan, step_losses, together).loss); };
+    if (world.size() > 1) {
       run_micro_batches(
           model, plan, [&](int64_t m) { return tokens.of(m); }, step_losses, together);
       optimizer.measure();
-    };
-    const auto update = [&] { apply_update(model, optimizer, step_losses, nullptr, together); };
-    const auto sum = [&] { losses.push_back(sum_step(model, optimizer, plan, step_losses, together).loss); };
-    if (world.size() > 1) {
-      gradients();
       sum();
-      update();
+      apply_update(model, optimizer, step_losses, nullptr, together);
     } else {
-      launched_by.run({.plan = plan}, [&] {
-        optimizer.clear_gradients();  // a capture that failed had begun to add
-        gradients();
-        update();
-      });
+      ask_for_step(launched_by, model, optimizer, plan, tokens, step_losses, nullptr, together);
       sum();
     }
     if (!device.is_cpu()) gpu::synchronize(default_stream(device));

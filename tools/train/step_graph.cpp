@@ -15,7 +15,7 @@ StepGraph::Known* StepGraph::find(const Kind& kind) {
   return found == known_.end() ? nullptr : &*found;
 }
 
-void StepGraph::run(const Kind& kind, const std::function<void()>& ask) {
+void StepGraph::run(const Kind& kind, const std::function<void()>& ask, const std::function<void()>& forget) {
   if (!may_capture_ || kernels::KernelProfile::current() != nullptr) return ask();
   Known* const known = find(kind);
   if (known == nullptr) {
@@ -34,11 +34,23 @@ void StepGraph::run(const Kind& kind, const std::function<void()>& ask) {
           "a step cannot be captured as a CUDA graph; kernels are launched one by one, as with "
           "train.cuda_graph: off. {}",
           error.what());
+      forget();
       return ask();
     }
   }
   known->graph.launch(default_stream(device_));
   ++launches_;
+}
+
+void ask_for_step(StepGraph& graph, Transformer& model, AdamW& optimizer, const StepPlan& plan,
+                  const StepTokens& tokens, const StepLosses& losses, Fp8Counts* counts, const StepRanks& ranks) {
+  const auto ask = [&] {
+    run_micro_batches(
+        model, plan, [&tokens](int64_t m) { return tokens.of(m); }, losses, ranks);
+    optimizer.measure();
+    apply_update(model, optimizer, losses, counts, ranks);
+  };
+  graph.run({.plan = plan, .counts = counts}, ask, [&optimizer] { optimizer.clear_gradients(); });
 }
 
 }  // namespace octet

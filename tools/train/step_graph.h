@@ -27,9 +27,9 @@ class StepGraph {
 
   // ask() asks for all of a step between AdamW::prepare and sum_step, and waits for nothing. The first step of a kind
   // runs as it is, which makes what is made once; the second is captured; every later one is a launch of that graph. A
-  // step whose kernels are timed (KernelProfile) runs as it is. Where a capture fails, a warning says why, and all
-  // steps run as they are from then on.
-  void run(const Kind& kind, const std::function<void()>& ask);
+  // step whose kernels are timed (KernelProfile) runs as it is. Where a capture fails, a warning says why, forget()
+  // takes back what ask() has changed on the host, and all steps run as they are from then on.
+  void run(const Kind& kind, const std::function<void()>& ask, const std::function<void()>& forget);
 
   int64_t launches() const { return launches_; }  // steps that were launched as a graph
 
@@ -45,5 +45,9 @@ class StepGraph {
   std::vector<Known> known_;
   int64_t launches_ = 0;
 };
+
+// All of a step of a rank that is alone, between AdamW::prepare and sum_step.
+void ask_for_step(StepGraph& graph, Transformer& model, AdamW& optimizer, const StepPlan& plan,
+                  const StepTokens& tokens, const StepLosses& losses, Fp8Counts* counts, const StepRanks& ranks = {});
 
 }  // namespace octet

@@ -238,28 +238,20 @@ StepRecord Trainer::train_step() {
   tokens_->fill(
       [&](int64_t m) { return train_loader_->fetch(state_.cursor.sample + m * plan.sequences, plan.sequences); });
   optimizer_->prepare(step, lr);
-  const auto gradients = [&] {
-    run_micro_batches(
-        *model_, plan, [this](int64_t m) { return tokens_->of(m); }, *losses_, step_ranks());
-    optimizer_->measure();
-  };
-  const auto update = [&] { apply_update(*model_, *optimizer_, *losses_, counts, step_ranks()); };
   const auto sum = [&] {
     world_.set_phase(fmt::format("step {}, update", step));
     return sum_step(*model_, *optimizer_, plan, *losses_, step_ranks(), StopSignal::asked());
   };
   StepSums sums;
   if (world_.size() > 1) {
-    gradients();
+    run_micro_batches(
+        *model_, plan, [this](int64_t m) { return tokens_->of(m); }, *losses_, step_ranks());
+    optimizer_->measure();
     sums = sum();
-    if (sums.is_finite()) update();
+    if (sums.is_finite()) apply_update(*model_, *optimizer_, *losses_, counts, step_ranks());
   } else {
     // The device decides by itself: the host has asked for all of the step before it waits.
-    graph_->run({.plan = plan, .counts = counts}, [&] {
-      if (!device_.is_cpu()) optimizer_->clear_gradients();  // a capture that failed had begun to add
-      gradients();
-      update();
-    });
+    ask_for_step(*graph_, *model_, *optimizer_, plan, *tokens_, *losses_, counts, step_ranks());
     sums = sum();
   }
   asks_to_stop_ = sums.asks_to_stop;
