@@ -4,11 +4,11 @@
 #include <cmath>
 #include <optional>
 
-#include "core/autograd/tape.h"
 #include "core/ops/combine.h"
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
 #include "kernels/rank_rows.h"
+#include "parallel/dispatch_on_tape.h"
 
 namespace octet {
 namespace {
@@ -46,31 +46,17 @@ Tensor rows_at(const Tensor& x, const Tensor& list) {
   return rows;
 }
 
-// Tokens in the form in which they travel.
-class TokensOnWire {
+// Rows of a matrix, gathered by a list that has as many for each rank.
+class ListedTokens final : public TokensInFlight {
  public:
-  TokensOnWire() = default;
-  TokensOnWire(Communicator& ep, const Tensor& tokens, const Tensor& values) : values_(ep, rows_at(values, tokens)) {}
-  TokensOnWire(Communicator& ep, const Tensor& tokens, const Fp8Rows& rows)
-      : codes_(ep, rows_at(rows.codes, tokens)), scale_(ep, rows_at(rows.scale, tokens)), is_fp8_(true) {}
-
-  Fp8Rows wait_quantized() {
-    if (!is_fp8_) return quantize_rows(values_.wait(), nullptr);
-    Fp8Rows rows{.codes = codes_.wait(), .scale = {}};
-    rows.scale = scale_.wait();
-    return rows;
-  }
-  Tensor wait_values(DType dtype) {
-    if (!is_fp8_) return values_.wait();
-    const Fp8Rows rows = wait_quantized();
-    const Tensor values = workspace(rows.codes.shape(), dtype, rows.codes.device());
-    kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = values}, values.stream());
-    return values;
-  }
+  ListedTokens(Communicator& ep, const Tensor& x, const Tensor& tokens) : ep_(ep), rows_(rows_at(x, tokens)) {}
+  void start() override { exchange_ = EqualExchange(ep_, std::exchange(rows_, Tensor())); }
+  Tensor wait() override { return exchange_.wait(); }
 
  private:
-  EqualExchange values_, codes_, scale_;
-  bool is_fp8_ = false;
+  Communicator& ep_;
+  Tensor rows_;  // until start
+  EqualExchange exchange_;
 };
 
 // What the forward pass leaves to the backward pass; not on the tape itself.
@@ -118,9 +104,9 @@ class Exchange {
                            heads.stream());
     heads_ = EqualExchange(ep_, heads);
     if (is_wire_fp8()) {
-      tokens_ = TokensOnWire(ep_, token_of_copy_, input_->quantized());
+      start_tokens(input_->quantized());
     } else {
-      tokens_ = TokensOnWire(ep_, token_of_copy_, input_->values());
+      start_tokens(input_->values());
     }
     input_.reset();
     indices_ = offsets_ = row_of_ = Tensor();
@@ -164,9 +150,9 @@ class Exchange {
   void start_gradient(const Tensor& dy, const Tensor& weights) {
     weights_ = EqualExchange(ep_, rows_at(weights.reshape({weights.num_elements(), 1}), pair_of_slot_));
     if (numerics_.expert_gradients == GradientWire::kFp8) {
-      tokens_ = TokensOnWire(ep_, token_of_copy_, quantize_rows(dy, nullptr));
+      start_tokens(quantize_rows(dy, nullptr));
     } else {
-      tokens_ = TokensOnWire(ep_, token_of_copy_, dy);
+      start_tokens(dy);
     }
   }
   // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
@@ -194,6 +180,17 @@ class Exchange {
   int64_t num_rows() const { return ep_.size() * room_.rows; }  // that there is room for
 
  private:
+  std::unique_ptr<TokensInFlight> listed(const Tensor& x) const {
+    return std::make_unique<ListedTokens>(ep_, x, token_of_copy_);
+  }
+  void start_tokens(const Tensor& values) {
+    tokens_ = TokensOnWire(listed(values));
+    tokens_.start();
+  }
+  void start_tokens(const Fp8Rows& rows) {
+    tokens_ = TokensOnWire(listed(rows.codes), listed(rows.scale));
+    tokens_.start();
+  }
   bool is_wire_fp8() const { return numerics_.is_fp8() && wire_ == Wire::kFp8; }
 
   Communicator& ep_;
@@ -213,58 +210,6 @@ class Exchange {
   TokensOnWire tokens_;
 };
 
-class DeviceDispatch final : public Dispatch {
- public:
-  DeviceDispatch(Communicator& ep, Wire wire, double bound, const LinearInput& input, const Tensor& indices,
-                 const Tensor& weights, int64_t num_experts)
-      : dtype_(input.x().dtype()),
-        device_(input.x().device()),
-        width_(input.x().cols()),
-        weights_(weights),
-        exchange_(std::make_shared<Exchange>(ep, wire, bound, input, indices, num_experts)) {
-    // As in ExpertDispatch: backwards each end of a way starts where forwards it waits.
-    started_ = record("dispatch", Tensor::without_data(input.x().shape(), dtype_, device_), {input.x(), weights},
-                      [exchange = exchange_](const Tensor&) -> Gradients {
-                        return {exchange->wait_back(/*weights=*/{}, /*base=*/{}), exchange->wait_weight_gradients()};
-                      });
-  }
-
-  void send() override { exchange_->send(); }
-
-  Dispatched arrive() override {
-    const Tensor place = record("arrive", Tensor::without_data({exchange_->num_rows(), width_}, dtype_, device_),
-                                {started_}, [exchange = exchange_](const Tensor& drows) -> Gradients {
-                                  exchange->start_back(drows);
-                                  return {Tensor::without_data(drows.shape(), drows.dtype(), drows.device())};
-                                });
-    return exchange_->arrive(place);
-  }
-
-  void send_back(const Tensor& rows) override {
-    exchange_->start_back(rows.detach());
-    sent_ = record("send_back", Tensor::without_data(rows.shape(), dtype_, device_), {rows},
-                   [exchange = exchange_, rows = rows.detach()](const Tensor&) -> Gradients {
-                     return {exchange->wait_gradient(rows)};
-                   });
-  }
-
-  Tensor combine(const Tensor& base) override {
-    return record("combine", exchange_->wait_back(weights_, base), {sent_, base},
-                  [exchange = exchange_, weights = weights_.detach()](const Tensor& dy) -> Gradients {
-                    exchange->start_gradient(dy, weights);
-                    return {Tensor::without_data(dy.shape(), dy.dtype(), dy.device()), dy};
-                  });
-  }
-
- private:
-  const DType dtype_;
-  const Device device_;
-  const int64_t width_;
-  Tensor weights_;
-  std::shared_ptr<Exchange> exchange_;
-  Tensor started_, sent_;
-};
-
 }  // namespace
 
 DispatchRoom dispatch_room(int64_t tokens, int64_t top_k, int64_t num_experts, int64_t ranks, double bound) {
@@ -277,7 +222,8 @@ ExpertRange DeviceDispatcher::experts_at_hand(int64_t num_experts) const { retur
 
 std::unique_ptr<Dispatch> DeviceDispatcher::start(const LinearInput& input, const Tensor& indices,
                                                   const Tensor& weights, int64_t num_experts) {
-  return std::make_unique<DeviceDispatch>(ep_, wire_, bound_, input, indices, weights, num_experts);
+  return std::make_unique<DispatchOnTape<Exchange>>(
+      std::make_shared<Exchange>(ep_, wire_, bound_, input, indices, num_experts), input, weights);
 }
 
 }  // namespace octet

@@ -2,9 +2,9 @@
 
 #include <numeric>
 
-#include "core/autograd/tape.h"
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
+#include "parallel/dispatch_on_tape.h"
 #include "parallel/mesh.h"
 #include "parallel/row_exchange.h"
 
@@ -13,36 +13,11 @@ namespace {
 
 Tensor workspace(Shape shape, DType dtype) { return empty(shape, dtype, MemoryCategory::kWorkspace); }
 
-// Tokens in the form in which they travel.
-class TokensOnWire {
- public:
-  TokensOnWire() = default;
-  TokensOnWire(TokenRoute& route, const Tensor& values) : values_(route.gather(values)) {}
-  TokensOnWire(TokenRoute& route, const Fp8Rows& rows)
-      : codes_(route.gather(rows.codes)), scale_(route.gather(rows.scale)) {}
-
-  void start() {
-    for (TokensInFlight* matrix : {values_.get(), codes_.get(), scale_.get()}) {
-      if (matrix != nullptr) matrix->start();
-    }
-  }
-  Fp8Rows wait_quantized() {
-    if (values_ != nullptr) return quantize_rows(values_->wait(), nullptr);
-    Fp8Rows rows{.codes = codes_->wait(), .scale = {}};
-    rows.scale = scale_->wait();
-    return rows;
-  }
-  Tensor wait_values(DType dtype) {
-    if (values_ != nullptr) return values_->wait();
-    const Fp8Rows rows = wait_quantized();
-    const Tensor values = workspace(rows.codes.shape(), dtype);
-    kernels::dequantize_rows({.codes = rows.codes, .scale = rows.scale, .x = values}, values.stream());
-    return values;
-  }
-
- private:
-  std::unique_ptr<TokensInFlight> values_, codes_, scale_;
-};
+TokensOnWire on_wire(TokenRoute& route, const Tensor& values) { return TokensOnWire(route.gather(values)); }
+TokensOnWire on_wire(TokenRoute& route, const Fp8Rows& rows) {
+  std::unique_ptr<TokensInFlight> codes = route.gather(rows.codes);
+  return {std::move(codes), route.gather(rows.scale)};
+}
 
 // What the forward pass leaves to the backward pass; not on the tape itself.
 class Exchange {
@@ -112,9 +87,9 @@ class Exchange {
                                              indices.stream());
     copies_ = RowExchange(ep_, copy_of_row_, Tensor(), rows_to_);
     if (!numerics_.is_fp8() || wire == Wire::kBf16) {
-      tokens_ = TokensOnWire(*route_, input.values());
+      tokens_ = on_wire(*route_, input.values());
     } else {
-      tokens_ = TokensOnWire(*route_, input.quantized());
+      tokens_ = on_wire(*route_, input.quantized());
     }
   }
 
@@ -170,9 +145,9 @@ class Exchange {
     for (int64_t pair = 0; pair < weights.num_elements(); ++pair) to[row_of[pair]] = from[pair];
     weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_);
     if (numerics_.expert_gradients == GradientWire::kFp8) {
-      tokens_ = TokensOnWire(*route_, quantize_rows(dy, nullptr));
+      tokens_ = on_wire(*route_, quantize_rows(dy, nullptr));
     } else {
-      tokens_ = TokensOnWire(*route_, dy);
+      tokens_ = on_wire(*route_, dy);
     }
     tokens_.start();
   }
@@ -277,56 +252,6 @@ class Exchange {
   TokensOnWire tokens_;
 };
 
-class ExpertDispatch final : public Dispatch {
- public:
-  ExpertDispatch(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices,
-                 const Tensor& weights, int64_t num_experts)
-      : input_(input),
-        weights_(weights),
-        exchange_(std::make_shared<Exchange>(groups, wire, input, indices, num_experts)) {
-    // The placeholders between the two ends of a way have no numbers. Backwards each end does what its other end does
-    // forwards: it starts where the other waits.
-    started_ = record("dispatch", Tensor::without_data(input.x().shape(), input.x().dtype()), {input.x(), weights},
-                      [exchange = exchange_](const Tensor&) -> Gradients {
-                        return {exchange->wait_back(/*weights=*/{}, /*base=*/{}), exchange->wait_weight_gradients()};
-                      });
-  }
-
-  void send() override { exchange_->send(); }
-
-  Dispatched arrive() override {
-    const Tensor place =
-        record("arrive", Tensor::without_data({exchange_->num_rows(), input_.x().cols()}, input_.x().dtype()),
-               {started_}, [exchange = exchange_](const Tensor& drows) -> Gradients {
-                 exchange->start_back(drows);
-                 return {Tensor::without_data(drows.shape(), drows.dtype())};
-               });
-    return exchange_->arrive(place);
-  }
-
-  void send_back(const Tensor& rows) override {
-    exchange_->start_back(rows.detach());
-    sent_ = record("send_back", Tensor::without_data(rows.shape(), rows.dtype()), {rows},
-                   [exchange = exchange_, rows = rows.detach()](const Tensor&) -> Gradients {
-                     return {exchange->wait_gradient(rows)};
-                   });
-  }
-
-  Tensor combine(const Tensor& base) override {
-    return record("combine", exchange_->wait_back(weights_, base), {sent_, base},
-                  [exchange = exchange_, weights = weights_.detach()](const Tensor& dy) -> Gradients {
-                    exchange->start_gradient(dy, weights);
-                    return {Tensor::without_data(dy.shape(), dy.dtype()), dy};
-                  });
-  }
-
- private:
-  LinearInput input_;
-  Tensor weights_;
-  std::shared_ptr<Exchange> exchange_;
-  Tensor started_, sent_;
-};
-
 }  // namespace
 
 ExpertDispatcher::ExpertDispatcher(const RouteGroups& groups, Wire wire) : groups_(groups), wire_(wire) {
@@ -348,7 +273,8 @@ ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
 
 std::unique_ptr<Dispatch> ExpertDispatcher::start(const LinearInput& input, const Tensor& indices,
                                                   const Tensor& weights, int64_t num_experts) {
-  return std::make_unique<ExpertDispatch>(groups_, wire_, input, indices, weights, num_experts);
+  return std::make_unique<DispatchOnTape<Exchange>>(
+      std::make_shared<Exchange>(groups_, wire_, input, indices, num_experts), input, weights);
 }
 
 }  // namespace octet

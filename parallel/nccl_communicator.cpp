@@ -48,10 +48,8 @@ class CommunicationStream {
 // The NCCL communicator and what goes with it, for as long as the communicator or one of its operations lives.
 class Channel {
  public:
-  // owned: the host communicator, where nobody else keeps it.
-  Channel(std::unique_ptr<Communicator> owned, Communicator& host, int device,
-          std::shared_ptr<CommunicationStream> stream, double timeout_s)
-      : owned_(std::move(owned)), host_(&host), device_(device), timeout_s_(timeout_s), stream_(std::move(stream)) {
+  Channel(std::shared_ptr<Communicator> host, int device, std::shared_ptr<CommunicationStream> stream, double timeout_s)
+      : host_(std::move(host)), device_(device), timeout_s_(timeout_s), stream_(std::move(stream)) {
     try {
       check(cudaSetDevice(device_), "cudaSetDevice");
       ncclUniqueId id{};
@@ -149,8 +147,7 @@ class Channel {
     comm_ = nullptr;
   }
 
-  std::unique_ptr<Communicator> owned_;
-  Communicator* host_;
+  std::shared_ptr<Communicator> host_;
   int device_;
   double timeout_s_;
   std::shared_ptr<CommunicationStream> stream_;
@@ -280,11 +277,11 @@ class NcclWork final : public Pending::Work {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> owned, Communicator& host, int device,
-                   std::shared_ptr<CommunicationStream> stream, const CommunicatorOptions& options)
-      : Communicator(host.rank(), host.size(), host.name()),
+  NcclCommunicator(std::shared_ptr<Communicator> host, int device, std::shared_ptr<CommunicationStream> stream,
+                   const CommunicatorOptions& options)
+      : Communicator(host->rank(), host->size(), host->name()),
         options_(options),
-        channel_(std::make_shared<Channel>(std::move(owned), host, device, std::move(stream), options.timeout_s)) {
+        channel_(std::make_shared<Channel>(std::move(host), device, std::move(stream), options.timeout_s)) {
     // A first message between all pairs.
     CollectiveCall first;
     first.operation = Operation::kGroup;
@@ -310,10 +307,8 @@ class NcclCommunicator final : public Communicator {
   int world_rank(int rank) const override { return channel_->host().world_rank(rank); }
   const std::string& host(int rank) const override { return channel_->host().host(rank); }
   std::unique_ptr<Communicator> group(std::span<const int> ranks, std::string name) override {
-    auto host = channel_->host().group(ranks, std::move(name));
-    Communicator& inner = *host;
-    return std::make_unique<NcclCommunicator>(std::move(host), inner, channel_->device(), channel_->shared_stream(),
-                                              options_);
+    return std::make_unique<NcclCommunicator>(channel_->host().group(ranks, std::move(name)), channel_->device(),
+                                              channel_->shared_stream(), options_);
   }
   void set_phase(std::string_view phase) override { channel_->host().set_phase(phase); }
   void progress() override { channel_->host().progress(); }
@@ -414,12 +409,6 @@ class NcclCommunicator final : public Communicator {
   std::shared_ptr<Channel> channel_;
 };
 
-void require_gpu(int device_index) {
-  const int gpus = count_gpus();
-  require(ErrorKind::kDevice, 0 <= device_index && device_index < gpus,
-          "nccl_communicator: GPU {} on a machine with {}; wanted one for this rank", device_index, gpus);
-}
-
 }  // namespace
 
 std::string nccl_trouble() {
@@ -431,19 +420,18 @@ std::string nccl_trouble() {
   }
 }
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device_index,
+std::unique_ptr<Communicator> make_nccl_communicator(std::shared_ptr<Communicator> host, int device_index,
                                                      const CommunicatorOptions& options) {
-  require_gpu(device_index);
-  Communicator& inner = *host;
-  return std::make_unique<NcclCommunicator>(std::move(host), inner, device_index,
+  const int gpus = count_gpus();
+  require(ErrorKind::kDevice, 0 <= device_index && device_index < gpus,
+          "nccl_communicator: GPU {} on a machine with {}; wanted one for this rank", device_index, gpus);
+  return std::make_unique<NcclCommunicator>(std::move(host), device_index,
                                             std::make_shared<CommunicationStream>(device_index), options);
 }
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, int device_index,
                                                      const CommunicatorOptions& options) {
-  require_gpu(device_index);
-  return std::make_unique<NcclCommunicator>(nullptr, host, device_index,
-                                            std::make_shared<CommunicationStream>(device_index), options);
+  return make_nccl_communicator(std::shared_ptr<Communicator>(std::shared_ptr<void>(), &host), device_index, options);
 }
 
 int count_gpus() {

@@ -30,7 +30,7 @@ std::string nccl_trouble();
 
 // All ranks of `host` make theirs, each with a GPU of its own. Creates the NCCL communicator and sends a first message
 // between all pairs, so that no later call sets up a connection. Throws Error(kDevice) where there is no such GPU.
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device_index,
+std::unique_ptr<Communicator> make_nccl_communicator(std::shared_ptr<Communicator> host, int device_index,
                                                      const CommunicatorOptions& options);
 // The same for a communicator that outlives it.
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, int device_index,

@@ -16,7 +16,7 @@ namespace {
 
 std::string nccl_trouble() { return "this octet was built without it"; }
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, int, const CommunicatorOptions&) {
+std::unique_ptr<Communicator> make_nccl_communicator(std::shared_ptr<Communicator>, int, const CommunicatorOptions&) {
   refuse();
 }
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator&, int, const CommunicatorOptions&) { refuse(); }

@@ -16,14 +16,15 @@ Tensor index_of(const std::vector<int32_t>& rows) {
 class DirectRoute final : public TokenRoute {
  public:
   DirectRoute(Communicator& ep, const std::vector<std::vector<int32_t>>& tokens) : ep_(ep) {
-    std::vector<int32_t> all;
     for (const auto& of_rank : tokens) {
       const int64_t count = int64_t(of_rank.size()), first = count == 0 ? 0 : of_rank.front();
       counts_to_.push_back(count);
       runs_.push_back({.first = first, .count = count});
       are_runs_ = are_runs_ && (count == 0 || of_rank.back() - first + 1 == count);
-      all.insert(all.end(), of_rank.begin(), of_rank.end());
     }
+    if (are_runs_) return;
+    std::vector<int32_t> all;
+    for (const auto& of_rank : tokens) all.insert(all.end(), of_rank.begin(), of_rank.end());
     tokens_ = index_of(all);
   }
 
@@ -70,10 +71,10 @@ class DirectRoute final : public TokenRoute {
  private:
   Communicator& ep_;
   std::vector<int64_t> counts_to_, counts_from_;
-  Tensor tokens_;  // those for each rank, one after the other
-  // Where they follow each other for each rank, they leave from where they lie.
+  // Tokens that follow each other, for each rank, leave from where they lie.
   std::vector<RowExchange::Run> runs_;
   bool are_runs_ = true;
+  Tensor tokens_;  // where they do not: those for each rank, one after the other
 };
 
 class NodeRoute final : public TokenRoute {
