@@ -5,14 +5,11 @@
 #include <mutex>
 #include <numeric>
 
-#include "core/nn/init.h"
-#include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
-#include "core/tensor/transfer.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mesh.h"
 #include "tests/parallel/communicator_cases.h"
-#include "tests/support/numeric.h"
+#include "tests/support/layer_pass.h"
 
 namespace octet::test {
 namespace {
@@ -30,60 +27,9 @@ ModelConfig layer_config(int64_t top_k) {
   return config;
 }
 
-// What a pass of the layer over some tokens gives.
-struct Pass {
-  std::vector<float> y, dx, gate, shared;
-  std::vector<std::vector<float>> w13, w2;  // gradients by expert at hand
-  std::vector<int32_t> indices;
+struct Pass : LayerPass {
   Traffic ep, rail, node;
 };
-
-std::vector<float> floats(const Tensor& x) {
-  if (x.dtype() == DType::kFloat32) return to_vector<float>(x);
-  std::vector<float> values;
-  for (const bfloat16 value : to_vector<bfloat16>(x)) values.push_back(float(value));
-  return values;
-}
-
-// Tokens begin .. end - 1 of the sequence that all tests use.
-Tensor values_of(uint64_t seed, int64_t begin, int64_t end, DType dtype) {
-  const auto all = uniform(end * kHidden, seed);
-  const std::vector<float> mine(all.begin() + begin * kHidden, all.end());
-  const Tensor wide = from_vector(mine, {end - begin, kHidden});
-  if (dtype == DType::kFloat32) return wide;
-  std::vector<bfloat16> narrow;
-  for (const float value : mine) narrow.push_back(bfloat16(value));
-  return from_vector(narrow, {end - begin, kHidden});
-}
-
-Pass run_layer(Dispatcher& dispatcher, const Numerics& numerics, int64_t top_k, int64_t begin, int64_t end) {
-  const ModelConfig config = layer_config(top_k);
-  ModelContext context{.numerics = numerics, .recompute = {}};
-  MoeLayer layer("mlp.", config, context, dispatcher);
-  std::vector<Parameter*> parameters;
-  layer.visit_parameters([&](Parameter& parameter) {
-    init_normal(parameter, 7, config.init_std);
-    parameter.refresh();
-    parameters.push_back(&parameter);
-  });
-  Pass pass;
-  const Recording on(true);
-  const Tensor x = make_source(values_of(1, begin, end, numerics.activation_dtype()),
-                               [&pass](const Tensor& dx) { pass.dx = floats(dx); });
-  const Tensor y = layer.forward(LinearInput(x, numerics));
-  pass.y = floats(y);
-  backward(y, values_of(2, begin, end, numerics.activation_dtype()));
-  pass.gate = floats(parameters[0]->grad());
-  const auto by_expert = [](Parameter& parameter) {
-    std::vector<std::vector<float>> all;
-    for (int64_t e = 0; e < parameter.shape()[0]; ++e) all.push_back(floats(parameter.grad().slice_rows(e, 1)));
-    return all;
-  };
-  pass.w13 = by_expert(*parameters[1]);
-  pass.w2 = by_expert(*parameters[2]);
-  pass.shared = floats(parameters[3]->grad());
-  return pass;
-}
 
 // The choices of the tokens, for the test of bytes.
 std::vector<int32_t> choices(const Numerics& numerics, int64_t top_k, int64_t begin, int64_t end) {
@@ -94,7 +40,7 @@ std::vector<int32_t> choices(const Numerics& numerics, int64_t top_k, int64_t be
     init_normal(parameter, 7, config.init_std);
     parameter.refresh();
   });
-  const LinearInput input(values_of(1, begin, end, numerics.activation_dtype()), numerics);
+  const LinearInput input(tokens_of(1, begin, end, kHidden, numerics.activation_dtype()), numerics);
   return to_vector<int32_t>(router.forward(input).indices);
 }
 
@@ -120,7 +66,8 @@ TEST_CASE("experts on several ranks are experts on one, bit for bit", "[parallel
   // With 6 of 8, nearly all tokens of a rank need each of four.
   const int64_t top_k = recipe == Recipe::kBf16 ? 6 : 3;
   LocalDispatcher local;
-  const Pass wanted = run_layer(local, numerics, top_k, 0, begin.back());
+  const ModelConfig config = layer_config(top_k);
+  const LayerPass wanted = run_layer(local, config, numerics, 0, begin.back());
   std::vector<Pass> got(static_cast<size_t>(ranks));
   const auto errors =
       run_local_ranks(ranks, {.communicator = {}, .seed = 5, .max_delay_us = 200, .faults = {}}, [&](Communicator& c) {
@@ -130,18 +77,14 @@ TEST_CASE("experts on several ranks are experts on one, bit for bit", "[parallel
         const auto node = c.group(mesh.ep_node_group, "node");
         ExpertDispatcher dispatcher({.ep = ep.get(), .rail = rail.get(), .node = node.get()}, wire);
         Pass& pass = got[size_t(c.rank())];
-        pass = run_layer(dispatcher, numerics, top_k, begin[size_t(c.rank())], begin[size_t(c.rank()) + 1]);
+        static_cast<LayerPass&>(pass) =
+            run_layer(dispatcher, config, numerics, begin[size_t(c.rank())], begin[size_t(c.rank()) + 1]);
         pass.ep = ep->traffic(), pass.rail = rail->traffic(), pass.node = node->traffic();
       });
   rethrow_first(errors);
 
-  Pass all;
-  for (const Pass& pass : got) {
-    all.y.insert(all.y.end(), pass.y.begin(), pass.y.end());
-    all.dx.insert(all.dx.end(), pass.dx.begin(), pass.dx.end());
-    all.w13.insert(all.w13.end(), pass.w13.begin(), pass.w13.end());
-    all.w2.insert(all.w2.end(), pass.w2.begin(), pass.w2.end());
-  }
+  LayerPass all;
+  for (const Pass& pass : got) all.append(pass);
   CHECK(all.y == wanted.y);
   CHECK(all.dx == wanted.dx);
   CHECK(all.w13 == wanted.w13);

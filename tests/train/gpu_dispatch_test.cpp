@@ -2,15 +2,13 @@
 // formula. It also runs on the CPU, where its kernels have their reference.
 #include <mutex>
 
-#include "core/nn/init.h"
-#include "core/nn/moe_layer.h"
 #include "core/tensor/device_fault.h"
 #include "parallel/device_dispatcher.h"
 #include "parallel/local_communicator.h"
 #include "parallel/parallelize.h"
 #include "parallel/staged_communicator.h"
 #include "tests/support/devices.h"
-#include "tests/support/numeric.h"
+#include "tests/support/layer_pass.h"
 #include "tools/data/made_up_batch.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/training_step.h"
@@ -38,61 +36,20 @@ std::vector<int32_t> choices(Choice choice, int64_t begin, int64_t end) {
   return indices;
 }
 
-std::vector<float> floats(const Tensor& x) {
-  if (x.dtype() == DType::kFloat32) return to_vector<float>(x);
-  std::vector<float> values;
-  for (const bfloat16 value : to_vector<bfloat16>(x)) values.push_back(float(value));
-  return values;
-}
-
-Tensor values_of(uint64_t seed, int64_t begin, int64_t end, DType dtype, Device device) {
-  const auto all = uniform(end * kHidden, seed);
-  const std::vector<float> mine(all.begin() + begin * kHidden, all.end());
-  if (dtype == DType::kFloat32) return from_vector(mine, {end - begin, kHidden}, device);
-  std::vector<bfloat16> narrow;
-  for (const float value : mine) narrow.push_back(bfloat16(value));
-  return from_vector(narrow, {end - begin, kHidden}, device);
-}
-
-// What a pass of a layer over some tokens gives.
-struct Pass {
-  std::vector<float> y, dx;
-  std::vector<std::vector<float>> w13, w2;  // gradients by expert at hand
+struct Pass : LayerPass {
   Traffic traffic;
 };
 
-Pass run_layer(Dispatcher& dispatcher, const Numerics& numerics, Choice choice, int64_t begin, int64_t end,
-               Device device) {
+LayerPass run_chosen(Dispatcher& dispatcher, const Numerics& numerics, Choice choice, int64_t begin, int64_t end,
+                     Device device) {
   ModelConfig config;
   config.hidden = kHidden;
   config.init_std = 0.3f;
   config.moe.num_experts = kExperts;
   config.moe.top_k = kTopK;
   config.moe.expert_hidden = 40;
-  ModelContext context{.numerics = numerics, .recompute = {}, .device = device};
-  MoeLayer layer("mlp.", config, context, dispatcher);
-  std::vector<Parameter*> parameters;
-  layer.visit_parameters([&](Parameter& parameter) {
-    init_normal(parameter, 7, config.init_std);
-    parameter.refresh();
-    parameters.push_back(&parameter);
-  });
-  Pass pass;
-  const Recording on(true);
-  const DType dtype = numerics.activation_dtype();
-  const Tensor x =
-      make_source(values_of(1, begin, end, dtype, device), [&pass](const Tensor& dx) { pass.dx = floats(dx); });
   const Tensor replayed = from_vector(choices(choice, begin, end), {end - begin, kTopK}, device);
-  const Tensor y = layer.forward(LinearInput(x, numerics), replayed);
-  pass.y = floats(y);
-  backward(y, values_of(2, begin, end, dtype, device));
-  const auto by_expert = [](Parameter& parameter) {
-    std::vector<std::vector<float>> all;
-    for (int64_t e = 0; e < parameter.shape()[0]; ++e) all.push_back(floats(parameter.grad().slice_rows(e, 1)));
-    return all;
-  };
-  pass.w13 = by_expert(*parameters[1]);
-  pass.w2 = by_expert(*parameters[2]);
+  LayerPass pass = run_layer(dispatcher, config, numerics, begin, end, device, replayed);
   DeviceFault(device).rethrow();
   return pass;
 }
@@ -141,7 +98,7 @@ TEST_CASE("experts on several ranks, counted on the device, are experts on one",
   std::vector<int64_t> begin = {0};
   for (int r = 0; r < ranks; ++r) begin.push_back(begin.back() + (r == 1 ? 0 : r == 2 ? 2 : 11 + r));
   LocalDispatcher local;
-  const Pass wanted = run_layer(local, numerics, choice, 0, begin.back(), device);
+  const LayerPass wanted = run_chosen(local, numerics, choice, 0, begin.back(), device);
   std::vector<Pass> got(static_cast<size_t>(ranks));
   const auto errors =
       run_local_ranks(ranks, {.communicator = {}, .seed = 5, .max_delay_us = 50, .faults = {}}, [&](Communicator& c) {
@@ -149,17 +106,12 @@ TEST_CASE("experts on several ranks, counted on the device, are experts on one",
         Communicator& ep = staged ? *staged : c;
         DeviceDispatcher dispatcher(ep, numbers.wire, /*bound=*/0);
         const auto r = size_t(c.rank());
-        got[r] = run_layer(dispatcher, numerics, choice, begin[r], begin[r + 1], device);
+        static_cast<LayerPass&>(got[r]) = run_chosen(dispatcher, numerics, choice, begin[r], begin[r + 1], device);
         got[r].traffic = ep.traffic();
       });
   rethrow_first(errors);
-  Pass all;
-  for (const Pass& pass : got) {
-    all.y.insert(all.y.end(), pass.y.begin(), pass.y.end());
-    all.dx.insert(all.dx.end(), pass.dx.begin(), pass.dx.end());
-    all.w13.insert(all.w13.end(), pass.w13.begin(), pass.w13.end());
-    all.w2.insert(all.w2.end(), pass.w2.begin(), pass.w2.end());
-  }
+  LayerPass all;
+  for (const Pass& pass : got) all.append(pass);
   CHECK(all.y == wanted.y);
   CHECK(all.dx == wanted.dx);
   CHECK(all.w13 == wanted.w13);
@@ -183,7 +135,7 @@ TEST_CASE("without tokens there is nothing to send", "[train][gpu][dispatch]") {
     const auto staged = device.is_cpu() ? nullptr : make_staged_communicator(c, device);
     DeviceDispatcher dispatcher(staged ? *staged : c, Wire::kFp8, /*bound=*/2);
     const Numerics numerics{.recipe = Recipe::kFp8Block, .emulation = kernels::Emulation::kHopper};
-    const Pass pass = run_layer(dispatcher, numerics, Choice::kEven, 0, 0, device);
+    const LayerPass pass = run_chosen(dispatcher, numerics, Choice::kEven, 0, 0, device);
     require(pass.y.empty() && pass.dx.empty(), "rows out of nothing");
   });
   rethrow_first(errors);
