@@ -13,74 +13,43 @@ struct BuildPermutation {
   View offsets;       // [E + 1] int64
   View row_of;        // [T, K] int32
   View source;        // [T * K] int32
+  View pairs = {};    // [T * K] int32: t K + k of each row; not defined: none
 
-  KernelCost cost() const { return {.name = "build_permutation", .bytes = bytes_of(indices, row_of, source)}; }
+  KernelCost cost() const { return {.name = "build_permutation", .bytes = bytes_of(indices, row_of, source, pairs)}; }
 };
 struct GatherRows {
   // y[r,:] = x[source[r],:], any dtype
-  ConstView x;         // [T, C]
-  ConstView source;    // [R] int32
-  View y;              // [R, C] as x
-  bool skips = false;  // source[r] may be -1: row r of y is left as it is
+  ConstView x;              // [T, C]
+  ConstView source;         // [R] int32
+  View y;                   // [R, C] as x
+  bool skips = false;       // source[r] may be -1: row r of y is left as it is
+  ConstView num_rows = {};  // [1] int64: there are that many, the rest is left as it is; not defined: R
 
   KernelCost cost() const { return {.name = "gather_rows", .bytes = bytes_of(y, source, y)}; }
 };
 struct CombineForward {
-  // y[t,:] = base[t,:] + sum_k weights[t,k] * row(row_of[t,k]), k in order, in float32, rounded once; row(r) is
-  // rows[r,:], and from r = R on more_rows[r - R,:]
+  // y[t,:] = base[t,:] + sum_k row(row_of[t,k]), k in order, in float32, rounded once; row(r) is rows[r,:], and from
+  // r = R on more_rows[r - R,:]
   ConstView rows;            // [R, D] float32 or bfloat16
   ConstView more_rows = {};  // [R2, D] as rows; not defined: none
   ConstView row_of;          // [T, K] int32
-  ConstView weights;         // [T, K] float32; not defined: all 1
   ConstView base;            // [T, D] as rows; not defined: 0. May be y.
   View y;                    // [T, D] as rows
 
   KernelCost cost() const {
     const int64_t row_bytes = y.cols() * size_of(y.dtype());
-    return {.name = "combine_forward", .bytes = row_of.num_elements() * row_bytes + bytes_of(row_of, weights, base, y)};
-  }
-};
-struct CombineBackward {
-  // drows[row_of[t,k],:] = weights[t,k] * dy[t,:];   dweights[t,k] = dy[t,:] . rows[row_of[t,k],:]
-  ConstView dy;       // [T, D] float32 or bfloat16
-  ConstView rows;     // [R, D] as dy
-  ConstView row_of;   // [T, K] int32
-  ConstView weights;  // [T, K] float32
-  View drows;         // [R, D] as dy
-  View dweights;      // [T, K] float32
-
-  KernelCost cost() const {
-    return {.name = "combine_backward", .bytes = bytes_of(dy, rows, row_of, weights, drows, dweights)};
-  }
-};
-struct CombineBackwardAtRows {
-  // The same from where the rows lie, with the same bits:
-  // drows[r,:] = weights[r] * dy[source[r],:];   dweights[r] = dy[source[r],:] . rows[r,:]
-  ConstView dy;             // [S, D] float32 or bfloat16
-  ConstView source;         // [R] int32
-  ConstView rows;           // [R, D] as dy
-  ConstView weights;        // [R] float32
-  View drows;               // [R, D] as dy
-  View dweights;            // [R] float32
-  ConstView num_rows = {};  // [1] int64: there are that many, the rest is left as it is; not defined: R
-
-  KernelCost cost() const {
-    return {.name = "combine_backward", .bytes = bytes_of(source, rows, weights, drows, drows, dweights)};
+    return {.name = "combine_forward", .bytes = row_of.num_elements() * row_bytes + bytes_of(row_of, base, y)};
   }
 };
 namespace cpu {
 void build_permutation(const BuildPermutation& args, Stream& stream);
 void gather_rows(const GatherRows& args, Stream& stream);
 void combine_forward(const CombineForward& args, Stream& stream);
-void combine_backward(const CombineBackward& args, Stream& stream);
-void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream);
 }  // namespace cpu
 namespace cuda {
 void build_permutation(const BuildPermutation& args, Stream& stream);
 void gather_rows(const GatherRows& args, Stream& stream);
 void combine_forward(const CombineForward& args, Stream& stream);
-void combine_backward(const CombineBackward& args, Stream& stream);
-void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream);
 }  // namespace cuda
 inline void build_permutation(const BuildPermutation& args, Stream& stream) {
   dispatch<cpu::build_permutation, cuda::build_permutation>(args, stream);
@@ -90,12 +59,6 @@ inline void gather_rows(const GatherRows& args, Stream& stream) {
 }
 inline void combine_forward(const CombineForward& args, Stream& stream) {
   dispatch<cpu::combine_forward, cuda::combine_forward>(args, stream);
-}
-inline void combine_backward(const CombineBackward& args, Stream& stream) {
-  dispatch<cpu::combine_backward, cuda::combine_backward>(args, stream);
-}
-inline void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
-  dispatch<cpu::combine_backward_at_rows, cuda::combine_backward_at_rows>(args, stream);
 }
 
 }  // namespace octet::kernels

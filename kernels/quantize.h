@@ -40,19 +40,21 @@ struct DequantizeRows {
   KernelCost cost() const { return {.name = "dequantize_rows", .bytes = bytes_of(codes, scale, x)}; }
 };
 struct QuantizeColumns {
-  ConstView x;              // [R, C] float32 or bfloat16
+  ConstView x;              // [S, C] float32 or bfloat16
+  ConstView rows = {};      // [R] int32: row r is row rows[r] of x; not defined: R = S and row r is r
   ConstView offsets;        // [G + 1] int64
   ConstView block_offsets;  // [G + 1] int64
   View codes;               // [P, C] float8_e4m3
   View scale;               // [P/128, C] float32
   QuantizeStats* stats;     // added to; null: none
-  // Also what QuantizeRows makes of x, in the same pass; not defined: none.
+  // Also what QuantizeRows makes of x, in the same pass; not defined: none, as where rows are.
   View row_codes = {};  // [R, C] float8_e4m3
   View row_scale = {};  // [R, ceil(C/128)] float32
   QuantizeStats* row_stats = nullptr;
 
   KernelCost cost() const {
-    return {.name = "quantize_columns", .bytes = bytes_of(x, codes, scale, row_codes, row_scale)};
+    const int64_t read_bytes = rows.is_defined() ? codes.num_elements() * size_of(x.dtype()) : bytes_of(x);
+    return {.name = "quantize_columns", .bytes = read_bytes + bytes_of(rows, codes, scale, row_codes, row_scale)};
   }
 };
 struct RequantizeColumns {

@@ -1,9 +1,10 @@
-// The gated activation of a feed-forward layer (arXiv:2002.05202).
-//   y[r,f] = silu(h[r,f]) * h[r,F+f],  silu(g) = g / (1 + exp(-g))
-//   dh[r,f] = dy * up * s * (1 + g (1 - s)),  dh[r,F+f] = dy * silu(g),  s = 1 / (1 + exp(-g))
-// Arithmetic is float32. R may be 0. The FP8 forms quantise what they make in the same pass (kernels/quantize.h), each
-// number rounded to bfloat16 before, and give the bits that separate passes would. num_rows, where it is defined: there
-// are that many rows, and the rest of R is left as it is.
+// The gated activation of a feed-forward layer (arXiv:2002.05202), times the router's weight of its row.
+//   y[r,f] = w[r] a[r,f],  a[r,f] = silu(h[r,f]) * h[r,F+f],  silu(g) = g / (1 + exp(-g))
+//   da[r,f] = w[r] dy[r,f],  dh[r,f] = da * up * s * (1 + g (1 - s)),  dh[r,F+f] = da * silu(g),  s = 1 / (1 + exp(-g))
+//   dw[r] = sum_f dy[r,f] a[r,f]: of each 128 columns, and then these sums in order
+// Arithmetic is float32. R may be 0. weights not defined: all 1. The FP8 forms quantise what they make in the same pass
+// (kernels/quantize.h), each number rounded to bfloat16 before, and give the bits that separate passes would. num_rows,
+// where it is defined: there are that many rows, and the rest of R is left as it is.
 #pragma once
 
 #include "core/base/view.h"
@@ -14,21 +15,25 @@ namespace octet::kernels {
 
 struct SwigluForward {
   ConstView h;              // [R, 2F] float32 or bfloat16: gate, then up
+  ConstView weights = {};   // [R] float32
   View y;                   // [R, F] as h
   ConstView num_rows = {};  // [1] int64
 
-  KernelCost cost() const { return {.name = "swiglu_forward", .bytes = bytes_of(h, y)}; }
+  KernelCost cost() const { return {.name = "swiglu_forward", .bytes = bytes_of(h, weights, y)}; }
 };
 struct SwigluBackward {
   ConstView dy;             // [R, F] as h
   ConstView h;              // [R, 2F]
+  ConstView weights = {};   // [R] float32
   View dh;                  // [R, 2F] as h; may be h itself
+  View dweights = {};       // [R] float32; not defined: none
   ConstView num_rows = {};  // [1] int64
 
-  KernelCost cost() const { return {.name = "swiglu_backward", .bytes = bytes_of(dy, h, dh)}; }
+  KernelCost cost() const { return {.name = "swiglu_backward", .bytes = bytes_of(dy, h, weights, dh, dweights)}; }
 };
 struct SwigluForwardFp8 {
   ConstView h;              // [R, 2F] bfloat16
+  ConstView weights = {};   // [R] float32
   View h_codes;             // [R, 2F] float8_e4m3, 1x128: what the backward pass keeps of h; not defined: none
   View h_scale;             // [R, ceil(2F/128)] float32
   View y_codes;             // [R, F] float8_e4m3, 1x128
@@ -37,23 +42,25 @@ struct SwigluForwardFp8 {
   ConstView num_rows = {};  // [1] int64
 
   KernelCost cost() const {
-    return {.name = "swiglu_forward_fp8", .bytes = bytes_of(h, h_codes, h_scale, y_codes, y_scale)};
+    return {.name = "swiglu_forward_fp8", .bytes = bytes_of(h, weights, h_codes, h_scale, y_codes, y_scale)};
   }
 };
 struct SwigluBackwardFp8 {
   ConstView dy;                                         // [R, F] bfloat16
   ConstView h_codes, h_scale;                           // as the forward pass left them: h here is codes * scale
+  ConstView weights = {};                               // [R] float32
   ConstView offsets;                                    // [G + 1] int64: the groups of rows, as for QuantizeColumns
   ConstView block_offsets;                              // [G + 1] int64
   View y_codes, y_scale;                                // [P, F] and [P/128, F]: columns of y, made again from h
   View dh_codes, dh_scale;                              // [R, 2F] and [R, ceil(2F/128)]: rows of dh
   View dh_column_codes, dh_column_scale;                // [P, 2F] and [P/128, 2F]
+  View dweights = {};                                   // [R] float32; not defined: none
   QuantizeStats *y_stats, *dh_stats, *dh_column_stats;  // all or none
 
   KernelCost cost() const {
     return {.name = "swiglu_backward_fp8",
-            .bytes =
-                bytes_of(dy, h_codes, h_scale, y_codes, y_scale, dh_codes, dh_scale, dh_column_codes, dh_column_scale)};
+            .bytes = bytes_of(dy, h_codes, h_scale, weights, y_codes, y_scale, dh_codes, dh_scale, dh_column_codes,
+                              dh_column_scale, dweights)};
   }
 };
 namespace cpu {

@@ -63,7 +63,7 @@ class ListedTokens final : public TokensInFlight {
 class Exchange {
  public:
   Exchange(Communicator& ep, Wire wire, double bound, const LinearInput& input, const Tensor& indices,
-           int64_t num_experts)
+           const Tensor& weights, int64_t num_experts)
       : ep_(ep),
         wire_(wire),
         numerics_(input.numerics()),
@@ -72,6 +72,7 @@ class Exchange {
         local_experts_(num_experts / ep.size()),
         input_(input),
         indices_(indices),
+        weights_of_pairs_(weights.detach()),
         offsets_(workspace({num_experts + 1}, DType::kInt64, indices.device())),
         row_of_(workspace(indices.shape(), DType::kInt32, indices.device())),
         tokens_of_rank_(size_t(ep.size()), 0.0) {
@@ -91,18 +92,20 @@ class Exchange {
     room_ = dispatch_room(most_tokens, K, num_experts_, P, bound_);
     const Tensor heads = workspace({P, local_experts_ + room_.rows}, DType::kInt32, device);
     token_of_copy_ = empty({P, room_.copies}, DType::kInt32, device);
-    pair_of_slot_ = empty({P, room_.rows}, DType::kInt32, device);
+    const Tensor pair_of_slot = workspace({P, room_.rows}, DType::kInt32, device);
     slots_ = empty({T, K}, DType::kInt32, device);
     kernels::rows_to_ranks({.indices = indices_,
                             .offsets = offsets_,
                             .row_of = row_of_,
                             .heads = heads,
                             .tokens = token_of_copy_,
-                            .pairs = pair_of_slot_,
+                            .pairs = pair_of_slot,
                             .slots = slots_,
                             .rank = ep_.rank()},
                            heads.stream());
     heads_ = EqualExchange(ep_, heads);
+    const Tensor pairs = std::exchange(weights_of_pairs_, Tensor());
+    weights_ = EqualExchange(ep_, rows_at(pairs.reshape({T * K, 1}), pair_of_slot));
     if (is_wire_fp8()) {
       start_tokens(input_->quantized());
     } else {
@@ -112,74 +115,72 @@ class Exchange {
     indices_ = offsets_ = row_of_ = Tensor();
   }
 
-  // place: of the rows of experts, on the tape.
-  Dispatched arrive(const Tensor& place) {
+  // Orders the rows of the experts here. Their weights, [R].
+  Tensor wait_rows() {
     const Tensor heads = heads_.wait();
     const Device device = heads.device();
     const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64, device);
-    source_ = empty({num_rows()}, DType::kInt32, device);
-    slot_of_row_ = empty({num_rows()}, DType::kInt32, device);
+    const Tensor source = empty({num_rows()}, DType::kInt32, device);
+    const Tensor slot_of_row = workspace({num_rows()}, DType::kInt32, device);
     row_of_slot_ = empty({ep_.size(), room_.rows}, DType::kInt32, device);
     kernels::rows_from_ranks({.heads = heads,
                               .offsets = offsets,
-                              .source = source_,
-                              .slot_of_row = slot_of_row_,
+                              .source = source,
+                              .slot_of_row = slot_of_row,
                               .row_of_slot = row_of_slot_,
                               .copies = room_.copies},
                              heads.stream());
-    groups_ = RowGroups::of_offsets(offsets, source_, num_rows());
+    groups_ = RowGroups::of_offsets(offsets, source, num_rows());
+    const Tensor came = weights_.wait(), weights = empty({num_rows(), 1}, DType::kFloat32, device);
+    kernels::gather_rows({.x = came, .source = slot_of_row, .y = weights, .skips = true}, weights.stream());
+    return weights.reshape({num_rows()});
+  }
+
+  // place: of the rows of experts, on the tape.
+  Dispatched arrive(const Tensor& place) {
+    RowGroups groups = std::exchange(groups_, {});
     TokensOnWire tokens = std::exchange(tokens_, {});
     if (!numerics_.is_fp8()) {
       const LinearInput input(tokens.wait_values(numerics_.activation_dtype()), numerics_);
-      return {.input = input.at(place), .groups = groups_};
+      return {.input = input.at(place), .groups = std::move(groups), .weights = {}};
     }
-    return {.input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = groups_};
+    return {
+        .input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = std::move(groups), .weights = {}};
   }
 
   // Rows of experts, [num_rows, D], to the ranks of their tokens.
   void start_back(const Tensor& rows) { back_ = EqualExchange(ep_, rows_at(rows, row_of_slot_)); }
-  // y[t] = base[t] + sum_k weights[t,k] * row of pair (t, k). weights and base may be undefined.
-  Tensor wait_back(const Tensor& weights, const Tensor& base) {
+  // y[t] = base[t] + sum_k row of pair (t, k). base may be undefined.
+  Tensor wait_back(const Tensor& base) {
     const Tensor came = back_.wait();
     Tensor y = empty({slots_.rows(), came.cols()}, came.dtype(), came.device());  // [T, D]
-    kernels::combine_forward({.rows = came, .row_of = slots_, .weights = weights, .base = base, .y = y}, y.stream());
+    kernels::combine_forward({.rows = came, .row_of = slots_, .base = base, .y = y}, y.stream());
     return y;
   }
 
-  // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
-  void start_gradient(const Tensor& dy, const Tensor& weights) {
-    weights_ = EqualExchange(ep_, rows_at(weights.reshape({weights.num_elements(), 1}), pair_of_slot_));
+  // The gradient of the layer's output, [T, D], to the experts.
+  void start_gradient(const Tensor& dy) {
     if (numerics_.expert_gradients == GradientWire::kFp8) {
       start_tokens(quantize_rows(dy, nullptr));
     } else {
       start_tokens(dy);
     }
   }
-  // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
-  Tensor wait_gradient(const Tensor& rows) {
-    const Tensor weights = rows_at(weights_.wait(), slot_of_row_);
-    const Tensor dy = std::exchange(tokens_, {}).wait_values(numerics_.activation_dtype());
-    Tensor drows = empty(rows.shape(), dy.dtype(), dy.device());
-    const Tensor dweights = workspace({num_rows(), 1}, DType::kFloat32, dy.device());
-    kernels::combine_backward_at_rows({.dy = dy,
-                                       .source = source_,
-                                       .rows = rows,
-                                       .weights = weights,
-                                       .drows = drows,
-                                       .dweights = dweights,
-                                       .num_rows = groups_.count()},
-                                      dy.stream());
-    weights_ = EqualExchange(ep_, rows_at(dweights, row_of_slot_));
-    return drows;
+  // Of each token as it came, for its rows to be read through their source.
+  Tensor wait_gradient() { return std::exchange(tokens_, {}).wait_values(numerics_.activation_dtype()); }
+
+  // dweights: [R], of the rows of the experts here.
+  void start_weight_gradients(const Tensor& dweights) {
+    weights_ = EqualExchange(ep_, rows_at(dweights.reshape({num_rows(), 1}), row_of_slot_));
   }
   // [T, K]
   Tensor wait_weight_gradients() {
     return rows_at(weights_.wait(), slots_.reshape({slots_.num_elements()})).reshape(slots_.shape());
   }
 
+ private:
   int64_t num_rows() const { return ep_.size() * room_.rows; }  // that there is room for
 
- private:
   std::unique_ptr<TokensInFlight> listed(const Tensor& x) const {
     return std::make_unique<ListedTokens>(ep_, x, token_of_copy_);
   }
@@ -198,14 +199,14 @@ class Exchange {
   const Numerics numerics_;
   const double bound_;
   const int64_t num_experts_, local_experts_;
-  std::optional<LinearInput> input_;   // until send
-  Tensor indices_, offsets_, row_of_;  // the same
+  std::optional<LinearInput> input_;                      // until send
+  Tensor indices_, weights_of_pairs_, offsets_, row_of_;  // the same
   std::vector<double> tokens_of_rank_;
   Pending tokens_pending_;
   DispatchRoom room_;
-  Tensor token_of_copy_, pair_of_slot_, slots_;  // as kernels/rank_rows.h has them
-  Tensor source_, slot_of_row_, row_of_slot_;
-  RowGroups groups_;
+  Tensor token_of_copy_, slots_;  // as kernels/rank_rows.h has them
+  Tensor row_of_slot_;
+  RowGroups groups_;  // until they are handed on
   EqualExchange heads_, back_, weights_;
   TokensOnWire tokens_;
 };
@@ -223,7 +224,7 @@ ExpertRange DeviceDispatcher::experts_at_hand(int64_t num_experts) const { retur
 std::unique_ptr<Dispatch> DeviceDispatcher::start(const LinearInput& input, const Tensor& indices,
                                                   const Tensor& weights, int64_t num_experts) {
   return std::make_unique<DispatchOnTape<Exchange>>(
-      std::make_shared<Exchange>(ep_, wire_, bound_, input, indices, num_experts), input, weights);
+      std::make_shared<Exchange>(ep_, wire_, bound_, input, indices, weights, num_experts), input, weights);
 }
 
 }  // namespace octet

@@ -6,9 +6,10 @@
 // tell each other how many they have, and nothing else. Where there are more rows than room, the GPU records it for
 // whoever reads its faults (core/tensor/device_fault.h): the pass goes on with what there is room for, and is refused.
 //
-//   forward   heads, 4 bytes for each expert and each row; tokens out as Wire says; rows back
-//   backward  gradients of the layer's output out, and 4 bytes a row, of the weights; gradients of the tokens back, a
-//             row for each expert, and 4 bytes a row
+//   forward   heads, 4 bytes for each expert and each row; 4 bytes a row, of the weights; tokens out as Wire says; rows
+//             back
+//   backward  gradients of the layer's output out; gradients of the tokens back, a row for each expert, and 4 bytes a
+//             row, of the weights
 #pragma once
 
 #include "parallel/expert_dispatcher.h"

@@ -41,8 +41,9 @@ class TokensOnWire {
   std::unique_ptr<TokensInFlight> values_, codes_, scale_;
 };
 
-// Exchange: send(), arrive(place), num_rows() of the experts here; start_back(rows) and wait_back(weights, base);
-// start_gradient(dy, weights) and wait_gradient(rows); wait_weight_gradients().
+// Exchange: send(), wait_rows() for the weights of the rows of experts here, arrive(place); start_back(rows) and
+// wait_back(base); start_gradient(dy) and wait_gradient(); start_weight_gradients(dweights) and
+// wait_weight_gradients().
 template <class Exchange>
 class DispatchOnTape final : public Dispatch {
  public:
@@ -50,39 +51,42 @@ class DispatchOnTape final : public Dispatch {
       : dtype_(input.x().dtype()),
         device_(input.x().device()),
         width_(input.x().cols()),
-        weights_(weights),
         exchange_(std::move(exchange)) {
     // The placeholders between the two ends of a way have no numbers. Backwards each end does what its other end does
     // forwards: it starts where the other waits.
     started_ = record("dispatch", place_of(input.x().shape()), {input.x(), weights},
                       [exchange = exchange_](const Tensor&) -> Gradients {
-                        return {exchange->wait_back(/*weights=*/{}, /*base=*/{}), exchange->wait_weight_gradients()};
+                        return {exchange->wait_back(/*base=*/{}), exchange->wait_weight_gradients()};
                       });
   }
 
   void send() override { exchange_->send(); }
 
   Dispatched arrive() override {
-    const Tensor place = record("arrive", place_of({exchange_->num_rows(), width_}), {started_},
-                                [exchange = exchange_](const Tensor& drows) -> Gradients {
-                                  exchange->start_back(drows);
-                                  return {Tensor::without_data(drows.shape(), drows.dtype(), drows.device())};
-                                });
-    return exchange_->arrive(place);
+    const Tensor weights = exchange_->wait_rows();
+    const std::vector<Tensor> arrived =
+        record_many("arrive", {place_of({weights.size(0), width_}), weights}, {started_},
+                    [exchange = exchange_](const std::vector<Tensor>& gradients) -> Gradients {
+                      const Tensor& drows = gradients[0];
+                      exchange->start_back(drows);
+                      exchange->start_weight_gradients(gradients[1]);
+                      return {Tensor::without_data(drows.shape(), drows.dtype(), drows.device())};
+                    });
+    Dispatched dispatched = exchange_->arrive(arrived[0]);
+    dispatched.weights = arrived[1];
+    return dispatched;
   }
 
   void send_back(const Tensor& rows) override {
     exchange_->start_back(rows.detach());
     sent_ = record("send_back", place_of(rows.shape()), {rows},
-                   [exchange = exchange_, rows = rows.detach()](const Tensor&) -> Gradients {
-                     return {exchange->wait_gradient(rows)};
-                   });
+                   [exchange = exchange_](const Tensor&) -> Gradients { return {exchange->wait_gradient()}; });
   }
 
   Tensor combine(const Tensor& base) override {
-    return record("combine", exchange_->wait_back(weights_, base), {sent_, base},
-                  [exchange = exchange_, weights = weights_.detach()](const Tensor& dy) -> Gradients {
-                    exchange->start_gradient(dy, weights);
+    return record("combine", exchange_->wait_back(base), {sent_, base},
+                  [exchange = exchange_](const Tensor& dy) -> Gradients {
+                    exchange->start_gradient(dy);
                     return {Tensor::without_data(dy.shape(), dy.dtype(), dy.device()), dy};
                   });
   }
@@ -93,7 +97,6 @@ class DispatchOnTape final : public Dispatch {
   const DType dtype_;
   const Device device_;
   const int64_t width_;
-  Tensor weights_;
   std::shared_ptr<Exchange> exchange_;
   Tensor started_, sent_;
 };

@@ -23,7 +23,8 @@ TokensOnWire on_wire(TokenRoute& route, const Fp8Rows& rows) {
 class Exchange {
  public:
   // What can be done before the other ranks have said how much comes.
-  Exchange(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices, int64_t num_experts)
+  Exchange(const RouteGroups& groups, Wire wire, const LinearInput& input, const Tensor& indices, const Tensor& weights,
+           int64_t num_experts)
       : ep_(*groups.ep),
         numerics_(input.numerics()),
         local_experts_(num_experts / ep_.size()),
@@ -86,6 +87,11 @@ class Exchange {
                                               .receive_pieces = {.counts = one_each}},
                                              indices.stream());
     copies_ = RowExchange(ep_, copy_of_row_, Tensor(), rows_to_);
+    const Tensor of_row = workspace({T * K, 1}, DType::kFloat32);
+    for (int64_t pair = 0; pair < T * K; ++pair) {
+      of_row.data<float>()[row_of[pair]] = weights.data<float>()[pair];
+    }
+    weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_);
     if (!numerics_.is_fp8() || wire == Wire::kBf16) {
       tokens_ = on_wire(*route_, input.values());
     } else {
@@ -107,18 +113,30 @@ class Exchange {
     }
     route_->start(of_route);
     copies_.start(rows_from_);
+    weights_.start(rows_from_);
     tokens_.start();
+  }
+
+  // Orders the rows of the experts here. Their weights, [R].
+  Tensor wait_rows() {
+    groups_ = order_rows(copies_.wait());
+    const Tensor came = weights_.wait(), weights = empty({num_rows_}, DType::kFloat32);
+    for (int64_t i = 0; i < num_rows_; ++i) {
+      weights.data<float>()[row_at_.data<int32_t>()[i]] = came.data<float>()[i];
+    }
+    return weights;
   }
 
   // place: of the rows of experts, on the tape.
   Dispatched arrive(const Tensor& place) {
-    RowGroups groups = order_rows(copies_.wait());
+    RowGroups groups = std::exchange(groups_, {});
     TokensOnWire tokens = std::exchange(tokens_, {});
     if (!numerics_.is_fp8()) {
       const LinearInput input(tokens.wait_values(numerics_.activation_dtype()), numerics_);
-      return {.input = input.at(place), .groups = std::move(groups)};
+      return {.input = input.at(place), .groups = std::move(groups), .weights = {}};
     }
-    return {.input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = std::move(groups)};
+    return {
+        .input = LinearInput(place, tokens.wait_quantized(), numerics_), .groups = std::move(groups), .weights = {}};
   }
 
   // Rows of experts, [num_rows, D] in the order of the groups, to the ranks of their tokens.
@@ -126,24 +144,17 @@ class Exchange {
     own_rows_ = rows;
     back_ = RowExchange(ep_, rows, runs_back_, counts_back_);
   }
-  // y[t] = base[t] + sum_k weights[t,k] * row of pair (t, k), read where it came or, of this rank's experts, where they
-  // made it. weights and base may be undefined, as in kernels/permute.h.
-  Tensor wait_back(const Tensor& weights, const Tensor& base) {
+  // y[t] = base[t] + sum_k row of pair (t, k), read where it came or, of this rank's experts, where they made it. base
+  // may be undefined, as in kernels/permute.h.
+  Tensor wait_back(const Tensor& base) {
     const Tensor came = back_.wait(), own = std::exchange(own_rows_, Tensor());
     Tensor y = empty({place_.rows(), own.cols()}, own.dtype());  // [T, D]
-    kernels::combine_forward(
-        {.rows = came, .more_rows = own, .row_of = place_, .weights = weights, .base = base, .y = y}, y.stream());
+    kernels::combine_forward({.rows = came, .more_rows = own, .row_of = place_, .base = base, .y = y}, y.stream());
     return y;
   }
 
-  // The gradient of the layer's output, [T, D], with the weights of its rows, to the experts.
-  void start_gradient(const Tensor& dy, const Tensor& weights) {
-    const Tensor of_row = workspace({weights.num_elements(), 1}, DType::kFloat32);
-    const int32_t* row_of = row_of_.data<int32_t>();
-    const float* from = weights.data<float>();
-    auto* to = of_row.data<float>();
-    for (int64_t pair = 0; pair < weights.num_elements(); ++pair) to[row_of[pair]] = from[pair];
-    weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_, rows_from_);
+  // The gradient of the layer's output, [T, D], to the experts.
+  void start_gradient(const Tensor& dy) {
     if (numerics_.expert_gradients == GradientWire::kFp8) {
       tokens_ = on_wire(*route_, quantize_rows(dy, nullptr));
     } else {
@@ -151,23 +162,12 @@ class Exchange {
     }
     tokens_.start();
   }
-  // Of each row of an expert, [num_rows, D]. rows: what the experts made; the gradients of the weights go back.
-  Tensor wait_gradient(const Tensor& rows) {
-    const Tensor dy = tokens_.wait_values(numerics_.activation_dtype());
-    const Tensor came = weights_.wait();
-    const Tensor weights = workspace({num_rows_}, DType::kFloat32);
-    const int32_t* row_at = row_at_.data<int32_t>();
-    const float* from = came.data<float>();
-    auto* to = weights.data<float>();
-    for (int64_t i = 0; i < num_rows_; ++i) to[row_at[i]] = from[i];
-    Tensor drows = empty({num_rows_, dy.cols()}, dy.dtype());
-    const Tensor dweights = workspace({num_rows_, 1}, DType::kFloat32);
-    kernels::combine_backward_at_rows(
-        {.dy = dy, .source = source_, .rows = rows, .weights = weights, .drows = drows, .dweights = dweights},
-        dy.stream());
-    tokens_ = {};
-    weights_ = RowExchange(ep_, dweights, row_at_, rows_from_, rows_to_);
-    return drows;
+  // Of each token as it came, for its rows to be read through their source.
+  Tensor wait_gradient() { return std::exchange(tokens_, {}).wait_values(numerics_.activation_dtype()); }
+
+  // dweights: [R], of the rows of the experts here.
+  void start_weight_gradients(const Tensor& dweights) {
+    weights_ = RowExchange(ep_, dweights.reshape({num_rows_, 1}), row_at_, rows_from_, rows_to_);
   }
   // [T, K]
   Tensor wait_weight_gradients() {
@@ -180,20 +180,18 @@ class Exchange {
     return dweights;
   }
 
-  int64_t num_rows() const { return num_rows_; }  // of the experts here
-
  private:
   // Rows come by rank, expert, token, and are read by expert, rank, token. Back, they lie on the rank of their tokens
   // by expert and token, but for those of its own experts, which stay where they are and count from the last on.
   RowGroups order_rows(const Tensor& copy_of_row) {
     const int64_t P = ep_.size(), me = ep_.rank();
     const Tensor offsets = empty({local_experts_ + 1}, DType::kInt64);
-    source_ = empty({num_rows_}, DType::kInt32);
+    const Tensor source = empty({num_rows_}, DType::kInt32);
     row_at_ = empty({num_rows_}, DType::kInt32);
     std::vector<int64_t> next(size_t(P), 0);  // row of each rank, as they come
     for (int64_t p = 1; p < P; ++p) next[size_t(p)] = next[size_t(p - 1)] + rows_from_[size_t(p - 1)];
     const int32_t* copy = copy_of_row.data<int32_t>();
-    int32_t *row_at = row_at_.data<int32_t>(), *source = source_.data<int32_t>();
+    int32_t *row_at = row_at_.data<int32_t>(), *token = source.data<int32_t>();
     runs_back_.assign(size_t(P * local_experts_), {});
     // Where each of this rank's rows will be.
     const int64_t own = rows_to_[size_t(me)], num_come_back = row_of_.num_elements() - own;
@@ -216,7 +214,7 @@ class Exchange {
         const int64_t begin = next[size_t(p)], first_copy = route_->first_copy(int(p));
         for (int64_t at = begin; at < begin + count; ++at, ++row) {
           row_at[at] = int32_t(row);
-          source[row] = int32_t(first_copy + copy[at]);
+          token[row] = int32_t(first_copy + copy[at]);
         }
         next[size_t(p)] = begin + count;
       }
@@ -230,7 +228,7 @@ class Exchange {
     const int32_t* row_of = row_of_.data<int32_t>();
     auto* place = place_.data<int32_t>();
     for (int64_t pair = 0; pair < row_of_.num_elements(); ++pair) place[pair] = places[size_t(row_of[pair])];
-    return RowGroups::of_offsets(offsets, source_, num_rows_);
+    return RowGroups::of_offsets(offsets, source, num_rows_);
   }
 
   Communicator& ep_;
@@ -245,9 +243,9 @@ class Exchange {
   Tensor place_;                             // [T, K] of each row, among those that come back and then those made here
   Tensor own_rows_;
   Tensor counts_sent_, counts_received_;  // [P, experts here, then those of the route]
-  Tensor source_;                         // of each row of an expert, its token among those that came
   Tensor row_at_;                         // of each row as they come, its place among those of the experts
   Pending counts_pending_;
+  RowGroups groups_;  // until they are handed on
   RowExchange copies_, weights_, back_;
   TokensOnWire tokens_;
 };
@@ -274,7 +272,7 @@ ExpertRange ExpertDispatcher::experts_at_hand(int64_t num_experts) const {
 std::unique_ptr<Dispatch> ExpertDispatcher::start(const LinearInput& input, const Tensor& indices,
                                                   const Tensor& weights, int64_t num_experts) {
   return std::make_unique<DispatchOnTape<Exchange>>(
-      std::make_shared<Exchange>(groups_, wire_, input, indices, num_experts), input, weights);
+      std::make_shared<Exchange>(groups_, wire_, input, indices, weights, num_experts), input, weights);
 }
 
 }  // namespace octet

@@ -3,9 +3,10 @@
 // comes to each rank that holds an expert of its choice, once, and the rows of experts go back one by one, so that they
 // are added up where the token lives, in the order of its choices.
 //
-//   forward   tokens out   E4M3 codes and their scales, or values (Wire); 4 bytes more for each row of an expert
+//   forward   tokens out   E4M3 codes and their scales, or values (Wire); 8 bytes more for each row of an expert, its
+//             weight among them
 //             rows back    in the activation dtype
-//   backward  gradients of the layer's output out, as expert_gradients says (core/ops/numerics.h); 4 bytes a row
+//   backward  gradients of the layer's output out, as expert_gradients says (core/ops/numerics.h)
 //             gradients of the tokens back, a row for each expert, in the activation dtype, and 4 bytes a row, of the
 //             weights
 //

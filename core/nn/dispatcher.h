@@ -17,6 +17,7 @@ struct ExpertRange {
 struct Dispatched {
   LinearInput input;  // what the experts read, through groups.source; x() is the place of the R rows on the tape
   RowGroups groups;   // rows of each expert at hand
+  Tensor weights;     // [R] float32, of each row, on the tape
 };
 
 // The tokens of one layer and micro-batch, on their way. The calls come in this order; what is computed between them
@@ -26,9 +27,10 @@ class Dispatch {
   virtual ~Dispatch() = default;
   virtual void send() = 0;          // tokens leave
   virtual Dispatched arrive() = 0;  // they are here
-  // rows: [R, D], as the experts made them of what arrived. They leave.
+  // rows: [R, D], as the experts made them of what arrived, times their weights. They leave. Backwards, what comes is
+  // read through groups.source, as the tokens are.
   virtual void send_back(const Tensor& rows) = 0;
-  // y[t] = base[t] + sum_k weights[t,k] * row of expert indices[t,k] for token t.
+  // y[t] = base[t] + sum_k row of expert indices[t,k] for token t.
   virtual Tensor combine(const Tensor& base) = 0;
 };
 

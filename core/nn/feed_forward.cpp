@@ -12,7 +12,8 @@ FeedForward::FeedForward(const std::string& prefix, int64_t hidden, int64_t inne
           context.device) {}
 
 Tensor FeedForward::forward(const LinearInput& input) {
-  return swiglu_ffn(input, RowGroups::dense(input.x().rows(), context_.device), w13_, w2_, context_.recompute.swiglu);
+  const RowGroups all = RowGroups::dense(input.x().rows(), context_.device);
+  return swiglu_ffn(input, all, /*weights=*/{}, w13_, w2_, context_.recompute.swiglu);
 }
 
 }  // namespace octet

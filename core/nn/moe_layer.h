@@ -1,4 +1,5 @@
 // A mixture-of-experts feed-forward layer: y[t] = shared(x[t]) + sum_k w[t,k] expert_{i[t,k]}(x[t]) (arXiv:2401.06066).
+// An expert multiplies by w inside, before its last product (core/ops/swiglu_ffn.h).
 // Dropless: each expert takes as many tokens as choose it, none being a normal case.
 #pragma once
 

@@ -3,6 +3,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/fp8_gemm.h"
 #include "kernels/gemm.h"
+#include "kernels/permute.h"
 
 namespace octet {
 namespace {
@@ -63,29 +64,42 @@ Tensor fprop(const LinearInput& input, const RowGroups& groups, const Parameter&
 }
 
 OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight,
-                               const Numerics& numerics)
+                               const Numerics& numerics, const Tensor& source)
     : groups_(groups), weight_(weight), numerics_(numerics) {
   if (weight.form() == WeightForm::kFp8Block) {
     const AllocateAs workspace(MemoryCategory::kWorkspace);
-    rows_ = empty_rows(dy.rows(), dy.cols(), dy.device());
     columns_ = empty_columns(dy.cols(), groups);
+    if (source.is_defined()) {
+      // Each row once, however many experts read it.
+      source_ = source;
+      rows_ = quantize_rows(dy, numerics.stats(&Fp8Counts::grad_output));
+    } else {
+      rows_ = empty_rows(dy.rows(), dy.cols(), dy.device());
+    }
+    const Fp8Rows in_one_pass = source.is_defined() ? Fp8Rows() : rows_;
     kernels::quantize_columns({.x = dy,
+                               .rows = source,
                                .offsets = groups.offsets,
                                .block_offsets = groups.block_offsets,
                                .codes = columns_.codes,
                                .scale = columns_.scale,
                                .stats = numerics.stats(&Fp8Counts::wgrad_grad),
-                               .row_codes = rows_.codes,
-                               .row_scale = rows_.scale,
+                               .row_codes = in_one_pass.codes,
+                               .row_scale = in_one_pass.scale,
                                .row_stats = numerics.stats(&Fp8Counts::grad_output)},
                               dy.stream());
     return;
   }
   dy_ = dy;
+  if (source.is_defined()) {
+    dy_ = empty({groups.num_rows, dy.cols()}, dy.dtype(), MemoryCategory::kWorkspace, dy.device());
+    kernels::gather_rows({.x = dy, .source = source, .y = dy_, .num_rows = groups.count()}, dy.stream());
+  }
   // Plain products want one dtype: the float32 gradient of the router's logits is rounded to that of the gate.
   if (dy.dtype() != weight.weight().dtype()) {
-    dy_ = empty(dy.shape(), weight.weight().dtype(), MemoryCategory::kWorkspace, dy.device());
-    kernels::cast({.x = dy, .y = dy_}, dy.stream());
+    const Tensor rounded = empty(dy_.shape(), weight.weight().dtype(), MemoryCategory::kWorkspace, dy.device());
+    kernels::cast({.x = dy_, .y = rounded}, dy.stream());
+    dy_ = rounded;
   }
 }
 
@@ -101,7 +115,7 @@ Tensor OutputGradient::dgrad() const {
                                .b = weight_.fp8().codes,
                                .b_scale = weight_.fp8().scale,
                                .offsets = groups_.cuts(),
-                               .rows = {},
+                               .rows = source_,
                                .c = dx,
                                .b_is_kn = true,
                                .emulation = numerics_.emulation},

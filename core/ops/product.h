@@ -26,8 +26,10 @@ Fp8Rows empty_columns(int64_t columns, const RowGroups& groups);
 // An output gradient in the forms that dgrad and wgrad read: in FP8 both are made at once, from one look at dy.
 class OutputGradient {
  public:
-  // dy: [R, N] in the dtype that activation gradients have, or float32.
-  OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight, const Numerics& numerics);
+  // dy: [R, N] in the dtype that activation gradients have, or float32; or, with source, [S, N] of which row source[r]
+  // is that of row r.
+  OutputGradient(const Tensor& dy, const RowGroups& groups, const Parameter& weight, const Numerics& numerics,
+                 const Tensor& source = {});
   // In FP8 already.
   OutputGradient(Fp8Rows rows, Fp8Rows columns, const RowGroups& groups, const Parameter& weight,
                  const Numerics& numerics);
@@ -43,6 +45,7 @@ class OutputGradient {
  private:
   Tensor dy_;               // not in FP8
   Fp8Rows rows_, columns_;  // in FP8
+  Tensor source_;           // of rows_
   const RowGroups& groups_;
   const Parameter& weight_;
   const Numerics& numerics_;

@@ -6,16 +6,21 @@
 namespace octet {
 namespace {
 
-Tensor swiglu(const Tensor& h, const RowGroups& groups) {
+Tensor swiglu(const Tensor& h, const RowGroups& groups, const Tensor& weights) {
   Tensor y = empty({h.rows(), h.cols() / 2}, h.dtype(), h.device());
-  kernels::swiglu_forward({.h = h, .y = y, .num_rows = groups.count()}, h.stream());
+  kernels::swiglu_forward({.h = h, .weights = weights, .y = y, .num_rows = groups.count()}, h.stream());
   return y;
+}
+
+// To be filled.
+Tensor gradient_of(const Tensor& weights) {
+  return weights.is_defined() ? empty(weights.shape(), DType::kFloat32, weights.device()) : Tensor();
 }
 
 // What follows the first product in the FP8 recipe, where the activation and its gradient exist in cache only: each
 // kernel reads the operand of one product and writes those of the next.
 Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, const RowGroups& in_order,
-                   Parameter& w13, Parameter& w2) {
+                   const Tensor& weights, Parameter& w13, Parameter& w2) {
   const Numerics numerics = input.numerics();
   const int64_t R = h.rows(), F = h.cols() / 2;
   const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
@@ -26,6 +31,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
       return empty_rows(R, F, h.device());
     }();
     kernels::swiglu_forward_fp8({.h = h,
+                                 .weights = weights,
                                  .h_codes = kept.codes,
                                  .h_scale = kept.scale,
                                  .y_codes = y.codes,
@@ -37,43 +43,46 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
     out = fprop_fp8(y, in_order, w2, numerics.emulation, numerics.activation_dtype());
   }
   if (!is_recording()) return out;
-  return record(
-      "swiglu_ffn", out, {input.x()},
-      [saved = input.keep_quantized(), kept, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
-        const AllocateAs workspace(MemoryCategory::kWorkspace);
-        const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
-        Fp8Rows dh_rows = empty_rows(rows, width, dout.device()), dh_columns = empty_columns(width, in_order);
-        {
-          const OutputGradient out_gradient(dout, in_order, w2, numerics);
-          const Fp8Rows y_columns = empty_columns(width / 2, in_order);
-          const Tensor dy = out_gradient.dgrad();  // [R, F]
-          kernels::swiglu_backward_fp8({.dy = dy,
-                                        .h_codes = kept.codes,
-                                        .h_scale = kept.scale,
-                                        .offsets = in_order.offsets,
-                                        .block_offsets = in_order.block_offsets,
-                                        .y_codes = y_columns.codes,
-                                        .y_scale = y_columns.scale,
-                                        .dh_codes = dh_rows.codes,
-                                        .dh_scale = dh_rows.scale,
-                                        .dh_column_codes = dh_columns.codes,
-                                        .dh_column_scale = dh_columns.scale,
-                                        .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
-                                        .dh_stats = numerics.stats(&Fp8Counts::grad_output),
-                                        .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
-                                       dy.stream());
-          out_gradient.wgrad_columns(y_columns, w2);
-        }
-        const OutputGradient h_gradient(std::move(dh_rows), std::move(dh_columns), groups, w13, numerics);
-        h_gradient.wgrad(*saved, w13);
-        return {h_gradient.dgrad()};
-      });
+  return record("swiglu_ffn", out, {input.x(), weights},
+                [saved = input.keep_quantized(), kept, groups, in_order, weights = weights.detach(), &w13, &w2,
+                 numerics](const Tensor& dout) -> Gradients {
+                  Tensor dweights = gradient_of(weights);
+                  const AllocateAs workspace(MemoryCategory::kWorkspace);
+                  const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
+                  Fp8Rows dh_rows = empty_rows(rows, width, dout.device()), dh_columns = empty_columns(width, in_order);
+                  {
+                    const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
+                    const Fp8Rows y_columns = empty_columns(width / 2, in_order);
+                    const Tensor dy = out_gradient.dgrad();  // [R, F]
+                    kernels::swiglu_backward_fp8({.dy = dy,
+                                                  .h_codes = kept.codes,
+                                                  .h_scale = kept.scale,
+                                                  .weights = weights,
+                                                  .offsets = in_order.offsets,
+                                                  .block_offsets = in_order.block_offsets,
+                                                  .y_codes = y_columns.codes,
+                                                  .y_scale = y_columns.scale,
+                                                  .dh_codes = dh_rows.codes,
+                                                  .dh_scale = dh_rows.scale,
+                                                  .dh_column_codes = dh_columns.codes,
+                                                  .dh_column_scale = dh_columns.scale,
+                                                  .dweights = dweights,
+                                                  .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
+                                                  .dh_stats = numerics.stats(&Fp8Counts::grad_output),
+                                                  .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
+                                                 dy.stream());
+                    out_gradient.wgrad_columns(y_columns, w2);
+                  }
+                  const OutputGradient h_gradient(std::move(dh_rows), std::move(dh_columns), groups, w13, numerics);
+                  h_gradient.wgrad(*saved, w13);
+                  return {h_gradient.dgrad(), dweights};
+                });
 }
 
 }  // namespace
 
-Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& w13, Parameter& w2,
-                  bool recompute_swiglu) {
+Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tensor& weights, Parameter& w13,
+                  Parameter& w2, bool recompute_swiglu) {
   const Numerics numerics = input.numerics();
   const DType dtype = numerics.activation_dtype();
   require(w13.shape()[-1] == input.x().cols() && w13.shape()[-2] == 2 * w2.shape()[-1] &&
@@ -83,23 +92,29 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, Parameter& 
   RowGroups in_order = groups;  // rows of y are in the order of the groups already
   in_order.source = Tensor();
   Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
-  if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, w13, w2);
-  Tensor y = swiglu(h, groups);                      // [R, F]
+  if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, weights, w13, w2);
+  Tensor y = swiglu(h, groups, weights);             // [R, F]
   Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;
   if (recompute_swiglu) y = Tensor();
   return record(
-      "swiglu_ffn", out, {input.x()},
-      [saved = input.keep_values(), h, y, groups, in_order, &w13, &w2, numerics](const Tensor& dout) -> Gradients {
+      "swiglu_ffn", out, {input.x(), weights},
+      [saved = input.keep_values(), h, y, groups, in_order, weights = weights.detach(), &w13, &w2,
+       numerics](const Tensor& dout) -> Gradients {
+        Tensor dweights = gradient_of(weights);
         const AllocateAs workspace(MemoryCategory::kWorkspace);
-        const OutputGradient out_gradient(dout, in_order, w2, numerics);
-        out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h, groups), w2);
-        const Tensor dy = out_gradient.dgrad();  // [R, F]
-        Tensor dh = empty_like(h);               // [R, 2F]
-        kernels::swiglu_backward({.dy = dy, .h = h, .dh = dh, .num_rows = groups.count()}, dh.stream());
+        Tensor dh = empty_like(h);  // [R, 2F]
+        {
+          const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
+          out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h, groups, weights), w2);
+          const Tensor dy = out_gradient.dgrad();  // [R, F]
+          kernels::swiglu_backward(
+              {.dy = dy, .h = h, .weights = weights, .dh = dh, .dweights = dweights, .num_rows = groups.count()},
+              dh.stream());
+        }
         const OutputGradient h_gradient(dh, groups, w13, numerics);
         h_gradient.wgrad(*saved, w13);
-        return {h_gradient.dgrad()};
+        return {h_gradient.dgrad(), dweights};
       });
 }
 

@@ -14,7 +14,8 @@ void build_permutation(const BuildPermutation& args, Stream&) {
   const int64_t T = args.indices.rows(), K = args.indices.cols();
   const int64_t E = args.offsets.num_elements() - 1;
   int64_t* offsets = args.offsets.data<int64_t>();
-  int32_t* source = args.source.data<int32_t>();
+  int32_t *source = args.source.data<int32_t>(),
+          *pairs = args.pairs.is_defined() ? args.pairs.data<int32_t>() : nullptr;
   std::fill_n(offsets, E + 1, int64_t(0));
   for (int64_t t = 0; t < T; ++t) {
     const int32_t* experts = args.indices.row<int32_t>(t);
@@ -29,6 +30,7 @@ void build_permutation(const BuildPermutation& args, Stream&) {
       const int64_t r = next[size_t(experts[k])]++;
       row_of[k] = int32_t(r);
       source[r] = int32_t(t);
+      if (pairs != nullptr) pairs[r] = int32_t(t * K + k);
     }
   }
 }
@@ -39,7 +41,8 @@ void gather_rows(const GatherRows& args, Stream& stream) {
   const char* x = args.x.data<char>();
   char* y = args.y.data<char>();
   const int64_t x_stride = args.x.row_stride() * size, y_stride = args.y.row_stride() * size;
-  stream.parallel_for(args.y.rows(), permute_grain(args.x.cols()), [=, skips = args.skips](int64_t r) {
+  const int64_t R = rows_there(args.num_rows, args.y.rows());
+  stream.parallel_for(R, permute_grain(args.x.cols()), [=, skips = args.skips](int64_t r) {
     if (skips && source[r] == -1) return;
     std::memcpy(y + r * y_stride, x + source[r] * x_stride, size_t(bytes));
   });
@@ -53,7 +56,6 @@ void combine_forward(const CombineForward& args, Stream& stream) {
     };
     stream.parallel_for(T, permute_grain(D * (K + 1)), [&](int64_t t) {
       const int32_t *row_of = args.row_of.row<int32_t>(t), *next = args.row_of.row<int32_t>(std::min(t + 1, T - 1));
-      const float* weights = args.weights.is_defined() ? args.weights.row<float>(t) : nullptr;
       const Scalar* base = args.base.is_defined() ? args.base.row<Scalar>(t) : nullptr;
       Scalar* y = args.y.row<Scalar>(t);
       // In registers, so that a row is looked up once for all of them.
@@ -65,61 +67,20 @@ void combine_forward(const CombineForward& args, Stream& stream) {
             [&](auto i) OCTET_INLINE_LAMBDA { sum[i] = base == nullptr ? splat(0.0f) : load(base + d + 16 * i); });
         for (int64_t k = 0; k < K; ++k) {
           const Scalar *from = row(row_of[k]) + d, *ahead = row(next[k]) + d;
-          const f32x16 weight = splat(weights == nullptr ? 1.0f : weights[k]);
           // The rows of a token lie anywhere, and the processor would see where only when it is there.
           for (size_t at = 0; at < 16 * kVectors * sizeof(Scalar); at += 64) {
             __builtin_prefetch(reinterpret_cast<const char*>(ahead) + at);
           }
-          for_constants<kVectors>([&](auto i)
-                                      OCTET_INLINE_LAMBDA { sum[i] = fma(weight, load(from + 16 * i), sum[i]); });
+          for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { sum[i] = sum[i] + load(from + 16 * i); });
         }
         for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { store(y + d + 16 * i, sum[i]); });
       }
       for_lanes(D - d, [&](int64_t rest, auto lanes) {
         const int64_t at = d + rest;
         f32x16 sum = base == nullptr ? splat(0.0f) : lanes.load(base + at);
-        for (int64_t k = 0; k < K; ++k) {
-          sum = fma(splat(weights == nullptr ? 1.0f : weights[k]), lanes.load(row(row_of[k]) + at), sum);
-        }
+        for (int64_t k = 0; k < K; ++k) sum = sum + lanes.load(row(row_of[k]) + at);
         lanes.store(y + at, sum);
       });
-    });
-  });
-}
-
-// drow = weight * dy; returns dy . row.
-template <class Scalar>
-OCTET_INLINE float backward_of_row(const Scalar* dy, const Scalar* row, float weight, Scalar* drow, int64_t D) {
-  const f32x16 factor = splat(weight);
-  f32x16 dot = splat(0.0f);
-  for_lanes(D, [&](int64_t d, auto lanes) {
-    const f32x16 gradient = lanes.load(dy + d);
-    dot = fma(gradient, lanes.load(row + d), dot);
-    lanes.store(drow + d, factor * gradient);
-  });
-  return reduce_add(dot);
-}
-
-void combine_backward(const CombineBackward& args, Stream& stream) {
-  visit_float(args.dy.dtype(), [&]<class Scalar>() {
-    const int64_t D = args.dy.cols(), K = args.row_of.cols();
-    stream.parallel_for(args.dy.rows(), permute_grain(D * (K + 1)), [&](int64_t t) {
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t r = args.row_of.row<int32_t>(t)[k];
-        args.dweights.row<float>(t)[k] = backward_of_row(args.dy.row<Scalar>(t), args.rows.row<Scalar>(r),
-                                                         args.weights.row<float>(t)[k], args.drows.row<Scalar>(r), D);
-      }
-    });
-  });
-}
-
-void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream) {
-  visit_float(args.dy.dtype(), [&]<class Scalar>() {
-    const int64_t D = args.dy.cols();
-    stream.parallel_for(rows_there(args.num_rows, args.rows.rows()), permute_grain(D), [&](int64_t r) {
-      args.dweights.data<float>()[r] =
-          backward_of_row(args.dy.row<Scalar>(args.source.data<int32_t>()[r]), args.rows.row<Scalar>(r),
-                          args.weights.data<float>()[r], args.drows.row<Scalar>(r), D);
     });
   });
 }
@@ -128,5 +89,3 @@ void combine_backward_at_rows(const CombineBackwardAtRows& args, Stream& stream)
 OCTET_CPU_KERNEL(build_permutation, BuildPermutation)
 OCTET_CPU_KERNEL(gather_rows, GatherRows)
 OCTET_CPU_KERNEL(combine_forward, CombineForward)
-OCTET_CPU_KERNEL(combine_backward, CombineBackward)
-OCTET_CPU_KERNEL(combine_backward_at_rows, CombineBackwardAtRows)

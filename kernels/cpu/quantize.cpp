@@ -67,13 +67,16 @@ void dequantize_rows(const DequantizeRows& args, Stream& stream) {
 }
 
 void quantize_columns(const QuantizeColumns& args, Stream& stream) {
+  const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     visit_counting(args.stats != nullptr || args.row_stats != nullptr, [&](auto counting) {
       for_tiles_of_groups(
           args.offsets, args.block_offsets, args.x.cols(), stream,
           [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
             Counts counts;
-            const auto row = [&](int64_t r) { return args.x.row<Scalar>(block.first + r) + c; };
+            const auto row = [&](int64_t r) {
+              return args.x.row<Scalar>(rows != nullptr ? rows[block.first + r] : block.first + r) + c;
+            };
             quantize_columns_block<counting>(block.rows, n, row, args.codes.row<uint8_t>(kBlock * b) + c,
                                              args.codes.row_stride(), args.scale.row<float>(b) + c, counts);
             counts.add_to(args.stats, block.rows * n);

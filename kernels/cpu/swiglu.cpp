@@ -1,6 +1,7 @@
 #include "kernels/swiglu.h"
 
 #include <atomic>
+#include <memory>
 
 #include "kernels/cpu/isa_headers.h"
 //
@@ -18,11 +19,17 @@ OCTET_INLINE int64_t swiglu_grain(int64_t F) { return std::max<int64_t>(1, 8192 
 
 OCTET_INLINE f32x16 swiglu(f32x16 gate, f32x16 up) { return gate * sigmoid(gate) * up; }
 struct SwigluSlopes {
-  f32x16 gate, up;
+  f32x16 y, gate, up;  // y before the weight of its row; dh
 };
-OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 gate, f32x16 up, f32x16 s, f32x16 dy) {
-  const f32x16 slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
-  return {dy * up * slope, dy * (gate * s)};
+// dot += dy y.
+OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 gate, f32x16 up, f32x16 dy, f32x16 weight, f32x16& dot) {
+  const f32x16 s = sigmoid(gate), slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
+  const f32x16 silu = gate * s, y = silu * up, grad = weight * dy;
+  dot = fma(dy, y, dot);
+  return {y, grad * up * slope, grad * silu};
+}
+OCTET_INLINE f32x16 weight_of_row(const ConstView& weights, int64_t r) {
+  return splat(weights.is_defined() ? weights.data<float>()[r] : 1.0f);
 }
 
 // bfloat16 scratch of this thread.
@@ -41,8 +48,10 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
       const Scalar* gate = args.h.row<Scalar>(r);
       const Scalar* up = gate + F;
       Scalar* y = args.y.row<Scalar>(r);
-      for_lanes(F,
-                [=](int64_t f, auto lanes) { lanes.store(y + f, swiglu(lanes.load(gate + f), lanes.load(up + f))); });
+      const f32x16 weight = weight_of_row(args.weights, r);
+      for_lanes(F, [=](int64_t f, auto lanes) {
+        lanes.store(y + f, weight * swiglu(lanes.load(gate + f), lanes.load(up + f)));
+      });
     });
   });
 }
@@ -54,12 +63,20 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
       const Scalar* dy = args.dy.row<Scalar>(r);
       const Scalar* gate = args.h.row<Scalar>(r);
       Scalar* dgate = args.dh.row<Scalar>(r);
-      for_lanes(F, [=](int64_t f, auto lanes) {
-        const f32x16 g = lanes.load(gate + f), up = lanes.load(gate + F + f);
-        const SwigluSlopes slopes = swiglu_slopes(g, up, sigmoid(g), lanes.load(dy + f));
-        lanes.store(dgate + f, slopes.gate);
-        lanes.store(dgate + F + f, slopes.up);
-      });
+      const f32x16 weight = weight_of_row(args.weights, r);
+      float dweight = 0.0f;
+      for (int64_t block = 0; block < F; block += kBlock) {
+        f32x16 dot = splat(0.0f);
+        for_lanes(std::min(kBlock, F - block), [&](int64_t from_block, auto lanes) {
+          const int64_t f = block + from_block;
+          const SwigluSlopes slopes =
+              swiglu_slopes(lanes.load(gate + f), lanes.load(gate + F + f), lanes.load(dy + f), weight, dot);
+          lanes.store(dgate + f, slopes.gate);
+          lanes.store(dgate + F + f, slopes.up);
+        });
+        dweight += reduce_add(dot);
+      }
+      if (args.dweights.is_defined()) args.dweights.data<float>()[r] = dweight;
     });
   });
 }
@@ -75,8 +92,10 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
         if (args.h_codes.is_defined()) {
           quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
         }
-        for_lanes(F,
-                  [=](int64_t f, auto lanes) { lanes.store(y + f, swiglu(lanes.load(h + f), lanes.load(h + F + f))); });
+        const f32x16 weight = weight_of_row(args.weights, r);
+        for_lanes(F, [=](int64_t f, auto lanes) {
+          lanes.store(y + f, weight * swiglu(lanes.load(h + f), lanes.load(h + F + f)));
+        });
         quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
       }
       counts.add_to(args.stats, (end - begin) * (args.h_codes.is_defined() ? 3 : 1) * F);
@@ -91,7 +110,10 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   visit_counting(args.y_stats != nullptr, [&](auto counting) {
     const int64_t F = args.dy.cols(), width = F % kBlock == 0 ? kBlock : F;
     if (F == 0) return;
-    const int64_t pieces = F / width;
+    const int64_t pieces = F / width, blocks_of_row = (F + kBlock - 1) / kBlock;
+    // Of each row and 128 columns what they add to the gradient of its weight.
+    std::unique_ptr<float[]> dots;
+    if (args.dweights.is_defined()) dots.reset(new float[size_t(args.dy.rows() * blocks_of_row)]);
     stream.parallel_for(num_blocks(args.block_offsets) * pieces, [&](int64_t task) {
       const int64_t b = task / pieces, f0 = task % pieces * width;
       const RowBlock block = row_block(args.offsets, args.block_offsets, b);
@@ -102,10 +124,15 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
         const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
         const float* scale = args.h_scale.row<float>(block.first + r);
         const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
+        const f32x16 weight = weight_of_row(args.weights, block.first + r);
+        f32x16 dot = splat(0.0f);
+        const auto add_dot = [&](int64_t f) {
+          if (dots != nullptr) dots[size_t((block.first + r) * blocks_of_row + f / kBlock)] = reduce_add(dot);
+          dot = splat(0.0f);
+        };
         const auto make = [&](int64_t f, auto lanes, f32x16 g, f32x16 up) OCTET_INLINE_LAMBDA {
-          const f32x16 s = sigmoid(g);
-          const SwigluSlopes slopes = swiglu_slopes(g, up, s, lanes.load(dy + f));
-          lanes.store(y + r * width + f, g * s * up);
+          const SwigluSlopes slopes = swiglu_slopes(g, up, lanes.load(dy + f), weight, dot);
+          lanes.store(y + r * width + f, weight * slopes.y);
           lanes.store(dh + r * 2 * width + f, slopes.gate);
           lanes.store(dh + r * 2 * width + width + f, slopes.up);
         };
@@ -122,6 +149,7 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
           for (int64_t f = 0; f < kBlock; f += 16) {
             make(f, AllLanes{}, load_e4m3(gate + f) * gate_scale, load_e4m3(gate + F + f) * up_scale);
           }
+          add_dot(f0);
         } else {
           for_lanes(F, [&](int64_t f, auto lanes) {
             const int64_t n = std::min<int64_t>(16, F - f);
@@ -134,6 +162,7 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
               return load_e4m3(codes) * load(factors);
             };
             make(f, lanes, h(f), h(F + f));
+            if (f % kBlock == kBlock - 16 || f + 16 >= F) add_dot(f);
           });
         }
         const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) {
@@ -159,6 +188,13 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
       y_counts.add_to(args.y_stats, block.rows * width);
       row_counts.add_to(args.dh_stats, block.rows * 2 * width);
       column_counts.add_to(args.dh_column_stats, block.rows * 2 * width);
+    });
+    if (dots == nullptr) return;
+    const int64_t R = args.offsets.data<int64_t>()[args.offsets.num_elements() - 1];
+    stream.parallel_for(R, 16384, [&](int64_t r) {
+      float sum = 0.0f;
+      for (int64_t i = 0; i < blocks_of_row; ++i) sum += dots[size_t(r * blocks_of_row + i)];
+      args.dweights.data<float>()[r] = sum;
     });
   });
 }

@@ -36,10 +36,11 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class Scalar>
 __global__ void __launch_bounds__(kTileThreads)
-    quantize_columns_kernel(const Scalar* x, int64_t x_stride, const int64_t* offsets, const int64_t* block_offsets,
-                            int groups, uint8_t* codes, int64_t codes_stride, float* scale, int64_t scale_stride,
-                            QuantizeStats* stats, uint8_t* row_codes, int64_t row_codes_stride, float* row_scale,
-                            int64_t row_scale_stride, QuantizeStats* row_stats, int64_t C) {
+    quantize_columns_kernel(const Scalar* x, int64_t x_stride, const int32_t* rows, const int64_t* offsets,
+                            const int64_t* block_offsets, int groups, uint8_t* codes, int64_t codes_stride,
+                            float* scale, int64_t scale_stride, QuantizeStats* stats, uint8_t* row_codes,
+                            int64_t row_codes_stride, float* row_scale, int64_t row_scale_stride,
+                            QuantizeStats* row_stats, int64_t C) {
   const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
   if (!block.is_there) return;
   const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < block.rows;
     const int64_t row = is_there ? block.first + tile_row(pass) : 0, here = is_there ? n - column : 0;
-    const Floats8 numbers = load8(x + row * x_stride + c + column, here);
+    const int64_t from = rows == nullptr || !is_there ? row : rows[row];
+    const Floats8 numbers = load8(x + from * x_stride + c + column, here);
     tile.set(pass, PieceOf<Scalar>::of(numbers));
     if (row_codes == nullptr) continue;
     quantize_row_block(numbers, here, row_codes + row * row_codes_stride + c + column,
@@ -132,10 +134,11 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     launch("quantize_columns", blocks(args.scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads,
            Tile<PieceOf<Scalar>>::kSharedBytes, stream, quantize_columns_kernel<Scalar>, args.x.data<Scalar>(),
-           args.x.row_stride(), args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(),
-           int(args.offsets.num_elements() - 1), args.codes.data<uint8_t>(), args.codes.row_stride(),
-           args.scale.data<float>(), args.scale.row_stride(), args.stats, args.row_codes.data<uint8_t>(),
-           args.row_codes.row_stride(), args.row_scale.data<float>(), args.row_scale.row_stride(), args.row_stats, C);
+           args.x.row_stride(), args.rows.data<int32_t>(), args.offsets.data<int64_t>(),
+           args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.codes.data<uint8_t>(),
+           args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.stats,
+           args.row_codes.data<uint8_t>(), args.row_codes.row_stride(), args.row_scale.data<float>(),
+           args.row_scale.row_stride(), args.row_stats, C);
   });
 }
 

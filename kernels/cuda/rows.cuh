@@ -31,9 +31,10 @@ inline dim3 row_grid(int64_t rows, int64_t pieces) {
 template <class Words>
 __global__ void __launch_bounds__(kRowThreads)
     copy_rows_kernel(const char* x, int64_t x_stride, int64_t x_rows, const int32_t* source, char* y, int64_t y_stride,
-                     int64_t R, uint32_t pieces, bool skips, gpu::Fault fault, gpu::FaultRecord* record) {
+                     int64_t R, const int64_t* num_rows, uint32_t pieces, bool skips, gpu::Fault fault,
+                     gpu::FaultRecord* record) {
   const RowPlace at = row_place(pieces, int(sizeof(Words)));
-  if (at.row >= R) return;
+  if (at.row >= rows_there(num_rows, R)) return;
   const int64_t from = source[at.row];
   if (skips && from == -1) return;
   if (!is_in_range(from, x_rows, fault, record)) return;
@@ -41,14 +42,14 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 // fault: what a source is that x has no row for. skips: -1 is none, and leaves the row as it is.
 inline void copy_rows(const char* name, const ConstView& x, const ConstView& source, const View& y, gpu::Fault fault,
-                      Stream& stream, bool skips = false) {
+                      Stream& stream, bool skips = false, const ConstView& num_rows = {}) {
   const int64_t size = size_of(y.dtype()), bytes = y.cols() * size;
   if (bytes == 0) return;
   const auto copy = [&]<class Words>(Words) {
     const int64_t pieces = bytes / int64_t(sizeof(Words));
     launch(name, row_grid(y.rows(), pieces), kRowThreads, 0, stream, copy_rows_kernel<Words>, x.data<char>(),
            x.row_stride() * size, x.rows(), source.data<int32_t>(), y.data<char>(), y.row_stride() * size, y.rows(),
-           uint32_t(pieces), skips, fault, gpu::fault_record(stream.device()));
+           num_rows.data<int64_t>(), uint32_t(pieces), skips, fault, gpu::fault_record(stream.device()));
   };
   const uint64_t together = reinterpret_cast<uintptr_t>(x.raw()) | reinterpret_cast<uintptr_t>(y.raw()) |
                             uint64_t(bytes | x.row_stride() * size | y.row_stride() * size);

@@ -8,57 +8,78 @@ namespace {
 
 __device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bfloat16>(x)); }
 
-// y, and dh of the gate and of up.
+// y before the weight of its row, and dh of the gate and of up. dot += dy y.
 struct Slopes {
   float y, gate, up;
 };
-__device__ __forceinline__ Slopes slopes_of(float gate, float up, float dy) {
+__device__ __forceinline__ Slopes slopes_of(float gate, float up, float dy, float weight, float& dot) {
   const float s = sigmoid_of(gate);
-  const float slope = s * fmaf(gate, 1.0f - s, 1.0f);
-  return {gate * s * up, dy * up * slope, dy * (gate * s)};
+  const float slope = s * fmaf(gate, 1.0f - s, 1.0f), silu = gate * s, y = silu * up, grad = weight * dy;
+  dot = fmaf(dy, y, dot);
+  return {y, grad * up * slope, grad * silu};
+}
+__device__ __forceinline__ float weight_of_row(const float* weights, int64_t row) {
+  return weights == nullptr ? 1.0f : weights[row];
 }
 
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
-    forward_kernel(const Scalar* h, int64_t h_stride, Scalar* y, int64_t y_stride, int64_t R, const int64_t* num_rows,
-                   int64_t F, uint32_t pieces) {
+    forward_kernel(const Scalar* h, int64_t h_stride, const float* weights, Scalar* y, int64_t y_stride, int64_t R,
+                   const int64_t* num_rows, int64_t F, uint32_t pieces) {
   const RowPlace at = row_place(pieces);
   if (at.row >= rows_there(num_rows, R)) return;
   const int64_t f = at.column, n = F - f;
+  const float weight = weight_of_row(weights, at.row);
   Floats8 gate = load8(h + at.row * h_stride + f, n);
   const Floats8 up = load8(h + at.row * h_stride + F + f, n);
-  for (int j = 0; j < kVector; ++j) gate.v[j] = gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j];
+  for (int j = 0; j < kVector; ++j) gate.v[j] = weight * (gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]);
   store8(y + at.row * y_stride + f, gate, n);
 }
 
+// A warp to a row, half of it to each 128 columns.
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
-    backward_kernel(const Scalar* dy, int64_t dy_stride, const Scalar* h, int64_t h_stride, Scalar* dh,
-                    int64_t dh_stride, int64_t R, const int64_t* num_rows, int64_t F, uint32_t pieces) {
-  const RowPlace at = row_place(pieces);
-  if (at.row >= rows_there(num_rows, R)) return;
-  const int64_t f = at.column, n = F - f;
-  Floats8 gate = load8(h + at.row * h_stride + f, n), up = load8(h + at.row * h_stride + F + f, n);
-  const Floats8 grad = load8(dy + at.row * dy_stride + f, n);
-  for (int j = 0; j < kVector; ++j) {
-    const Slopes slopes = slopes_of(gate.v[j], up.v[j], grad.v[j]);
-    gate.v[j] = slopes.gate, up.v[j] = slopes.up;
+    backward_kernel(const Scalar* dy, int64_t dy_stride, const Scalar* h, int64_t h_stride, const float* weights,
+                    Scalar* dh, int64_t dh_stride, float* dweights, int64_t R, const int64_t* num_rows, int64_t F) {
+  const int64_t row = int64_t(blockIdx.x) * (kRowThreads / kWarp) + threadIdx.x / kWarp;
+  if (row >= rows_there(num_rows, R)) return;
+  const int lane = int(threadIdx.x) % kWarp;
+  const float weight = weight_of_row(weights, row);
+  float dweight = 0.0f;
+  for (int64_t first = 0; first < F; first += kWarp * kVector) {
+    const int64_t f = first + lane * kVector, n = F - f;
+    float dot = 0.0f;
+    if (n > 0) {
+      Floats8 gate = load8(h + row * h_stride + f, n), up = load8(h + row * h_stride + F + f, n);
+      const Floats8 grad = load8(dy + row * dy_stride + f, n);
+      for (int j = 0; j < kVector; ++j) {
+        const Slopes slopes = slopes_of(gate.v[j], up.v[j], grad.v[j], weight, dot);
+        gate.v[j] = slopes.gate, up.v[j] = slopes.up;
+      }
+      store8(dh + row * dh_stride + f, gate, n);
+      store8(dh + row * dh_stride + F + f, up, n);
+    }
+    if (dweights == nullptr) continue;
+    dot = warp_sum<kTileLanes>(dot);
+    const float other = shuffle_xor(dot, kTileLanes);
+    dweight = dweight + (lane < kTileLanes ? dot : other);
+    if (first + kBlock < F) dweight = dweight + (lane < kTileLanes ? other : dot);
   }
-  store8(dh + at.row * dh_stride + f, gate, n);
-  store8(dh + at.row * dh_stride + F + f, up, n);
+  if (dweights != nullptr && lane == 0) dweights[row] = dweight;
 }
 
 // Sixteen threads to a block of a row of y. Where h_codes is not null, 128 divides F, and they have a block of the gate
 // and one of up too.
 __global__ void __launch_bounds__(kRowThreads)
-    forward_fp8_kernel(const bfloat16* h, int64_t h_stride, uint8_t* h_codes, int64_t h_codes_stride, float* h_scale,
-                       int64_t h_scale_stride, uint8_t* y_codes, int64_t y_codes_stride, float* y_scale,
-                       int64_t y_scale_stride, QuantizeStats* stats, int64_t room, const int64_t* num_rows, int64_t F,
-                       uint32_t pieces) {
+    forward_fp8_kernel(const bfloat16* h, int64_t h_stride, const float* weights, uint8_t* h_codes,
+                       int64_t h_codes_stride, float* h_scale, int64_t h_scale_stride, uint8_t* y_codes,
+                       int64_t y_codes_stride, float* y_scale, int64_t y_scale_stride, QuantizeStats* stats,
+                       int64_t room, const int64_t* num_rows, int64_t F, uint32_t pieces) {
   const int64_t R = rows_there(num_rows, room);
   const RowPlace at = row_place(pieces);
   const bool is_there = at.row < R;
   const int64_t row = is_there ? at.row : 0, f = at.column, n = is_there ? F - f : 0;
+  const float weight = is_there ? weight_of_row(weights, row) : 0.0f;
   Floats8 gate = load8(h + row * h_stride + f, n);
   const Floats8 up = load8(h + row * h_stride + F + f, n);
   Counts counts;
@@ -68,7 +89,7 @@ __global__ void __launch_bounds__(kRowThreads)
     quantize_row_block(up, n, h_codes + row * h_codes_stride + F + f, h_scale + row * h_scale_stride + (F + f) / kBlock,
                        counts);
   }
-  for (int j = 0; j < kVector; ++j) gate.v[j] = round_bf16(gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]);
+  for (int j = 0; j < kVector; ++j) gate.v[j] = round_bf16(weight * (gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]));
   quantize_row_block(gate, n, y_codes + row * y_codes_stride + f, y_scale + row * y_scale_stride + f / kBlock, counts);
   add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * F * (h_codes != nullptr ? 3 : 1) : 0, stats);
 }
@@ -76,12 +97,12 @@ __global__ void __launch_bounds__(kRowThreads)
 // A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up; 128 divides F.
 __global__ void __launch_bounds__(kTileThreads)
     backward_fp8_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
-                        const float* h_scale, int64_t h_scale_stride, const int64_t* offsets,
-                        const int64_t* block_offsets, int groups, uint8_t* y_codes, int64_t y_stride, float* y_scale,
-                        int64_t y_scale_stride, uint8_t* dh_codes, int64_t dh_stride, float* dh_scale,
-                        int64_t dh_scale_stride, uint8_t* column_codes, int64_t column_stride, float* column_scale,
-                        int64_t column_scale_stride, QuantizeStats* y_stats, QuantizeStats* dh_stats,
-                        QuantizeStats* column_stats, int64_t F) {
+                        const float* h_scale, int64_t h_scale_stride, const float* weights, float* dots,
+                        const int64_t* offsets, const int64_t* block_offsets, int groups, uint8_t* y_codes,
+                        int64_t y_stride, float* y_scale, int64_t y_scale_stride, uint8_t* dh_codes, int64_t dh_stride,
+                        float* dh_scale, int64_t dh_scale_stride, uint8_t* column_codes, int64_t column_stride,
+                        float* column_scale, int64_t column_scale_stride, QuantizeStats* y_stats,
+                        QuantizeStats* dh_stats, QuantizeStats* column_stats, int64_t F) {
   const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
   if (!block.is_there) return;
   const int64_t f = int64_t(blockIdx.y) * kBlock, up_block = F / kBlock + blockIdx.y;
@@ -97,9 +118,15 @@ __global__ void __launch_bounds__(kTileThreads)
     Floats8 gates = numbers_of(load_codes(codes, n), is_there ? scale[blockIdx.y] : 0.0f);
     Floats8 ups = numbers_of(load_codes(codes + F, n), is_there ? scale[up_block] : 0.0f);
     Floats8 ys = load8(dy + row * dy_stride + f + column, n);
+    const float weight = is_there ? weight_of_row(weights, row) : 0.0f;
+    float dot = 0.0f;
     for (int j = 0; j < kVector; ++j) {
-      const Slopes slopes = slopes_of(gates.v[j], ups.v[j], ys.v[j]);
-      ys.v[j] = slopes.y, gates.v[j] = slopes.gate, ups.v[j] = slopes.up;
+      const Slopes slopes = slopes_of(gates.v[j], ups.v[j], ys.v[j], weight, dot);
+      ys.v[j] = weight * slopes.y, gates.v[j] = slopes.gate, ups.v[j] = slopes.up;
+    }
+    if (dots != nullptr) {
+      dot = warp_sum<kTileLanes>(dot);
+      if (is_there && column == 0) dots[row * gridDim.y + blockIdx.y] = dot;
     }
     y.set(pass, Bf16Piece::of(ys)), gate.set(pass, Bf16Piece::of(gates)), up.set(pass, Bf16Piece::of(ups));
     uint8_t* const to = dh_codes + row * dh_stride + f + column;
@@ -119,22 +146,40 @@ __global__ void __launch_bounds__(kTileThreads)
   add_counts<kTileThreads>(column_counts, 2 * count, column_stats);
 }
 
-// y and dh of codes of h, for the sizes at which a block of h has columns of both the gate and up.
+// y and dh of codes of h, for the sizes at which a block of h has columns of both the gate and up. Sixteen threads to
+// 128 columns.
 __global__ void __launch_bounds__(kRowThreads)
     backward_of_codes_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
-                             const float* h_scale, int64_t h_scale_stride, bfloat16* y, bfloat16* dh, int64_t R,
-                             int64_t F, uint32_t pieces) {
-  const RowPlace at = row_place(pieces, 1);
-  if (at.row >= R) return;
+                             const float* h_scale, int64_t h_scale_stride, const float* weights, float* dots,
+                             bfloat16* y, bfloat16* dh, int64_t R, int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  const bool is_there = at.row < R;
+  const int64_t row = is_there ? at.row : 0;
   const auto h = [&](int64_t column) {
-    return ptx::float_from_e4m3(h_codes[at.row * h_codes_stride + column]) *
-           h_scale[at.row * h_scale_stride + column / kBlock];
+    return ptx::float_from_e4m3(h_codes[row * h_codes_stride + column]) *
+           h_scale[row * h_scale_stride + column / kBlock];
   };
-  const int64_t f = at.column;
-  const Slopes slopes = slopes_of(h(f), h(F + f), to_float(dy[at.row * dy_stride + f]));
-  y[at.row * F + f] = from_float<bfloat16>(slopes.y);
-  dh[at.row * 2 * F + f] = from_float<bfloat16>(slopes.gate);
-  dh[at.row * 2 * F + F + f] = from_float<bfloat16>(slopes.up);
+  const float weight = weight_of_row(weights, row);
+  float dot = 0.0f;
+  for (int64_t f = at.column; is_there && f < at.column + kVector && f < F; ++f) {
+    const Slopes slopes = slopes_of(h(f), h(F + f), to_float(dy[row * dy_stride + f]), weight, dot);
+    y[row * F + f] = from_float<bfloat16>(weight * slopes.y);
+    dh[row * 2 * F + f] = from_float<bfloat16>(slopes.gate);
+    dh[row * 2 * F + F + f] = from_float<bfloat16>(slopes.up);
+  }
+  if (dots == nullptr) return;
+  dot = warp_sum<kTileLanes>(dot);
+  if (is_there && at.column % kBlock == 0) dots[row * (pieces / kTileLanes) + at.column / kBlock] = dot;
+}
+
+// dweights of the sums of each 128 columns, a thread to a row.
+__global__ void __launch_bounds__(kRowThreads)
+    add_dots_kernel(const float* dots, float* dweights, const int64_t* num_rows, int64_t count) {
+  const int64_t row = int64_t(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (row >= *num_rows) return;
+  float sum = 0.0f;
+  for (int64_t i = 0; i < count; ++i) sum = sum + dots[row * count + i];
+  dweights[row] = sum;
 }
 
 }  // namespace
@@ -144,18 +189,19 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
   if (F == 0) return;
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     launch("swiglu_forward", row_grid(R, pieces), kRowThreads, 0, stream, forward_kernel<Scalar>, args.h.data<Scalar>(),
-           args.h.row_stride(), args.y.data<Scalar>(), args.y.row_stride(), R, args.num_rows.data<int64_t>(), F,
-           uint32_t(pieces));
+           args.h.row_stride(), args.weights.data<float>(), args.y.data<Scalar>(), args.y.row_stride(), R,
+           args.num_rows.data<int64_t>(), F, uint32_t(pieces));
   });
 }
 
 void swiglu_backward(const SwigluBackward& args, Stream& stream) {
-  const int64_t R = args.dy.rows(), F = args.dy.cols(), pieces = ceil_div<int64_t>(F, kVector);
+  const int64_t R = args.dy.rows(), F = args.dy.cols();
   if (F == 0) return;
   visit_float(args.h.dtype(), [&]<class Scalar>() {
-    launch("swiglu_backward", row_grid(R, pieces), kRowThreads, 0, stream, backward_kernel<Scalar>,
-           args.dy.data<Scalar>(), args.dy.row_stride(), args.h.data<Scalar>(), args.h.row_stride(),
-           args.dh.data<Scalar>(), args.dh.row_stride(), R, args.num_rows.data<int64_t>(), F, uint32_t(pieces));
+    launch("swiglu_backward", blocks(ceil_div<int64_t>(R, kRowThreads / kWarp)), kRowThreads, 0, stream,
+           backward_kernel<Scalar>, args.dy.data<Scalar>(), args.dy.row_stride(), args.h.data<Scalar>(),
+           args.h.row_stride(), args.weights.data<float>(), args.dh.data<Scalar>(), args.dh.row_stride(),
+           args.dweights.data<float>(), R, args.num_rows.data<int64_t>(), F);
   });
 }
 
@@ -169,20 +215,33 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
         stream);
   }
   launch("swiglu_forward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, forward_fp8_kernel, args.h.data<bfloat16>(),
-         args.h.row_stride(), in_one_pass ? args.h_codes.data<uint8_t>() : nullptr, args.h_codes.row_stride(),
-         args.h_scale.data<float>(), args.h_scale.row_stride(), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(),
-         args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R, args.num_rows.data<int64_t>(), F,
-         uint32_t(pieces));
+         args.h.row_stride(), args.weights.data<float>(), in_one_pass ? args.h_codes.data<uint8_t>() : nullptr,
+         args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(), args.y_codes.data<uint8_t>(),
+         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R,
+         args.num_rows.data<int64_t>(), F, uint32_t(pieces));
 }
 
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   const int64_t R = args.dy.rows(), F = args.dy.cols();
   if (F == 0) return;
+  const int64_t blocks_of_row = ceil_div<int64_t>(F, kBlock);
+  // Of each row and 128 columns what they add to the gradient of its weight.
+  const bool has_dots = args.dweights.is_defined();
+  Workspace<float> dots("swiglu_backward_fp8", has_dots ? R * blocks_of_row : 0, stream);
+  const auto add_dots = [&] {
+    if (!has_dots) return;
+    launch("swiglu_backward_fp8, weights", blocks(ceil_div<int64_t>(R, kRowThreads)), kRowThreads, 0, stream,
+           add_dots_kernel, dots.data(), args.dweights.data<float>(),
+           args.offsets.data<int64_t>() + args.offsets.num_elements() - 1, blocks_of_row);
+  };
   if (F % kBlock != 0) {
     Workspace<bfloat16> y("swiglu_backward_fp8", R * F, stream), dh("swiglu_backward_fp8", R * 2 * F, stream);
-    launch("swiglu_backward_fp8", row_grid(R, F), kRowThreads, 0, stream, backward_of_codes_kernel,
+    const int64_t pieces = blocks_of_row * kTileLanes;
+    launch("swiglu_backward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, backward_of_codes_kernel,
            args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(), args.h_codes.row_stride(),
-           args.h_scale.data<float>(), args.h_scale.row_stride(), y.data(), dh.data(), R, F, uint32_t(F));
+           args.h_scale.data<float>(), args.h_scale.row_stride(), args.weights.data<float>(), dots.data(), y.data(),
+           dh.data(), R, F, uint32_t(pieces));
+    add_dots();
     const Device device = args.dy.device();
     quantize_columns({.x = View(y.data(), {R, F}, DType::kBFloat16, device),
                       .offsets = args.offsets,
@@ -205,12 +264,13 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads,
          3 * Tile<Bf16Piece>::kSharedBytes, stream, backward_fp8_kernel, args.dy.data<bfloat16>(), args.dy.row_stride(),
          args.h_codes.data<uint8_t>(), args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(),
-         args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1),
-         args.y_codes.data<uint8_t>(), args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
-         args.dh_codes.data<uint8_t>(), args.dh_codes.row_stride(), args.dh_scale.data<float>(),
-         args.dh_scale.row_stride(), args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(),
-         args.dh_column_scale.data<float>(), args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats,
-         args.dh_column_stats, F);
+         args.weights.data<float>(), dots.data(), args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(),
+         int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(),
+         args.y_scale.data<float>(), args.y_scale.row_stride(), args.dh_codes.data<uint8_t>(),
+         args.dh_codes.row_stride(), args.dh_scale.data<float>(), args.dh_scale.row_stride(),
+         args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(), args.dh_column_scale.data<float>(),
+         args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats, args.dh_column_stats, F);
+  add_dots();
 }
 
 }  // namespace octet::kernels::cuda

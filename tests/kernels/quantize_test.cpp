@@ -187,6 +187,26 @@ void check_columns(Groups groups, int64_t C, bool hostile) {
   CHECK(row_codes == want_rows.codes);
   CHECK(row_scale == want_rows.scale);
   check_stats(row_stats, want_rows.stats);
+
+  // Rows read through a list: in any order, and more than once.
+  const int64_t S = std::max<int64_t>(1, R / 2);
+  auto from = inputs<T>(S * C, 2, hostile);
+  std::vector<int32_t> source;
+  std::vector<float> gathered;
+  for (int64_t r = 0; r < R; ++r) {
+    source.push_back(int32_t((r * 7 + 3) % S));
+    for (int64_t c = 0; c < C; ++c) gathered.push_back(float(from[size_t(source.back() * C + c)]));
+  }
+  args.x = view(from, {S, C});
+  args.rows = view(source, {R});
+  args.row_codes = args.row_scale = View();
+  args.stats = &stats, args.row_stats = nullptr;
+  stats = {};
+  kernels::quantize_columns(args, here());
+  const Quantised want_gathered = column_reference(gathered, C, groups);
+  CHECK(codes == want_gathered.codes);
+  CHECK(scale == want_gathered.scale);
+  check_stats(stats, want_gathered.stats);
 }
 
 void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {

@@ -8,40 +8,59 @@
 namespace octet::test {
 namespace {
 
-Doubles reference(const Doubles& h, size_t F) {
+Doubles reference(const Doubles& h, const Doubles& weights, size_t F) {
   Doubles y;
-  for (size_t row = 0; row < h.size(); row += 2 * F) {
-    for (size_t f = 0; f < F; ++f) y.push_back(h[row + f] / (1 + std::exp(-h[row + f])) * h[row + F + f]);
+  for (size_t r = 0; r < weights.size(); ++r) {
+    const size_t row = r * 2 * F;
+    for (size_t f = 0; f < F; ++f) {
+      y.push_back(weights[r] * h[row + f] / (1 + std::exp(-h[row + f])) * h[row + F + f]);
+    }
   }
   return y;
 }
 
 template <class Scalar>
-void check(int64_t R, int64_t F) {
+void check(int64_t R, int64_t F, bool has_weights) {
   auto h = uniform<Scalar>(R * 2 * F, 1), dy = uniform<Scalar>(R * F, 2);
   for (Scalar& value : h) value = Scalar(float(value) * 6.0f);
+  auto weights = has_weights ? uniform(R, 3) : std::vector<float>(size_t(R), 1.0f);
   std::vector<Scalar> y(dy.size()), dh(h.size());
-  kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, here());
-  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})}, here());
-  // At most eight float32 roundings between input and result; a bfloat16 result is rounded once more, by half an ulp.
-  const double tolerance = 8 * kEpsilonF32 + (std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2);
-  const auto formula = [&](const Doubles& v) { return reference(v, size_t(F)); };
-  CHECK_THAT(doubles(y), NearAll(formula(doubles(h)), tolerance));
-  CHECK_THAT(doubles(dh), NearAll(central_difference(formula, doubles(dy), doubles(h)), tolerance + 1e-8, 1.0));
+  std::vector<float> dweights(size_t(R), 7.0f);
+  const ConstView w = has_weights ? ConstView(view(weights, {R})) : ConstView();
+  const View dw = has_weights ? view(dweights, {R}) : View();
+  const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F});
+  kernels::swiglu_forward({.h = h_view, .weights = w, .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .dh = view(dh, {R, 2 * F}), .dweights = dw},
+                           here());
+  // At most nine float32 roundings between input and result; a bfloat16 result is rounded once more, by half an ulp.
+  const double tolerance = 9 * kEpsilonF32 + (std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2);
+  const Doubles x = doubles(h), p = doubles(weights);
+  const auto of_h = [&](const Doubles& v) { return reference(v, p, size_t(F)); };
+  CHECK_THAT(doubles(y), NearAll(of_h(x), tolerance));
+  CHECK_THAT(doubles(dh), NearAll(central_difference(of_h, doubles(dy), x), tolerance + 1e-8, 1.0));
+  if (has_weights) {
+    // The terms are below 6, a float32 sum of F of them errs like sqrt(F) ulp of the largest.
+    const auto of_weights = [&](const Doubles& v) { return reference(x, v, size_t(F)); };
+    CHECK_THAT(doubles(dweights), NearAll(central_difference(of_weights, doubles(dy), p),
+                                          (8 + 6 * 4 * std::sqrt(double(F))) * kEpsilonF32 + 1e-8, 1.0));
+  }
   // In place: dh over h.
-  kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(h, {R, 2 * F})}, here());
+  const std::vector<float> wanted = dweights;
+  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .dh = h_view, .dweights = dw}, here());
   CHECK(doubles(h) == doubles(dh));
+  CHECK(dweights == wanted);
 }
 
 }  // namespace
 
 TEST_CASE("swiglu follows its formula, forward and backward", "[kernels][swiglu]") {
   const Backend backend = GENERATE(from_range(backends()));
-  const int64_t R = GENERATE(0, 1, 3), F = GENERATE(1, 16, 37);
+  const int64_t R = GENERATE(0, 1, 3), F = GENERATE(1, 16, 37, 130, 300);
+  const bool has_weights = GENERATE(false, true);
   const UseBackend use(backend);
-  CAPTURE(backend.name, R, F);
-  check<float>(R, F);
-  check<bfloat16>(R, F);
+  CAPTURE(backend.name, R, F, has_weights);
+  check<float>(R, F, has_weights);
+  check<bfloat16>(R, F, has_weights);
 }
 
 TEST_CASE("swiglu of very large gates is finite", "[kernels][swiglu]") {
@@ -58,16 +77,25 @@ TEST_CASE("swiglu of very large gates is finite", "[kernels][swiglu]") {
 TEST_CASE("swiglu gives the same bits everywhere", "[kernels][swiglu]") {
   const int64_t R = 67, F = 203;
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
-  auto wide = uniform<float>(R * 2 * F, 3);
+  auto wide = uniform<float>(R * 2 * F, 3), weights = uniform(R, 4);
+  const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F}), w = view(weights, {R});
   check_same_bits(backends(), [&](std::string& bytes) {
     std::vector<bfloat16> y(dy.size()), dh(h.size());
     std::vector<float> wide_y(dy.size());
-    kernels::swiglu_forward({.h = view(h, {R, 2 * F}), .y = view(y, {R, F})}, here());
-    kernels::swiglu_forward({.h = view(wide, {R, 2 * F}), .y = view(wide_y, {R, F})}, here());
-    kernels::swiglu_backward({.dy = view(dy, {R, F}), .h = view(h, {R, 2 * F}), .dh = view(dh, {R, 2 * F})}, here());
+    kernels::swiglu_forward({.h = h_view, .weights = w, .y = view(y, {R, F})}, here());
+    kernels::swiglu_forward({.h = view(wide, {R, 2 * F}), .weights = w, .y = view(wide_y, {R, F})}, here());
+    kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .dh = view(dh, {R, 2 * F})}, here());
     append_bytes(bytes, y);
     append_bytes(bytes, dh);
     append_bytes(bytes, wide_y);
+  });
+  check_same_bits([&](std::string& bytes) {  // a sum, which a GPU orders in its own way
+    std::vector<bfloat16> dh(h.size());
+    std::vector<float> dweights(weights.size());
+    kernels::swiglu_backward(
+        {.dy = dy_view, .h = h_view, .weights = w, .dh = view(dh, {R, 2 * F}), .dweights = view(dweights, {R})},
+        here());
+    append_bytes(bytes, dweights);
   });
 }
 
@@ -105,19 +133,25 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
     offsets.push_back(offsets.back() + size);
     block_offsets.push_back(block_offsets.back() + blocks(size));
   }
-  const bool with_nan = GENERATE(false, true);
+  const bool with_nan = GENERATE(false, true), has_weights = GENERATE(false, true);
   const int64_t R = offsets.back(), G = int64_t(sizes.size()), P = 128 * block_offsets.back();
-  CAPTURE(backend.name, F, sizes, with_nan);
+  CAPTURE(backend.name, F, sizes, with_nan, has_weights);
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
   for (bfloat16& value : h) value = bfloat16(float(value) * 6.0f);
   if (with_nan && R > 0) h[h.size() / 2] = bfloat16(std::numeric_limits<float>::quiet_NaN());
   const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F});
   const View starts = view(offsets, {G + 1}), block_starts = view(block_offsets, {G + 1});
+  auto weights = uniform(R, 3);
+  std::vector<float> dweights(size_t(R), 7.0f), want_dweights(size_t(R), 7.0f);
+  const ConstView w = has_weights ? ConstView(view(weights, {R})) : ConstView();
+  const View dw = has_weights ? view(dweights, {R}) : View();
+  const View want_dw = has_weights ? view(want_dweights, {R}) : View();
 
   Codes h_codes({R, 2 * F}, {R, blocks(2 * F)}), y_codes({R, F}, {R, blocks(F)});
   const auto stats_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& stats = *stats_memory;
   kernels::swiglu_forward_fp8({.h = h_view,
+                               .weights = w,
                                .h_codes = h_codes.codes_view(),
                                .h_scale = h_codes.scale_view(),
                                .y_codes = y_codes.codes_view(),
@@ -142,7 +176,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   };
   std::vector<bfloat16> y(dy.size()), dh(h.size()), kept(h.size());
   y.reserve(1), dh.reserve(1), kept.reserve(1);
-  kernels::swiglu_forward({.h = h_view, .y = view(y, {R, F})}, here());
+  kernels::swiglu_forward({.h = h_view, .weights = w, .y = view(y, {R, F})}, here());
   const auto wanted_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& wanted = *wanted_memory;
   CHECK(h_codes == rows(h_view, &wanted));
@@ -150,6 +184,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   CHECK(stats == wanted);
   Codes y_alone({R, F}, {R, blocks(F)});
   kernels::swiglu_forward_fp8({.h = h_view,
+                               .weights = w,
                                .h_codes = {},
                                .h_scale = {},
                                .y_codes = y_alone.codes_view(),
@@ -169,6 +204,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   kernels::swiglu_backward_fp8({.dy = dy_view,
                                 .h_codes = h_codes.codes_view(),
                                 .h_scale = h_codes.scale_view(),
+                                .weights = w,
                                 .offsets = starts,
                                 .block_offsets = block_starts,
                                 .y_codes = y_columns.codes_view(),
@@ -177,14 +213,15 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                 .dh_scale = dh_rows.scale_view(),
                                 .dh_column_codes = dh_columns.codes_view(),
                                 .dh_column_scale = dh_columns.scale_view(),
+                                .dweights = dw,
                                 .y_stats = &y_stats,
                                 .dh_stats = &dh_stats,
                                 .dh_column_stats = &dh_column_stats},
                                here());
   const View kept_view = view(kept, {R, 2 * F}), dh_view = view(dh, {R, 2 * F});
   kernels::dequantize_rows({.codes = h_codes.codes_view(), .scale = h_codes.scale_view(), .x = kept_view}, here());
-  kernels::swiglu_forward({.h = kept_view, .y = view(y, {R, F})}, here());
-  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .dh = dh_view}, here());
+  kernels::swiglu_forward({.h = kept_view, .weights = w, .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .weights = w, .dh = dh_view, .dweights = want_dw}, here());
   const auto want_y_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& want_y = *want_y_memory;
   const auto want_dh_memory = std::make_unique<kernels::QuantizeStats>();
@@ -197,6 +234,9 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   CHECK(y_stats == want_y);
   CHECK(dh_stats == want_dh);
   CHECK(dh_column_stats == want_dh_columns);
+  std::string bytes, want_bytes;  // NaN too
+  append_bytes(bytes, dweights), append_bytes(want_bytes, want_dweights);
+  CHECK(bytes == want_bytes);
 }
 
 TEST_CASE("swiglu leaves room without rows as it is", "[kernels][swiglu]") {

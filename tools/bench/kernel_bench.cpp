@@ -218,12 +218,18 @@ void Workload::build() {
                        .c = h,
                        .emulation = emulation},
                       {h});
+  const Tensor row_weights = normal({R}, kF32, "row_weights"), dweights = made({R}, kF32);
   const Tensor h_codes = made({R, 2 * F}, kE4m3), h_scale = made({R, blocks(2 * F)}, kF32);
   const Tensor y_codes = made({R, F}, kE4m3), y_scale = made({R, blocks(F)}, kF32);
-  add<SwigluForwardFp8>(
-      swiglu_forward_fp8,
-      {.h = h, .h_codes = h_codes, .h_scale = h_scale, .y_codes = y_codes, .y_scale = y_scale, .stats = nullptr},
-      {h_codes, h_scale, y_codes, y_scale});
+  add<SwigluForwardFp8>(swiglu_forward_fp8,
+                        {.h = h,
+                         .weights = row_weights,
+                         .h_codes = h_codes,
+                         .h_scale = h_scale,
+                         .y_codes = y_codes,
+                         .y_scale = y_scale,
+                         .stats = nullptr},
+                        {h_codes, h_scale, y_codes, y_scale});
   const Tensor dh_in = normal({R, F}, kBf16, "dh_in");
   const Tensor y_columns = made({P, F}, kE4m3), y_column_scale = made({P / 128, F}, kF32);
   const Tensor dh_codes = made({R, 2 * F}, kE4m3), dh_scale = made({R, blocks(2 * F)}, kF32);
@@ -232,6 +238,7 @@ void Workload::build() {
                          {.dy = dh_in,
                           .h_codes = h_codes,
                           .h_scale = h_scale,
+                          .weights = row_weights,
                           .offsets = offsets,
                           .block_offsets = block_starts,
                           .y_codes = y_columns,
@@ -240,10 +247,11 @@ void Workload::build() {
                           .dh_scale = dh_scale,
                           .dh_column_codes = dh_columns,
                           .dh_column_scale = dh_column_scale,
+                          .dweights = dweights,
                           .y_stats = nullptr,
                           .dh_stats = nullptr,
                           .dh_column_stats = nullptr},
-                         {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale});
+                         {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dweights});
   const Tensor dw13 = made({E, 2 * F, D}, kF32);
   add<Fp8GroupedWgrad>(fp8_grouped_wgrad,
                        {.dy = dh_columns,
@@ -257,34 +265,27 @@ void Workload::build() {
                         .num_rows = R,
                         .emulation = emulation},
                        {dw13});
-  const Tensor expert_rows = normal({R, D}, kBf16, "rows"), drows = made({R, D}, kBf16);
-  const Tensor dweights = made({T, K}, kF32), combined = made({T, D}, kBf16);
-  add<CombineForward>(combine_forward,
-                      {.rows = expert_rows, .row_of = row_of, .weights = weights, .base = x, .y = combined},
-                      {combined});
-  add<CombineBackward>(
-      combine_backward,
-      {.dy = dy, .rows = expert_rows, .row_of = row_of, .weights = weights, .drows = drows, .dweights = dweights},
-      {drows, dweights});
+  const Tensor expert_rows = normal({R, D}, kBf16, "rows"), combined = made({T, D}, kBf16);
+  add<CombineForward>(combine_forward, {.rows = expert_rows, .row_of = row_of, .base = x, .y = combined}, {combined});
   const Tensor row_columns = made({P, D}, kE4m3), row_column_scale = made({P / 128, D}, kF32);
-  const Tensor row_codes = made({R, D}, kE4m3), row_scale = made({R, blocks(D)}, kF32);
   add<QuantizeColumns>(quantize_columns,
-                       {.x = drows,
+                       {.x = dy,
+                        .rows = source,
                         .offsets = offsets,
                         .block_offsets = block_starts,
                         .codes = row_columns,
                         .scale = row_column_scale,
-                        .stats = nullptr,
-                        .row_codes = row_codes,
-                        .row_scale = row_scale},
-                       {row_columns, row_column_scale, row_codes, row_scale});
+                        .stats = nullptr},
+                       {row_columns, row_column_scale});
 
   // The same in bfloat16.
   const Tensor w13_bf16 = normal({E, 2 * F, D}, kBf16, "w13"), h_bf16 = made({R, 2 * F}, kBf16);
   const Tensor y_bf16 = made({R, F}, kBf16), dh_bf16 = made({R, 2 * F}, kBf16);
   add<GroupedGemm>(grouped_gemm, {.a = x, .b = w13_bf16, .offsets = offsets, .rows = source, .c = h_bf16}, {h_bf16});
-  add<SwigluForward>(swiglu_forward, {.h = h_bf16, .y = y_bf16}, {y_bf16});
-  add<SwigluBackward>(swiglu_backward, {.dy = dh_in, .h = h_bf16, .dh = dh_bf16}, {dh_bf16});
+  add<SwigluForward>(swiglu_forward, {.h = h_bf16, .weights = row_weights, .y = y_bf16}, {y_bf16});
+  add<SwigluBackward>(swiglu_backward,
+                      {.dy = dh_in, .h = h_bf16, .weights = row_weights, .dh = dh_bf16, .dweights = dweights},
+                      {dh_bf16, dweights});
   add<GroupedWgrad>(grouped_wgrad,
                     {.dy = dh_bf16, .x = x, .offsets = offsets, .rows = source, .dw = dw13, .accumulate = false},
                     {dw13});

@@ -145,16 +145,17 @@ class Activations {
     // not know how much, by all that it can be.
     const int64_t padding = dispatch_.on_gpus ? 127 : 64;
     const int64_t P = blocks(R + (is_moe ? padding * model_.moe.num_experts / ep_ : 0)) * 128;
-    // The gradient of the residual stream is also that of a dense layer's result; experts have rows of their own, in
-    // place of the results that combining has let go.
-    int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0);
+    // The gradient of the residual stream is also that of a layer's result; tokens from elsewhere bring theirs.
+    const int64_t results = is_moe ? (is_spread() ? copies_ : T_) : R;
+    int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0) + (is_moe && is_spread() ? values(copies_, D) : 0);
     if (is_fp8_) {
       ffn += codes(R, 2 * F) + columns(P, 2 * F);  // of the gradient of the inner activation
       // While it is made: its own gradient, the activation, and the output's gradient. Then: the input, or its
       // gradient.
-      ffn += std::max({values(R, F) + columns(P, F) + codes(R, D) + columns(P, D), columns(P, D), values(R, D)});
+      ffn += std::max({values(R, F) + columns(P, F) + codes(results, D) + columns(P, D), columns(P, D), values(R, D)});
     } else {
-      ffn += values(R, F) + values(R, 2 * F) + values(R, D);  // the gradients of the inner activations, of the input
+      // The same, but that experts read the output's gradient in rows of their own.
+      ffn += values(R, 2 * F) + std::max(values(R, F) + (is_moe ? values(R, D) : 0), values(R, D));
     }
     int64_t attend = 3 * values(T_, D) + values(T_, query_width()) + values(T_, qkv_width());
     if (train_.recomputes(Recompute::kAttention)) attend += attention();
@@ -162,13 +163,12 @@ class Activations {
     if (train_.recomputes(Recompute::kNorm)) block += values(T_, D) + (is_fp8_ ? codes(T_, D) : 0);
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
     if (is_moe && is_spread()) {
-      // While the gradients of the layer's output come, and later those of tokens go back: rows as the experts made
-      // them, those that come from elsewhere, and those that leave, where they leave together.
+      // While the gradients of tokens go back: rows as the experts made them, those that come from elsewhere, and those
+      // that leave, where they leave together.
       const int64_t others = dispatch_.on_gpus ? R : R * (ep_ - 1) / ep_;
       const bool is_gathered = dispatch_.on_gpus || R / model_.moe.num_experts * D * value_bytes_ < kPartBytes;
-      const int64_t let_go = values(R, D) + inner(R, F) + received();
-      block = std::max({block, 2 * values(T_, D) + values(copies_, D) + values(R, D),
-                        2 * values(T_, D) + values(R, D) + (is_gathered ? 2 : 1) * values(others, D) - let_go});
+      const int64_t let_go = inner(R, F) + received();
+      block = std::max(block, 2 * values(T_, D) + values(R, D) + (is_gathered ? 2 : 1) * values(others, D) - let_go);
     }
     block -= values(T_, D) + floats(T_);  // the last norm has let its input go
     // Of the other micro-batches, the gradients of what the head read.
@@ -202,9 +202,10 @@ class Activations {
     const int64_t pairs = T_ * moe.top_k, R = rows_;
     const int64_t score_tables =
         1 + (moe.aux_loss != AuxLoss::kNone && moe.aux_loss_alpha > 0 ? 1 : 0) + (moe.z_loss_beta > 0 ? 1 : 0);
-    bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(pairs);  // choices, weights, and the permutation
+    // Choices, weights, and the permutation; and the weight of each row.
+    bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(pairs) + floats(R);
     if (is_spread() && dispatch_.on_gpus) {
-      bytes += received() - floats(pairs) + 4 * floats(R) + floats(copies_);  // the lists of kernels/rank_rows.h
+      bytes += received() - floats(pairs) + 2 * floats(R) + floats(copies_);  // the lists of kernels/rank_rows.h
     } else if (is_spread()) {
       // What came, and where everything goes: a number or two for each row and for each copy.
       bytes += received() + 2 * floats(R) + floats(copies_);
@@ -212,7 +213,7 @@ class Activations {
       bytes += 2 * allocated_bytes(8 * (moe.num_experts + 2 * ep_));
     }
     if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden);
-    return bytes + inner(R, moe.expert_hidden) + values(R, model_.hidden);  // and the experts' results
+    return bytes + inner(R, moe.expert_hidden);
   }
   // A norm's output, as the linear layers that read it keep it.
   int64_t linear_input(bool values_too, bool codes_too = true) const {
@@ -417,9 +418,9 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   if (shape.on_gpus) {
     const double others = P - 1, room = double(shape.room.rows), copies = double(shape.room.copies);
     wire.counts.add(forward * others * (8 * P + 4 * (double(E) / P + room)), off_rank);
-    wire.tokens_out.add(forward * others * copies * token, off_rank);
+    wire.tokens_out.add(forward * others * (copies * token + 4 * room), off_rank);
     wire.rows_back.add(forward * others * room * value_row, off_rank);
-    wire.gradients_out.add(passes * others * (copies * gradient + 4 * room), off_rank);
+    wire.gradients_out.add(passes * others * copies * gradient, off_rank);
     wire.gradients_back.add(passes * others * room * (value_row + 4), off_rank);
     return wire;
   }
@@ -430,11 +431,11 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
     } else {
       line.add(times * bytes * T * (P - 1) * visit, off_rank);
     }
-    line.add(times * 4 * rows, off_rank);
   };
   wire.counts.add(forward * 8 * (double(E) / P + 2) * (P - 1), off_rank);
   if (shape.two_stage) wire.counts.add(forward * 8 * T * (N - 1) * node_visit, 1);
   out(wire.tokens_out, forward, token);
+  wire.tokens_out.add(forward * 8 * rows, off_rank);  // which token each row reads, and its weight
   wire.rows_back.add(forward * rows * value_row, off_rank);
   out(wire.gradients_out, passes, gradient);
   wire.gradients_back.add(passes * rows * (value_row + 4), off_rank);  // and those of the weights

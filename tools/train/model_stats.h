@@ -81,7 +81,7 @@ inline constexpr int64_t kStepSums = 3;  // summed beside losses, loads and squa
 // What a dispatch moves depends on the routing, and is expected under even routing, each token's experts drawn
 // uniformly from those that its groups allow: of a layer and micro-batch with T tokens, over P ranks,
 //   T (P - 1) h     copies of tokens to other ranks, h the chance that a rank has one of a token's K experts
-//   T K (P - 1) / P rows of experts, each with 4 bytes on the way out
+//   T K (P - 1) / P rows of experts, each with 8 bytes on the way out and 4 with its gradient
 // In two stages T (N - 1) h' copies go to other nodes, h' the same chance of a node, each with a mask of 8 bytes, and
 // N T (L - 1) h inside the node, of N nodes with L ranks. Rows of experts go straight to their ranks. On GPUs messages
 // have one size, whatever the routing (parallel/device_dispatcher.h).
