@@ -2,6 +2,7 @@
 //   y[r,f] = w[r] a[r,f],  a[r,f] = silu(h[r,f]) * h[r,F+f],  silu(g) = g / (1 + exp(-g))
 //   da[r,f] = w[r] dy[r,f],  dh[r,f] = da * up * s * (1 + g (1 - s)),  dh[r,F+f] = da * silu(g),  s = 1 / (1 + exp(-g))
 //   dw[r] = sum_f dy[r,f] a[r,f]: of each 128 columns, and then these sums in order
+// limit > 0: the gate is min(h[r,f], limit) and up is h[r,F+f] between -limit and limit; dh is 0 where that changed h.
 // Arithmetic is float32. R may be 0. weights not defined: all 1. The FP8 forms quantise what they make in the same pass
 // (kernels/quantize.h), each number rounded to bfloat16 before, and give the bits that separate passes would. num_rows,
 // where it is defined: there are that many rows, and the rest of R is left as it is.
@@ -16,6 +17,7 @@ namespace octet::kernels {
 struct SwigluForward {
   ConstView h;              // [R, 2F] float32 or bfloat16: gate, then up
   ConstView weights = {};   // [R] float32
+  float limit = 0.0f;       // 0: none
   View y;                   // [R, F] as h
   ConstView num_rows = {};  // [1] int64
 
@@ -25,6 +27,7 @@ struct SwigluBackward {
   ConstView dy;             // [R, F] as h
   ConstView h;              // [R, 2F]
   ConstView weights = {};   // [R] float32
+  float limit = 0.0f;       // 0: none
   View dh;                  // [R, 2F] as h; may be h itself
   View dweights = {};       // [R] float32; not defined: none
   ConstView num_rows = {};  // [1] int64
@@ -34,6 +37,7 @@ struct SwigluBackward {
 struct SwigluForwardFp8 {
   ConstView h;              // [R, 2F] bfloat16
   ConstView weights = {};   // [R] float32
+  float limit = 0.0f;       // 0: none
   View h_codes;             // [R, 2F] float8_e4m3, 1x128: what the backward pass keeps of h; not defined: none
   View h_scale;             // [R, ceil(2F/128)] float32
   View y_codes;             // [R, F] float8_e4m3, 1x128
@@ -49,6 +53,7 @@ struct SwigluBackwardFp8 {
   ConstView dy;                                         // [R, F] bfloat16
   ConstView h_codes, h_scale;                           // as the forward pass left them: h here is codes * scale
   ConstView weights = {};                               // [R] float32
+  float limit = 0.0f;                                   // 0: none
   ConstView offsets;                                    // [G + 1] int64: the groups of rows, as for QuantizeColumns
   ConstView block_offsets;                              // [G + 1] int64
   View y_codes, y_scale;                                // [P, F] and [P/128, F]: columns of y, made again from h

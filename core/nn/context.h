@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "core/ops/numerics.h"
+#include "core/ops/swiglu_ffn.h"
 #include "core/tensor/tensor.h"
 
 namespace octet {
@@ -19,7 +19,10 @@ struct RecomputeParts {
 struct ModelContext {
   Numerics numerics;
   RecomputeParts recompute;
-  Device device = {};  // of weights and activations
+  Device device = {};         // of weights and activations
+  float swiglu_limit = 0.0f;  // ModelConfig::swiglu_limit
+
+  SwigluOptions swiglu() const { return {.limit = swiglu_limit, .recompute = recompute.swiglu}; }
 
   // Of the pass that runs.
   int64_t batch = 1;               // sequences side by side in a [T, D] activation

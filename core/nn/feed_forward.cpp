@@ -13,7 +13,7 @@ FeedForward::FeedForward(const std::string& prefix, int64_t hidden, int64_t inne
 
 Tensor FeedForward::forward(const LinearInput& input) {
   const RowGroups all = RowGroups::dense(input.x().rows(), context_.device);
-  return swiglu_ffn(input, all, /*weights=*/{}, w13_, w2_, context_.recompute.swiglu);
+  return swiglu_ffn(input, all, /*weights=*/{}, w13_, w2_, context_.swiglu());
 }
 
 }  // namespace octet

@@ -1,6 +1,7 @@
 // The shape of a decoder-only transformer and of its mixture-of-experts layers.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "core/base/enum_names.h"
@@ -114,6 +115,7 @@ struct ModelConfig {
   float rope_theta = 10000.0f;
   kernels::RopeLayout rope_layout = kernels::RopeLayout::kHalf;
   float norm_eps = 1e-6f;
+  float swiglu_limit = 0.0f;
   bool tied_head = false;
   float init_std = 0.02f;
   MoeConfig moe;
@@ -132,6 +134,8 @@ struct ModelConfig {
           "which elements of a head form a rotary pair: i and i + head_dim/2, or 2i and "
           "2i + 1");
     visit("norm_eps", norm_eps, "added to the mean square in RMSNorm");
+    visit("swiglu_limit", swiglu_limit,
+          "largest gate, and largest up of either sign, that SwiGLU lets through; 0 turns it off");
     visit("tied_head", tied_head, "the head shares the embedding's weight");
     visit("init_std", init_std, "standard deviation of the initial weights; norm weights start at 1");
     visit("moe", moe, "the mixture-of-experts layers");
@@ -169,6 +173,8 @@ struct ModelConfig {
     problems.require(rope_theta > 1.0f, "rope_theta", "is {}; wanted more than 1", rope_theta);
     problems.require(norm_eps > 0.0f && norm_eps < 1.0f, "norm_eps", "is {}; wanted more than 0 and less than 1",
                      norm_eps);
+    problems.require(swiglu_limit >= 0.0f && std::isfinite(swiglu_limit), "swiglu_limit",
+                     "is {}; wanted 0 (no limit) or more, finite", swiglu_limit);
     problems.require(init_std > 0.0f && init_std <= 1.0f, "init_std", "is {}; wanted more than 0, at most 1", init_std);
     problems.section("moe", [&] { moe.validate(problems); });
   }

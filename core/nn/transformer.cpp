@@ -94,7 +94,8 @@ Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& preci
                             .expert_gradients = precision.recipe == Recipe::kFp8Block ? precision.expert_gradients
                                                                                       : GradientWire::kActivation},
                .recompute = recompute_parts,
-               .device = device},
+               .device = device,
+               .swiglu_limit = config.swiglu_limit},
       rotary_{.cos_sin = empty({max_positions, config.head_width()}, DType::kFloat32, MemoryCategory::kWeights, device),
               .layout = config.rope_layout},
       dispatcher_(std::move(dispatcher)),

@@ -6,9 +6,9 @@
 namespace octet {
 namespace {
 
-Tensor swiglu(const Tensor& h, const RowGroups& groups, const Tensor& weights) {
+Tensor swiglu(const Tensor& h, const RowGroups& groups, const Tensor& weights, float limit) {
   Tensor y = empty({h.rows(), h.cols() / 2}, h.dtype(), h.device());
-  kernels::swiglu_forward({.h = h, .weights = weights, .y = y, .num_rows = groups.count()}, h.stream());
+  kernels::swiglu_forward({.h = h, .weights = weights, .limit = limit, .y = y, .num_rows = groups.count()}, h.stream());
   return y;
 }
 
@@ -20,7 +20,7 @@ Tensor gradient_of(const Tensor& weights) {
 // What follows the first product in the FP8 recipe, where the activation and its gradient exist in cache only: each
 // kernel reads the operand of one product and writes those of the next.
 Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, const RowGroups& in_order,
-                   const Tensor& weights, Parameter& w13, Parameter& w2) {
+                   const Tensor& weights, float limit, Parameter& w13, Parameter& w2) {
   const Numerics numerics = input.numerics();
   const int64_t R = h.rows(), F = h.cols() / 2;
   const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
@@ -32,6 +32,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
     }();
     kernels::swiglu_forward_fp8({.h = h,
                                  .weights = weights,
+                                 .limit = limit,
                                  .h_codes = kept.codes,
                                  .h_scale = kept.scale,
                                  .y_codes = y.codes,
@@ -44,7 +45,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
   }
   if (!is_recording()) return out;
   return record("swiglu_ffn", out, {input.x(), weights},
-                [saved = input.keep_quantized(), kept, groups, in_order, weights = weights.detach(), &w13, &w2,
+                [saved = input.keep_quantized(), kept, groups, in_order, weights = weights.detach(), limit, &w13, &w2,
                  numerics](const Tensor& dout) -> Gradients {
                   Tensor dweights = gradient_of(weights);
                   const AllocateAs workspace(MemoryCategory::kWorkspace);
@@ -58,6 +59,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                                                   .h_codes = kept.codes,
                                                   .h_scale = kept.scale,
                                                   .weights = weights,
+                                                  .limit = limit,
                                                   .offsets = in_order.offsets,
                                                   .block_offsets = in_order.block_offsets,
                                                   .y_codes = y_columns.codes,
@@ -82,9 +84,10 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
 }  // namespace
 
 Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tensor& weights, Parameter& w13,
-                  Parameter& w2, bool recompute_swiglu) {
+                  Parameter& w2, const SwigluOptions& options) {
   const Numerics numerics = input.numerics();
   const DType dtype = numerics.activation_dtype();
+  const float limit = options.limit;
   require(w13.shape()[-1] == input.x().cols() && w13.shape()[-2] == 2 * w2.shape()[-1] &&
               w2.shape()[-2] == input.x().cols(),
           "swiglu_ffn: {} is {} and {} is {}; wanted [.., 2F, {}] and [.., {}, F]", w13.name(), w13.shape(), w2.name(),
@@ -92,30 +95,34 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tenso
   RowGroups in_order = groups;  // rows of y are in the order of the groups already
   in_order.source = Tensor();
   Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
-  if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, weights, w13, w2);
-  Tensor y = swiglu(h, groups, weights);             // [R, F]
+  if (numerics.is_fp8()) return rest_in_fp8(input, std::move(h), groups, in_order, weights, limit, w13, w2);
+  Tensor y = swiglu(h, groups, weights, limit);      // [R, F]
   Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;
-  if (recompute_swiglu) y = Tensor();
-  return record(
-      "swiglu_ffn", out, {input.x(), weights},
-      [saved = input.keep_values(), h, y, groups, in_order, weights = weights.detach(), &w13, &w2,
-       numerics](const Tensor& dout) -> Gradients {
-        Tensor dweights = gradient_of(weights);
-        const AllocateAs workspace(MemoryCategory::kWorkspace);
-        Tensor dh = empty_like(h);  // [R, 2F]
-        {
-          const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
-          out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h, groups, weights), w2);
-          const Tensor dy = out_gradient.dgrad();  // [R, F]
-          kernels::swiglu_backward(
-              {.dy = dy, .h = h, .weights = weights, .dh = dh, .dweights = dweights, .num_rows = groups.count()},
-              dh.stream());
-        }
-        const OutputGradient h_gradient(dh, groups, w13, numerics);
-        h_gradient.wgrad(*saved, w13);
-        return {h_gradient.dgrad(), dweights};
-      });
+  if (options.recompute) y = Tensor();
+  return record("swiglu_ffn", out, {input.x(), weights},
+                [saved = input.keep_values(), h, y, groups, in_order, weights = weights.detach(), limit, &w13, &w2,
+                 numerics](const Tensor& dout) -> Gradients {
+                  Tensor dweights = gradient_of(weights);
+                  const AllocateAs workspace(MemoryCategory::kWorkspace);
+                  Tensor dh = empty_like(h);  // [R, 2F]
+                  {
+                    const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
+                    out_gradient.wgrad_values(y.is_defined() ? y : swiglu(h, groups, weights, limit), w2);
+                    const Tensor dy = out_gradient.dgrad();  // [R, F]
+                    kernels::swiglu_backward({.dy = dy,
+                                              .h = h,
+                                              .weights = weights,
+                                              .limit = limit,
+                                              .dh = dh,
+                                              .dweights = dweights,
+                                              .num_rows = groups.count()},
+                                             dh.stream());
+                  }
+                  const OutputGradient h_gradient(dh, groups, w13, numerics);
+                  h_gradient.wgrad(*saved, w13);
+                  return {h_gradient.dgrad(), dweights};
+                });
 }
 
 }  // namespace octet

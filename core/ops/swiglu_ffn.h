@@ -6,14 +6,19 @@
 
 namespace octet {
 
+struct SwigluOptions {
+  float limit = 0.0f;      // of gate and up (kernels/swiglu.h); 0: none
+  bool recompute = false;  // y is made again in the backward pass
+};
+
 // input: [T, D], read through groups.source where that is defined, so the rows of experts are never gathered in memory;
 // input.x() is then the place of those R rows on the tape, and the gradient of out is read in the same way: row r of it
 // is row groups.source[r] of what the tape brings. weights: [R] float32, of the router, or not defined: all 1. w13:
 // [G, 2F, D] or [2F, D], gate rows first; w2: [G, D, F]. Kept for the backward pass: h, and in float32 and bfloat16 y
-// too unless recompute_swiglu is set. The FP8 recipe keeps h in E4M3 only, and its backward pass makes y from that.
+// too unless options.recompute is set. The FP8 recipe keeps h in E4M3 only, and its backward pass makes y from that.
 // Nothing is kept for the gradient of weights: it is dy . y / weights, dy the gradient of y that the backward pass
 // makes.
 Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tensor& weights, Parameter& w13,
-                  Parameter& w2, bool recompute_swiglu);
+                  Parameter& w2, const SwigluOptions& options);
 
 }  // namespace octet

@@ -1,6 +1,7 @@
 #include "kernels/swiglu.h"
 
 #include <atomic>
+#include <limits>
 #include <memory>
 
 #include "kernels/cpu/isa_headers.h"
@@ -17,16 +18,27 @@ namespace {
 // Rows that one thread takes at a time: about 16384 elements of h.
 OCTET_INLINE int64_t swiglu_grain(int64_t F) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, F)); }
 
-OCTET_INLINE f32x16 swiglu(f32x16 gate, f32x16 up) { return gate * sigmoid(gate) * up; }
+// min and max give their second operand where one is NaN, which so stays one.
+OCTET_INLINE f32x16 limit_of(float limit) {
+  return splat(limit > 0.0f ? limit : std::numeric_limits<float>::infinity());
+}
+OCTET_INLINE f32x16 limited(f32x16 up, f32x16 limit) { return max(splat(0.0f) - limit, min(limit, up)); }
+OCTET_INLINE f32x16 swiglu(f32x16 h_gate, f32x16 h_up, f32x16 limit) {
+  const f32x16 gate = min(limit, h_gate);
+  return gate * sigmoid(gate) * limited(h_up, limit);
+}
 struct SwigluSlopes {
   f32x16 y, gate, up;  // y before the weight of its row; dh
 };
 // dot += dy y.
-OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 gate, f32x16 up, f32x16 dy, f32x16 weight, f32x16& dot) {
+OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 h_gate, f32x16 h_up, f32x16 limit, f32x16 dy, f32x16 weight,
+                                        f32x16& dot) {
+  const f32x16 gate = min(limit, h_gate), up = limited(h_up, limit);
   const f32x16 s = sigmoid(gate), slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
   const f32x16 silu = gate * s, y = silu * up, grad = weight * dy;
   dot = fma(dy, y, dot);
-  return {y, grad * up * slope, grad * silu};
+  return {y, select(less(limit, h_gate), splat(0.0f), grad * up * slope),
+          select(less(limit, abs(h_up)), splat(0.0f), grad * silu)};
 }
 OCTET_INLINE f32x16 weight_of_row(const ConstView& weights, int64_t r) {
   return splat(weights.is_defined() ? weights.data<float>()[r] : 1.0f);
@@ -48,9 +60,9 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
       const Scalar* gate = args.h.row<Scalar>(r);
       const Scalar* up = gate + F;
       Scalar* y = args.y.row<Scalar>(r);
-      const f32x16 weight = weight_of_row(args.weights, r);
+      const f32x16 weight = weight_of_row(args.weights, r), limit = limit_of(args.limit);
       for_lanes(F, [=](int64_t f, auto lanes) {
-        lanes.store(y + f, weight * swiglu(lanes.load(gate + f), lanes.load(up + f)));
+        lanes.store(y + f, weight * swiglu(lanes.load(gate + f), lanes.load(up + f), limit));
       });
     });
   });
@@ -63,14 +75,14 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
       const Scalar* dy = args.dy.row<Scalar>(r);
       const Scalar* gate = args.h.row<Scalar>(r);
       Scalar* dgate = args.dh.row<Scalar>(r);
-      const f32x16 weight = weight_of_row(args.weights, r);
+      const f32x16 weight = weight_of_row(args.weights, r), limit = limit_of(args.limit);
       float dweight = 0.0f;
       for (int64_t block = 0; block < F; block += kBlock) {
         f32x16 dot = splat(0.0f);
         for_lanes(std::min(kBlock, F - block), [&](int64_t from_block, auto lanes) {
           const int64_t f = block + from_block;
           const SwigluSlopes slopes =
-              swiglu_slopes(lanes.load(gate + f), lanes.load(gate + F + f), lanes.load(dy + f), weight, dot);
+              swiglu_slopes(lanes.load(gate + f), lanes.load(gate + F + f), limit, lanes.load(dy + f), weight, dot);
           lanes.store(dgate + f, slopes.gate);
           lanes.store(dgate + F + f, slopes.up);
         });
@@ -92,9 +104,9 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
         if (args.h_codes.is_defined()) {
           quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
         }
-        const f32x16 weight = weight_of_row(args.weights, r);
+        const f32x16 weight = weight_of_row(args.weights, r), limit = limit_of(args.limit);
         for_lanes(F, [=](int64_t f, auto lanes) {
-          lanes.store(y + f, weight * swiglu(lanes.load(h + f), lanes.load(h + F + f)));
+          lanes.store(y + f, weight * swiglu(lanes.load(h + f), lanes.load(h + F + f), limit));
         });
         quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
       }
@@ -124,14 +136,14 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
         const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
         const float* scale = args.h_scale.row<float>(block.first + r);
         const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
-        const f32x16 weight = weight_of_row(args.weights, block.first + r);
+        const f32x16 weight = weight_of_row(args.weights, block.first + r), limit = limit_of(args.limit);
         f32x16 dot = splat(0.0f);
         const auto add_dot = [&](int64_t f) {
           if (dots != nullptr) dots[size_t((block.first + r) * blocks_of_row + f / kBlock)] = reduce_add(dot);
           dot = splat(0.0f);
         };
         const auto make = [&](int64_t f, auto lanes, f32x16 g, f32x16 up) OCTET_INLINE_LAMBDA {
-          const SwigluSlopes slopes = swiglu_slopes(g, up, lanes.load(dy + f), weight, dot);
+          const SwigluSlopes slopes = swiglu_slopes(g, up, limit, lanes.load(dy + f), weight, dot);
           lanes.store(y + r * width + f, weight * slopes.y);
           lanes.store(dh + r * 2 * width + f, slopes.gate);
           lanes.store(dh + r * 2 * width + width + f, slopes.up);

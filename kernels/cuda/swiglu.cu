@@ -8,15 +8,26 @@ namespace {
 
 __device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bfloat16>(x)); }
 
+// NaN stays.
+__device__ __forceinline__ float limited_gate(float gate, float limit) { return limit < gate ? limit : gate; }
+__device__ __forceinline__ float limited_up(float up, float limit) {
+  return limit < up ? limit : up < -limit ? -limit : up;
+}
+__device__ __forceinline__ float swiglu_of(float h_gate, float h_up, float limit) {
+  const float gate = limited_gate(h_gate, limit);
+  return gate * sigmoid_of(gate) * limited_up(h_up, limit);
+}
+
 // y before the weight of its row, and dh of the gate and of up. dot += dy y.
 struct Slopes {
   float y, gate, up;
 };
-__device__ __forceinline__ Slopes slopes_of(float gate, float up, float dy, float weight, float& dot) {
+__device__ __forceinline__ Slopes slopes_of(float h_gate, float h_up, float limit, float dy, float weight, float& dot) {
+  const float gate = limited_gate(h_gate, limit), up = limited_up(h_up, limit);
   const float s = sigmoid_of(gate);
   const float slope = s * fmaf(gate, 1.0f - s, 1.0f), silu = gate * s, y = silu * up, grad = weight * dy;
   dot = fmaf(dy, y, dot);
-  return {y, grad * up * slope, grad * silu};
+  return {y, limit < h_gate ? 0.0f : grad * up * slope, limit < fabsf(h_up) ? 0.0f : grad * silu};
 }
 __device__ __forceinline__ float weight_of_row(const float* weights, int64_t row) {
   return weights == nullptr ? 1.0f : weights[row];
@@ -24,15 +35,15 @@ __device__ __forceinline__ float weight_of_row(const float* weights, int64_t row
 
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
-    forward_kernel(const Scalar* h, int64_t h_stride, const float* weights, Scalar* y, int64_t y_stride, int64_t R,
-                   const int64_t* num_rows, int64_t F, uint32_t pieces) {
+    forward_kernel(const Scalar* h, int64_t h_stride, const float* weights, float limit, Scalar* y, int64_t y_stride,
+                   int64_t R, const int64_t* num_rows, int64_t F, uint32_t pieces) {
   const RowPlace at = row_place(pieces);
   if (at.row >= rows_there(num_rows, R)) return;
   const int64_t f = at.column, n = F - f;
   const float weight = weight_of_row(weights, at.row);
   Floats8 gate = load8(h + at.row * h_stride + f, n);
   const Floats8 up = load8(h + at.row * h_stride + F + f, n);
-  for (int j = 0; j < kVector; ++j) gate.v[j] = weight * (gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]);
+  for (int j = 0; j < kVector; ++j) gate.v[j] = weight * swiglu_of(gate.v[j], up.v[j], limit);
   store8(y + at.row * y_stride + f, gate, n);
 }
 
@@ -40,7 +51,8 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class Scalar>
 __global__ void __launch_bounds__(kRowThreads)
     backward_kernel(const Scalar* dy, int64_t dy_stride, const Scalar* h, int64_t h_stride, const float* weights,
-                    Scalar* dh, int64_t dh_stride, float* dweights, int64_t R, const int64_t* num_rows, int64_t F) {
+                    float limit, Scalar* dh, int64_t dh_stride, float* dweights, int64_t R, const int64_t* num_rows,
+                    int64_t F) {
   const int64_t row = int64_t(blockIdx.x) * (kRowThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= rows_there(num_rows, R)) return;
   const int lane = int(threadIdx.x) % kWarp;
@@ -53,7 +65,7 @@ __global__ void __launch_bounds__(kRowThreads)
       Floats8 gate = load8(h + row * h_stride + f, n), up = load8(h + row * h_stride + F + f, n);
       const Floats8 grad = load8(dy + row * dy_stride + f, n);
       for (int j = 0; j < kVector; ++j) {
-        const Slopes slopes = slopes_of(gate.v[j], up.v[j], grad.v[j], weight, dot);
+        const Slopes slopes = slopes_of(gate.v[j], up.v[j], limit, grad.v[j], weight, dot);
         gate.v[j] = slopes.gate, up.v[j] = slopes.up;
       }
       store8(dh + row * dh_stride + f, gate, n);
@@ -71,7 +83,7 @@ __global__ void __launch_bounds__(kRowThreads)
 // Sixteen threads to a block of a row of y. Where h_codes is not null, 128 divides F, and they have a block of the gate
 // and one of up too.
 __global__ void __launch_bounds__(kRowThreads)
-    forward_fp8_kernel(const bfloat16* h, int64_t h_stride, const float* weights, uint8_t* h_codes,
+    forward_fp8_kernel(const bfloat16* h, int64_t h_stride, const float* weights, float limit, uint8_t* h_codes,
                        int64_t h_codes_stride, float* h_scale, int64_t h_scale_stride, uint8_t* y_codes,
                        int64_t y_codes_stride, float* y_scale, int64_t y_scale_stride, QuantizeStats* stats,
                        int64_t room, const int64_t* num_rows, int64_t F, uint32_t pieces) {
@@ -89,7 +101,7 @@ __global__ void __launch_bounds__(kRowThreads)
     quantize_row_block(up, n, h_codes + row * h_codes_stride + F + f, h_scale + row * h_scale_stride + (F + f) / kBlock,
                        counts);
   }
-  for (int j = 0; j < kVector; ++j) gate.v[j] = round_bf16(weight * (gate.v[j] * sigmoid_of(gate.v[j]) * up.v[j]));
+  for (int j = 0; j < kVector; ++j) gate.v[j] = round_bf16(weight * swiglu_of(gate.v[j], up.v[j], limit));
   quantize_row_block(gate, n, y_codes + row * y_codes_stride + f, y_scale + row * y_scale_stride + f / kBlock, counts);
   add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * F * (h_codes != nullptr ? 3 : 1) : 0, stats);
 }
@@ -97,7 +109,7 @@ __global__ void __launch_bounds__(kRowThreads)
 // A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up; 128 divides F.
 __global__ void __launch_bounds__(kTileThreads)
     backward_fp8_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
-                        const float* h_scale, int64_t h_scale_stride, const float* weights, float* dots,
+                        const float* h_scale, int64_t h_scale_stride, const float* weights, float limit, float* dots,
                         const int64_t* offsets, const int64_t* block_offsets, int groups, uint8_t* y_codes,
                         int64_t y_stride, float* y_scale, int64_t y_scale_stride, uint8_t* dh_codes, int64_t dh_stride,
                         float* dh_scale, int64_t dh_scale_stride, uint8_t* column_codes, int64_t column_stride,
@@ -121,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads)
     const float weight = is_there ? weight_of_row(weights, row) : 0.0f;
     float dot = 0.0f;
     for (int j = 0; j < kVector; ++j) {
-      const Slopes slopes = slopes_of(gates.v[j], ups.v[j], ys.v[j], weight, dot);
+      const Slopes slopes = slopes_of(gates.v[j], ups.v[j], limit, ys.v[j], weight, dot);
       ys.v[j] = weight * slopes.y, gates.v[j] = slopes.gate, ups.v[j] = slopes.up;
     }
     if (dots != nullptr) {
@@ -150,8 +162,8 @@ __global__ void __launch_bounds__(kTileThreads)
 // 128 columns.
 __global__ void __launch_bounds__(kRowThreads)
     backward_of_codes_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
-                             const float* h_scale, int64_t h_scale_stride, const float* weights, float* dots,
-                             bfloat16* y, bfloat16* dh, int64_t R, int64_t F, uint32_t pieces) {
+                             const float* h_scale, int64_t h_scale_stride, const float* weights, float limit,
+                             float* dots, bfloat16* y, bfloat16* dh, int64_t R, int64_t F, uint32_t pieces) {
   const RowPlace at = row_place(pieces);
   const bool is_there = at.row < R;
   const int64_t row = is_there ? at.row : 0;
@@ -162,7 +174,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const float weight = weight_of_row(weights, row);
   float dot = 0.0f;
   for (int64_t f = at.column; is_there && f < at.column + kVector && f < F; ++f) {
-    const Slopes slopes = slopes_of(h(f), h(F + f), to_float(dy[row * dy_stride + f]), weight, dot);
+    const Slopes slopes = slopes_of(h(f), h(F + f), limit, to_float(dy[row * dy_stride + f]), weight, dot);
     y[row * F + f] = from_float<bfloat16>(weight * slopes.y);
     dh[row * 2 * F + f] = from_float<bfloat16>(slopes.gate);
     dh[row * 2 * F + F + f] = from_float<bfloat16>(slopes.up);
@@ -182,6 +194,8 @@ __global__ void __launch_bounds__(kRowThreads)
   dweights[row] = sum;
 }
 
+float limit_of(float limit) { return limit > 0.0f ? limit : kInfinity; }
+
 }  // namespace
 
 void swiglu_forward(const SwigluForward& args, Stream& stream) {
@@ -189,8 +203,8 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
   if (F == 0) return;
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     launch("swiglu_forward", row_grid(R, pieces), kRowThreads, 0, stream, forward_kernel<Scalar>, args.h.data<Scalar>(),
-           args.h.row_stride(), args.weights.data<float>(), args.y.data<Scalar>(), args.y.row_stride(), R,
-           args.num_rows.data<int64_t>(), F, uint32_t(pieces));
+           args.h.row_stride(), args.weights.data<float>(), limit_of(args.limit), args.y.data<Scalar>(),
+           args.y.row_stride(), R, args.num_rows.data<int64_t>(), F, uint32_t(pieces));
   });
 }
 
@@ -200,8 +214,8 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
   visit_float(args.h.dtype(), [&]<class Scalar>() {
     launch("swiglu_backward", blocks(ceil_div<int64_t>(R, kRowThreads / kWarp)), kRowThreads, 0, stream,
            backward_kernel<Scalar>, args.dy.data<Scalar>(), args.dy.row_stride(), args.h.data<Scalar>(),
-           args.h.row_stride(), args.weights.data<float>(), args.dh.data<Scalar>(), args.dh.row_stride(),
-           args.dweights.data<float>(), R, args.num_rows.data<int64_t>(), F);
+           args.h.row_stride(), args.weights.data<float>(), limit_of(args.limit), args.dh.data<Scalar>(),
+           args.dh.row_stride(), args.dweights.data<float>(), R, args.num_rows.data<int64_t>(), F);
   });
 }
 
@@ -215,10 +229,10 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
         stream);
   }
   launch("swiglu_forward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, forward_fp8_kernel, args.h.data<bfloat16>(),
-         args.h.row_stride(), args.weights.data<float>(), in_one_pass ? args.h_codes.data<uint8_t>() : nullptr,
-         args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(), args.y_codes.data<uint8_t>(),
-         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(), args.stats, R,
-         args.num_rows.data<int64_t>(), F, uint32_t(pieces));
+         args.h.row_stride(), args.weights.data<float>(), limit_of(args.limit),
+         in_one_pass ? args.h_codes.data<uint8_t>() : nullptr, args.h_codes.row_stride(), args.h_scale.data<float>(),
+         args.h_scale.row_stride(), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(), args.y_scale.data<float>(),
+         args.y_scale.row_stride(), args.stats, R, args.num_rows.data<int64_t>(), F, uint32_t(pieces));
 }
 
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
@@ -239,8 +253,8 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
     const int64_t pieces = blocks_of_row * kTileLanes;
     launch("swiglu_backward_fp8", row_grid(R, pieces), kRowThreads, 0, stream, backward_of_codes_kernel,
            args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(), args.h_codes.row_stride(),
-           args.h_scale.data<float>(), args.h_scale.row_stride(), args.weights.data<float>(), dots.data(), y.data(),
-           dh.data(), R, F, uint32_t(pieces));
+           args.h_scale.data<float>(), args.h_scale.row_stride(), args.weights.data<float>(), limit_of(args.limit),
+           dots.data(), y.data(), dh.data(), R, F, uint32_t(pieces));
     add_dots();
     const Device device = args.dy.device();
     quantize_columns({.x = View(y.data(), {R, F}, DType::kBFloat16, device),
@@ -264,12 +278,13 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads,
          3 * Tile<Bf16Piece>::kSharedBytes, stream, backward_fp8_kernel, args.dy.data<bfloat16>(), args.dy.row_stride(),
          args.h_codes.data<uint8_t>(), args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(),
-         args.weights.data<float>(), dots.data(), args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(),
-         int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(),
-         args.y_scale.data<float>(), args.y_scale.row_stride(), args.dh_codes.data<uint8_t>(),
-         args.dh_codes.row_stride(), args.dh_scale.data<float>(), args.dh_scale.row_stride(),
-         args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(), args.dh_column_scale.data<float>(),
-         args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats, args.dh_column_stats, F);
+         args.weights.data<float>(), limit_of(args.limit), dots.data(), args.offsets.data<int64_t>(),
+         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(),
+         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
+         args.dh_codes.data<uint8_t>(), args.dh_codes.row_stride(), args.dh_scale.data<float>(),
+         args.dh_scale.row_stride(), args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(),
+         args.dh_column_scale.data<float>(), args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats,
+         args.dh_column_stats, F);
   add_dots();
 }
 

@@ -8,19 +8,24 @@
 namespace octet::test {
 namespace {
 
-Doubles reference(const Doubles& h, const Doubles& weights, size_t F) {
+// Between the bfloat16 numbers: a derivative by differences wants no number on the edge.
+constexpr float kLimit = 2.51f;
+
+Doubles reference(const Doubles& h, const Doubles& weights, size_t F, float limit) {
+  const double most = limit > 0 ? double(limit) : INFINITY;
   Doubles y;
   for (size_t r = 0; r < weights.size(); ++r) {
     const size_t row = r * 2 * F;
     for (size_t f = 0; f < F; ++f) {
-      y.push_back(weights[r] * h[row + f] / (1 + std::exp(-h[row + f])) * h[row + F + f]);
+      const double gate = std::min(h[row + f], most);
+      y.push_back(weights[r] * gate / (1 + std::exp(-gate)) * std::clamp(h[row + F + f], -most, most));
     }
   }
   return y;
 }
 
 template <class Scalar>
-void check(int64_t R, int64_t F, bool has_weights) {
+void check(int64_t R, int64_t F, bool has_weights, float limit) {
   auto h = uniform<Scalar>(R * 2 * F, 1), dy = uniform<Scalar>(R * F, 2);
   for (Scalar& value : h) value = Scalar(float(value) * 6.0f);
   auto weights = has_weights ? uniform(R, 3) : std::vector<float>(size_t(R), 1.0f);
@@ -29,24 +34,25 @@ void check(int64_t R, int64_t F, bool has_weights) {
   const ConstView w = has_weights ? ConstView(view(weights, {R})) : ConstView();
   const View dw = has_weights ? view(dweights, {R}) : View();
   const View h_view = view(h, {R, 2 * F}), dy_view = view(dy, {R, F});
-  kernels::swiglu_forward({.h = h_view, .weights = w, .y = view(y, {R, F})}, here());
-  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .dh = view(dh, {R, 2 * F}), .dweights = dw},
-                           here());
+  kernels::swiglu_forward({.h = h_view, .weights = w, .limit = limit, .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward(
+      {.dy = dy_view, .h = h_view, .weights = w, .limit = limit, .dh = view(dh, {R, 2 * F}), .dweights = dw}, here());
   // At most nine float32 roundings between input and result; a bfloat16 result is rounded once more, by half an ulp.
   const double tolerance = 9 * kEpsilonF32 + (std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2);
   const Doubles x = doubles(h), p = doubles(weights);
-  const auto of_h = [&](const Doubles& v) { return reference(v, p, size_t(F)); };
+  const auto of_h = [&](const Doubles& v) { return reference(v, p, size_t(F), limit); };
   CHECK_THAT(doubles(y), NearAll(of_h(x), tolerance));
   CHECK_THAT(doubles(dh), NearAll(central_difference(of_h, doubles(dy), x), tolerance + 1e-8, 1.0));
   if (has_weights) {
     // The terms are below 6, a float32 sum of F of them errs like sqrt(F) ulp of the largest.
-    const auto of_weights = [&](const Doubles& v) { return reference(x, v, size_t(F)); };
+    const auto of_weights = [&](const Doubles& v) { return reference(x, v, size_t(F), limit); };
     CHECK_THAT(doubles(dweights), NearAll(central_difference(of_weights, doubles(dy), p),
                                           (8 + 6 * 4 * std::sqrt(double(F))) * kEpsilonF32 + 1e-8, 1.0));
   }
   // In place: dh over h.
   const std::vector<float> wanted = dweights;
-  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .dh = h_view, .dweights = dw}, here());
+  kernels::swiglu_backward({.dy = dy_view, .h = h_view, .weights = w, .limit = limit, .dh = h_view, .dweights = dw},
+                           here());
   CHECK(doubles(h) == doubles(dh));
   CHECK(dweights == wanted);
 }
@@ -57,10 +63,11 @@ TEST_CASE("swiglu follows its formula, forward and backward", "[kernels][swiglu]
   const Backend backend = GENERATE(from_range(backends()));
   const int64_t R = GENERATE(0, 1, 3), F = GENERATE(1, 16, 37, 130, 300);
   const bool has_weights = GENERATE(false, true);
+  const float limit = GENERATE(0.0f, kLimit);
   const UseBackend use(backend);
-  CAPTURE(backend.name, R, F, has_weights);
-  check<float>(R, F, has_weights);
-  check<bfloat16>(R, F, has_weights);
+  CAPTURE(backend.name, R, F, has_weights, limit);
+  check<float>(R, F, has_weights, limit);
+  check<bfloat16>(R, F, has_weights, limit);
 }
 
 TEST_CASE("swiglu of very large gates is finite", "[kernels][swiglu]") {
@@ -72,6 +79,22 @@ TEST_CASE("swiglu of very large gates is finite", "[kernels][swiglu]") {
   CHECK(y == std::vector<float>{0.0f, 100.0f, 0.0f, 1.5e38f});
   kernels::swiglu_backward({.dy = view(dy, {1, 4}), .h = view(h, {1, 8}), .dh = view(dh, {1, 8})}, here());
   CHECK(dh == std::vector<float>{0.0f, 0.5f, 0.0f, 0.5f, 0.0f, 200.0f, 0.0f, 3e38f});
+}
+
+TEST_CASE("a limit of swiglu holds gates from above and ups from both sides", "[kernels][swiglu]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> h = {60.0f, inf, 50.0f, nan, 60.0f, -inf, 60.0f, 1.0f}, y(4), dh(8), dy(4, 1.0f);
+  kernels::swiglu_forward({.h = view(h, {1, 8}), .limit = 50.0f, .y = view(y, {1, 4})}, here());
+  CHECK(std::vector(y.begin(), y.begin() + 3) == std::vector<float>{2500.0f, -2500.0f, 2500.0f});
+  CHECK(std::isnan(y[3]));
+  kernels::swiglu_backward({.dy = view(dy, {1, 4}), .h = view(h, {1, 8}), .limit = 50.0f, .dh = view(dh, {1, 8})},
+                           here());
+  CHECK(std::vector(dh.begin(), dh.begin() + 3) == std::vector<float>{0.0f, 0.0f, 50.0f});
+  CHECK(std::isnan(dh[3]));
+  CHECK(std::vector(dh.begin() + 4, dh.begin() + 7) == std::vector<float>{0.0f, 0.0f, 0.0f});
 }
 
 TEST_CASE("swiglu gives the same bits everywhere", "[kernels][swiglu]") {
@@ -134,6 +157,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
     block_offsets.push_back(block_offsets.back() + blocks(size));
   }
   const bool with_nan = GENERATE(false, true), has_weights = GENERATE(false, true);
+  const float limit = has_weights ? kLimit : 0.0f;
   const int64_t R = offsets.back(), G = int64_t(sizes.size()), P = 128 * block_offsets.back();
   CAPTURE(backend.name, F, sizes, with_nan, has_weights);
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);
@@ -152,6 +176,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   kernels::QuantizeStats& stats = *stats_memory;
   kernels::swiglu_forward_fp8({.h = h_view,
                                .weights = w,
+                               .limit = limit,
                                .h_codes = h_codes.codes_view(),
                                .h_scale = h_codes.scale_view(),
                                .y_codes = y_codes.codes_view(),
@@ -176,7 +201,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   };
   std::vector<bfloat16> y(dy.size()), dh(h.size()), kept(h.size());
   y.reserve(1), dh.reserve(1), kept.reserve(1);
-  kernels::swiglu_forward({.h = h_view, .weights = w, .y = view(y, {R, F})}, here());
+  kernels::swiglu_forward({.h = h_view, .weights = w, .limit = limit, .y = view(y, {R, F})}, here());
   const auto wanted_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& wanted = *wanted_memory;
   CHECK(h_codes == rows(h_view, &wanted));
@@ -185,6 +210,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   Codes y_alone({R, F}, {R, blocks(F)});
   kernels::swiglu_forward_fp8({.h = h_view,
                                .weights = w,
+                               .limit = limit,
                                .h_codes = {},
                                .h_scale = {},
                                .y_codes = y_alone.codes_view(),
@@ -205,6 +231,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                 .h_codes = h_codes.codes_view(),
                                 .h_scale = h_codes.scale_view(),
                                 .weights = w,
+                                .limit = limit,
                                 .offsets = starts,
                                 .block_offsets = block_starts,
                                 .y_codes = y_columns.codes_view(),
@@ -220,8 +247,9 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                                here());
   const View kept_view = view(kept, {R, 2 * F}), dh_view = view(dh, {R, 2 * F});
   kernels::dequantize_rows({.codes = h_codes.codes_view(), .scale = h_codes.scale_view(), .x = kept_view}, here());
-  kernels::swiglu_forward({.h = kept_view, .weights = w, .y = view(y, {R, F})}, here());
-  kernels::swiglu_backward({.dy = dy_view, .h = kept_view, .weights = w, .dh = dh_view, .dweights = want_dw}, here());
+  kernels::swiglu_forward({.h = kept_view, .weights = w, .limit = limit, .y = view(y, {R, F})}, here());
+  kernels::swiglu_backward(
+      {.dy = dy_view, .h = kept_view, .weights = w, .limit = limit, .dh = dh_view, .dweights = want_dw}, here());
   const auto want_y_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& want_y = *want_y_memory;
   const auto want_dh_memory = std::make_unique<kernels::QuantizeStats>();

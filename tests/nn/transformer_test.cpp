@@ -96,6 +96,8 @@ const Variant kVariants[] = {
        c.kv_heads = 0;
      }},
     {"dense", [](ModelConfig& c) { c.moe.num_experts = 0; }},
+    // About half of the numbers are limited.
+    {"a limit of SwiGLU", [](ModelConfig& c) { c.swiglu_limit = 0.0513f, c.init_std = 0.03f; }},
 };
 
 }  // namespace

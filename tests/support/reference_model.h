@@ -109,7 +109,11 @@ class ReferenceModel {
     const size_t D = size_t(config_.hidden);
     Doubles gate = product(x, at(prefix + "gate_proj.weight"), D, F);
     const Doubles up = product(x, at(prefix + "up_proj.weight"), D, F);
-    for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
+    const double limit = config_.swiglu_limit > 0 ? double(config_.swiglu_limit) : INFINITY;
+    for (size_t i = 0; i < gate.size(); ++i) {
+      const double g = std::min(gate[i], limit);
+      gate[i] = g / (1 + std::exp(-g)) * std::clamp(up[i], -limit, limit);
+    }
     return product(gate, at(prefix + "down_proj.weight"), F, D);
   }
   void rotate(Doubles& x, size_t heads) const {
