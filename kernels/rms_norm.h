@@ -8,6 +8,7 @@
 
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
+#include "kernels/quantize.h"
 
 namespace octet::kernels {
 
@@ -22,6 +23,21 @@ struct RmsNormForward {
 
   KernelCost cost() const { return {.name = "rms_norm_forward", .bytes = bytes_of(x, weight, y, rstd)}; }
 };
+struct RmsNormForwardFp8 {
+  // The same y, rounded to bfloat16, and what QuantizeRows makes of it (kernels/quantize.h), in one pass.
+  ConstView x;           // [T, D] bfloat16
+  ConstView weight;      // [D]    float32
+  View y;                // [T, D] bfloat16; not defined: nobody reads it
+  View codes;            // [T, D] float8_e4m3
+  View scale;            // [T, ceil(D/128)] float32
+  View rstd;             // [T]    float32
+  QuantizeStats* stats;  // added to; null: none
+  float eps;
+
+  KernelCost cost() const {
+    return {.name = "rms_norm_forward_fp8", .bytes = bytes_of(x, weight, y, codes, scale, rstd)};
+  }
+};
 struct RmsNormBackward {
   ConstView dy;      // [T, D] as x
   ConstView x;       // [T, D] float32 or bfloat16
@@ -34,14 +50,19 @@ struct RmsNormBackward {
 };
 namespace cpu {
 void rms_norm_forward(const RmsNormForward& args, Stream& stream);
+void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream);
 void rms_norm_backward(const RmsNormBackward& args, Stream& stream);
 }  // namespace cpu
 namespace cuda {
 void rms_norm_forward(const RmsNormForward& args, Stream& stream);
+void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream);
 void rms_norm_backward(const RmsNormBackward& args, Stream& stream);
 }  // namespace cuda
 inline void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
   dispatch<cpu::rms_norm_forward, cuda::rms_norm_forward>(args, stream);
+}
+inline void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
+  dispatch<cpu::rms_norm_forward_fp8, cuda::rms_norm_forward_fp8>(args, stream);
 }
 inline void rms_norm_backward(const RmsNormBackward& args, Stream& stream) {
   dispatch<cpu::rms_norm_backward, cuda::rms_norm_backward>(args, stream);

@@ -25,16 +25,19 @@ Block::Block(int64_t layer, const ModelConfig& config, const ModelContext& conte
   }
 }
 
-LinearInput Block::normed(const Tensor& x, Parameter& weight) const {
-  RmsNormOutput norm = rms_norm(x, weight, eps_);
-  if (!context_.recompute.norm) norm.again = {};
-  return LinearInput(norm.y, context_.numerics, std::move(norm.again));
+LinearInput Block::attention_input(const Tensor& x) {
+  const NormUse use{.in_high_precision = false, .recompute = context_.recompute.norm};
+  return rms_norm_input(x, attention_norm_, eps_, context_.numerics, use);
+}
+LinearInput Block::ffn_input(const Tensor& x) {
+  const NormUse use{.in_high_precision = moe_.has_value(), .recompute = context_.recompute.norm};  // for the router
+  return rms_norm_input(x, ffn_norm_, eps_, context_.numerics, use);
 }
 
-Tensor Block::attend(const Tensor& x) { return attention_.forward(normed(x, attention_norm_)); }
+Tensor Block::attend(const Tensor& x) { return attention_.forward(attention_input(x)); }
 
 Tensor Block::feed_forward(const Tensor& x) {
-  const LinearInput input = normed(x, ffn_norm_);
+  const LinearInput input = ffn_input(x);
   return moe_ ? moe_->forward(input) : dense_->forward(input);
 }
 
@@ -44,7 +47,7 @@ void Block::begin(Flow& flow) {
                               ? recompute(flow.x, [this](const Tensor& inner) { return attend(inner); })
                               : attend(flow.x);
   flow.middle = add(flow.x, attended);
-  LinearInput input = normed(flow.middle, ffn_norm_);
+  LinearInput input = ffn_input(flow.middle);
   if (moe_) {
     moe_->begin(flow.moe.emplace(MoeLayer::Flow{.input = std::move(input)}));
   } else {
@@ -81,7 +84,7 @@ Tensor Block::forward(const Tensor& x) {
 }
 
 Tensor Block::decode(const Tensor& x, KvCache& cache) {
-  const Tensor middle = add(x, attention_.decode(normed(x, attention_norm_), cache));
+  const Tensor middle = add(x, attention_.decode(attention_input(x), cache));
   return add(middle, feed_forward(middle));
 }
 
@@ -189,7 +192,7 @@ std::vector<Tensor> Transformer::hidden(std::span<const Tensor> ids) {
   for (size_t i = 0; i < n; ++i) {
     Tensor x = blocks_.back()->finish(flows[i]);
     if (i == 0) x = unit_begins(blocks_.size() + 1, x);
-    normed[i] = rms_norm(x, final_norm_, config_.norm_eps).y;
+    normed[i] = rms_norm(x, final_norm_, config_.norm_eps);
   }
   return normed;
 }
@@ -255,7 +258,7 @@ Tensor Transformer::decode(const Tensor& ids, std::vector<KvCache>& caches) {
   Tensor x = embedding(ids, embedding_);
   for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->decode(x, caches[i]);
   const Tensor last = x.slice_rows(x.rows() - 1, 1);
-  return head_logits(rms_norm(last, final_norm_, config_.norm_eps).y, head());
+  return head_logits(rms_norm(last, final_norm_, config_.norm_eps), head());
 }
 
 }  // namespace octet

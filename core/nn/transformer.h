@@ -44,7 +44,8 @@ class Block {
   }
 
  private:
-  LinearInput normed(const Tensor& x, Parameter& weight) const;
+  LinearInput attention_input(const Tensor& x);
+  LinearInput ffn_input(const Tensor& x);
   Tensor attend(const Tensor& x);
   Tensor feed_forward(const Tensor& x);
   Tensor forward(const Tensor& x);

@@ -14,12 +14,12 @@ Fp8Rows quantize_rows(const Tensor& x, kernels::QuantizeStats* stats) {
 }
 
 const Tensor& SavedInput::values() {
-  if (!values_.is_defined()) values_ = again_();
+  if (!values_.is_defined()) values_ = values_again_();
   return values_;
 }
 
 const Fp8Rows& SavedInput::quantized() {
-  if (!quantized_.codes.is_defined()) quantized_ = quantize_rows(values(), nullptr);
+  if (!quantized_.codes.is_defined()) quantized_ = rows_again_ ? rows_again_() : quantize_rows(values(), nullptr);
   return quantized_;
 }
 
@@ -29,14 +29,19 @@ LinearInput::LinearInput(const Tensor& x, const Numerics& numerics, std::functio
       numerics_(numerics),
       quantized_(std::make_shared<Fp8Rows>()),
       saved_(std::make_shared<SavedInput>()) {
-  saved_->again_ = std::move(again);
+  saved_->values_again_ = std::move(again);
 }
 
-LinearInput::LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics)
+LinearInput::LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics, const Tensor& values,
+                         std::function<Tensor()> values_again, std::function<Fp8Rows()> rows_again)
     : x_(x),
+      values_(values.detach()),
       numerics_(numerics),
       quantized_(std::make_shared<Fp8Rows>(std::move(rows))),
-      saved_(std::make_shared<SavedInput>()) {}
+      saved_(std::make_shared<SavedInput>()) {
+  saved_->values_again_ = std::move(values_again);
+  saved_->rows_again_ = std::move(rows_again);
+}
 
 LinearInput LinearInput::at(const Tensor& place) const {
   LinearInput moved = *this;
@@ -50,12 +55,12 @@ const Fp8Rows& LinearInput::quantized() const {
 }
 
 std::shared_ptr<SavedInput> LinearInput::keep_values() const {
-  if (!saved_->again_) saved_->values_ = values_;
+  if (!saved_->is_made_again()) saved_->values_ = values_;
   return saved_;
 }
 
 std::shared_ptr<SavedInput> LinearInput::keep_quantized() const {
-  if (!saved_->again_) saved_->quantized_ = quantized();
+  if (!saved_->is_made_again()) saved_->quantized_ = quantized();
   return saved_;
 }
 

@@ -26,21 +26,26 @@ class SavedInput {
 
  private:
   friend class LinearInput;
+  bool is_made_again() const { return bool(values_again_); }
+
   Tensor values_;
   Fp8Rows quantized_;
-  std::function<Tensor()> again_;
+  std::function<Tensor()> values_again_;
+  std::function<Fp8Rows()> rows_again_;
 };
 
 class LinearInput {
  public:
   // x: [R, C] in the activation dtype. again, where given, makes the bits of x anew: nothing is then kept.
   LinearInput(const Tensor& x, const Numerics& numerics, std::function<Tensor()> again = {});
-  // Rows that came from elsewhere in FP8: there are no values. x: the place on the tape.
-  LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics);
+  // Rows that came in FP8 from elsewhere or from the kernel that made them; values: where somebody reads those too. x:
+  // the place on the tape. The last two, where given, make the bits of both anew: nothing is then kept.
+  LinearInput(const Tensor& x, Fp8Rows rows, const Numerics& numerics, const Tensor& values = {},
+              std::function<Tensor()> values_again = {}, std::function<Fp8Rows()> rows_again = {});
   // The same numbers at another place of the tape (a dispatch: core/nn/dispatcher.h).
   LinearInput at(const Tensor& place) const;
 
-  const Tensor& x() const { return x_; }  // its place on the tape; has no data after at()
+  const Tensor& x() const { return x_; }  // its place on the tape; may have no data
   const Tensor& values() const { return values_; }
   // In the FP8 recipe: the codes. Quantised at the first call, and for all copies of this input.
   const Fp8Rows& quantized() const;

@@ -1,8 +1,34 @@
 #include "kernels/rms_norm.h"
 
+#include <atomic>
+
 #include "kernels/cpu/isa_headers.h"
 //
 #include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/fp8_simd.inc"
+//
+#include "kernels/cpu/bf16_simd.inc"
+#include "kernels/cpu/quantize_tile.inc"
+
+namespace {
+
+template <class Scalar>
+OCTET_INLINE float rstd_of(const Scalar* x, int64_t D, float eps) {
+  f32x16 sum = splat(0.0f);
+  for_lanes(D, [&](int64_t d, auto lanes) {
+    const f32x16 v = lanes.load(x + d);
+    sum = fma(v, v, sum);
+  });
+  return 1.0f / std::sqrt(reduce_add(sum) / float(D) + eps);
+}
+template <class Scalar>
+OCTET_INLINE void scale_row(const Scalar* x, float rstd, const float* weight, Scalar* y, int64_t D) {
+  for_lanes(
+      D, [=](int64_t d, auto lanes) { lanes.store(y + d, lanes.load(x + d) * splat(rstd) * lanes.load(weight + d)); });
+}
+
+}  // namespace
 
 void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
@@ -11,16 +37,28 @@ void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
     float* rstd = args.rstd.data<float>();
     stream.parallel_for(args.x.rows(), 16, [&](int64_t t) {
       const Scalar* x = args.x.row<Scalar>(t);
-      Scalar* y = args.y.row<Scalar>(t);
-      f32x16 sum = splat(0.0f);
-      for_lanes(D, [&](int64_t d, auto lanes) {
-        const f32x16 v = lanes.load(x + d);
-        sum = fma(v, v, sum);
-      });
-      const float r = 1.0f / std::sqrt(reduce_add(sum) / float(D) + args.eps);
-      rstd[t] = r;
-      for_lanes(
-          D, [&](int64_t d, auto lanes) { lanes.store(y + d, lanes.load(x + d) * splat(r) * lanes.load(weight + d)); });
+      rstd[t] = rstd_of(x, D, args.eps);
+      scale_row(x, rstd[t], weight, args.y.row<Scalar>(t), D);
+    });
+  });
+}
+
+void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
+  const int64_t D = args.x.cols();
+  const float* weight = args.weight.data<float>();
+  float* rstd = args.rstd.data<float>();
+  visit_counting(args.stats != nullptr, [&](auto counting) {
+    stream.parallel_chunks(args.x.rows(), 16, [&](int64_t begin, int64_t end) {
+      std::vector<bfloat16> scratch(args.y.is_defined() ? 0 : size_t(D));
+      Counts counts;
+      for (int64_t t = begin; t < end; ++t) {
+        const bfloat16* x = args.x.row<bfloat16>(t);
+        bfloat16* y = args.y.is_defined() ? args.y.row<bfloat16>(t) : scratch.data();
+        rstd[t] = rstd_of(x, D, args.eps);
+        scale_row(x, rstd[t], weight, y, D);
+        quantize_row<counting>(y, D, args.codes.row<uint8_t>(t), args.scale.row<float>(t), counts);
+      }
+      counts.add_to(args.stats, (end - begin) * D);
     });
   });
 }
@@ -61,4 +99,5 @@ void rms_norm_backward(const RmsNormBackward& args, Stream& stream) {
 
 #include "kernels/cpu/isa_end.inc"
 OCTET_CPU_KERNEL(rms_norm_forward, RmsNormForward)
+OCTET_CPU_KERNEL(rms_norm_forward_fp8, RmsNormForwardFp8)
 OCTET_CPU_KERNEL(rms_norm_backward, RmsNormBackward)

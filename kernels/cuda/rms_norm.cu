@@ -4,23 +4,30 @@
 #include "kernels/rms_norm.h"
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/quantize_tile.cuh"
 
 namespace octet::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
+// 1 / rms of a row; all threads of the block call it.
 template <class Scalar>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(const Scalar* x, int64_t x_stride, const float* weight, Scalar* y, int64_t y_stride, float* rstd,
-                   int64_t D, float eps) {
-  x += blockIdx.x * x_stride, y += blockIdx.x * y_stride;
+__device__ __forceinline__ float rstd_of(const Scalar* x, int64_t D, float eps) {
   float sum = 0.0f;
   for (int64_t d = int64_t(threadIdx.x) * kVector; d < D; d += kThreads * kVector) {
     const Floats8 v = load8(x + d, D - d);
     for (int j = 0; j < kVector; ++j) sum = fmaf(v.v[j], v.v[j], sum);
   }
-  const float r = 1.0f / sqrtf(block_sum<kThreads>(sum) / float(D) + eps);
+  return 1.0f / sqrtf(block_sum<kThreads>(sum) / float(D) + eps);
+}
+
+template <class Scalar>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const Scalar* x, int64_t x_stride, const float* weight, Scalar* y, int64_t y_stride, float* rstd,
+                   int64_t D, float eps) {
+  x += blockIdx.x * x_stride, y += blockIdx.x * y_stride;
+  const float r = rstd_of(x, D, eps);
   if (threadIdx.x == 0) rstd[blockIdx.x] = r;
   for (int64_t d = int64_t(threadIdx.x) * kVector; d < D; d += kThreads * kVector) {
     Floats8 v = load8(x + d, D - d);
@@ -28,6 +35,28 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kVector; ++j) v.v[j] = v.v[j] * r * w.v[j];
     store8(y + d, v, D - d);
   }
+}
+
+// Sixteen threads to 128 columns.
+__global__ void __launch_bounds__(kThreads)
+    forward_fp8_kernel(const bfloat16* x, int64_t x_stride, const float* weight, bfloat16* y, int64_t y_stride,
+                       uint8_t* codes, int64_t codes_stride, float* scale, int64_t scale_stride, float* rstd,
+                       QuantizeStats* stats, int64_t D, float eps) {
+  x += blockIdx.x * x_stride, codes += blockIdx.x * codes_stride, scale += blockIdx.x * scale_stride;
+  if (y != nullptr) y += blockIdx.x * y_stride;
+  const float r = rstd_of(x, D, eps);
+  if (threadIdx.x == 0) rstd[blockIdx.x] = r;
+  Counts counts;
+  for (int64_t first = 0; first < D; first += kThreads * kVector) {
+    const int64_t d = first + int64_t(threadIdx.x) * kVector, n = D - d;
+    const Floats8 v = load8(x + d, n), w = load8(weight + d, n);
+    Floats8 scaled;
+    for (int j = 0; j < kVector; ++j) scaled.v[j] = v.v[j] * r * w.v[j];
+    const Bf16Piece rounded = Bf16Piece::of(scaled);
+    if (y != nullptr) store8(y + d, scaled, n);
+    quantize_row_block(rounded.numbers(), n, codes + d, scale + d / kBlock, counts);
+  }
+  add_counts<kThreads>(counts, D, stats);
 }
 
 template <class Scalar>
@@ -87,6 +116,13 @@ void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
            args.x.data<Scalar>(), args.x.row_stride(), args.weight.data<float>(), args.y.data<Scalar>(),
            args.y.row_stride(), args.rstd.data<float>(), args.x.cols(), args.eps);
   });
+}
+
+void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
+  launch("rms_norm_forward_fp8", blocks(args.x.rows()), kThreads, 0, stream, forward_fp8_kernel,
+         args.x.data<bfloat16>(), args.x.row_stride(), args.weight.data<float>(), args.y.data<bfloat16>(),
+         args.y.row_stride(), args.codes.data<uint8_t>(), args.codes.row_stride(), args.scale.data<float>(),
+         args.scale.row_stride(), args.rstd.data<float>(), args.stats, args.x.cols(), args.eps);
 }
 
 void rms_norm_backward(const RmsNormBackward& args, Stream& stream) {

@@ -1,5 +1,8 @@
 #include "kernels/rms_norm.h"
 
+#include <limits>
+#include <memory>
+
 #include "tests/kernels/same_bits.h"
 
 namespace octet::test {
@@ -68,6 +71,58 @@ TEST_CASE("rms_norm gives the same bits on every instruction set", "[kernels][rm
         here());
     append_bytes(bytes, y);
   });
+}
+
+TEST_CASE("rms_norm in FP8 has the bits of rms_norm and quantisation one after the other", "[kernels][rms_norm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t T = GENERATE(0, 1, 7), D = GENERATE(1, 31, 128, 2200);
+  const bool with_nan = GENERATE(false, true);
+  CAPTURE(backend.name, T, D, with_nan);
+  auto x = uniform<bfloat16>(T * D, 1);
+  if (with_nan && T > 0) x[x.size() / 2] = bfloat16(std::numeric_limits<float>::quiet_NaN());
+  auto weight = uniform(D, 2);
+  const int64_t blocks = (D + 127) / 128;
+  std::vector<bfloat16> y(x.size()), want_y(x.size());
+  std::vector<uint8_t> codes(x.size(), 0xaa), codes_alone = codes, want_codes = codes;
+  std::vector<float> scale(size_t(T * blocks), -1.0f), scale_alone = scale, want_scale = scale;
+  std::vector<float> rstd(static_cast<size_t>(T)), want_rstd(static_cast<size_t>(T));
+  const auto of_codes = [&](std::vector<uint8_t>& all) { return View(all.data(), {T, D}, DType::kFloat8E4M3); };
+  const auto stats = std::make_unique<kernels::QuantizeStats>(), want = std::make_unique<kernels::QuantizeStats>();
+  const View x_view = view(x, {T, D}), w = view(weight, {D});
+  kernels::rms_norm_forward_fp8({.x = x_view,
+                                 .weight = w,
+                                 .y = view(y, {T, D}),
+                                 .codes = of_codes(codes),
+                                 .scale = view(scale, {T, blocks}),
+                                 .rstd = view(rstd, {T}),
+                                 .stats = stats.get(),
+                                 .eps = kEps},
+                                here());
+  kernels::rms_norm_forward_fp8({.x = x_view,
+                                 .weight = w,
+                                 .y = {},
+                                 .codes = of_codes(codes_alone),
+                                 .scale = view(scale_alone, {T, blocks}),
+                                 .rstd = view(rstd, {T}),
+                                 .stats = nullptr,
+                                 .eps = kEps},
+                                here());
+  kernels::rms_norm_forward(
+      {.x = x_view, .weight = w, .y = view(want_y, {T, D}), .rstd = view(want_rstd, {T}), .eps = kEps}, here());
+  kernels::quantize_rows({.x = view(want_y, {T, D}),
+                          .codes = of_codes(want_codes),
+                          .scale = view(want_scale, {T, blocks}),
+                          .stats = want.get()},
+                         here());
+  std::string bytes, want_bytes;  // NaN too
+  append_bytes(bytes, y), append_bytes(bytes, rstd), append_bytes(bytes, scale);
+  append_bytes(want_bytes, want_y), append_bytes(want_bytes, want_rstd), append_bytes(want_bytes, want_scale);
+  CHECK(bytes == want_bytes);
+  CHECK(codes == want_codes);
+  CHECK(codes_alone == want_codes);
+  CHECK(scale_alone == want_scale);
+  CHECK(*stats == *want);
 }
 
 TEST_CASE("rms_norm's dweight has the same bits everywhere", "[kernels][rms_norm]") {

@@ -151,6 +151,17 @@ void Workload::build() {
   add<EmbeddingForward>(embedding_forward, {.ids = ids, .weight = table, .y = embedded}, {embedded});
   add<EmbeddingBackward>(embedding_backward, {.ids = ids, .dy = dy, .dweight = dtable}, {dtable});
   add<RmsNormForward>(rms_norm_forward, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-5f}, {y, rstd});
+  const Tensor normed_codes = made({T, D}, kE4m3), normed_scale = made({T, blocks(D)}, kF32);
+  add<RmsNormForwardFp8>(rms_norm_forward_fp8,
+                         {.x = x,
+                          .weight = weight,
+                          .y = y,
+                          .codes = normed_codes,
+                          .scale = normed_scale,
+                          .rstd = rstd,
+                          .stats = nullptr,
+                          .eps = 1e-5f},
+                         {y, normed_codes, normed_scale, rstd});
   add<RmsNormBackward>(rms_norm_backward,
                        {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight}, {dx, dweight});
   add<AddInto>(add_into, {.a = x, .b = dy, .y = dx}, {dx});

@@ -160,7 +160,9 @@ class Activations {
     int64_t attend = 3 * values(T_, D) + values(T_, query_width()) + values(T_, qkv_width());
     if (train_.recomputes(Recompute::kAttention)) attend += attention();
     int64_t block = std::max(ffn, attend);
-    if (train_.recomputes(Recompute::kNorm)) block += values(T_, D) + (is_fp8_ ? codes(T_, D) : 0);
+    if (train_.recomputes(Recompute::kNorm)) {
+      block += (is_fp8_ ? codes(T_, D) : 0) + (is_fp8_ && !is_moe ? 0 : values(T_, D));  // the router's input
+    }
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
     if (is_moe && is_spread()) {
       // While the gradients of tokens go back: rows as the experts made them, those that come from elsewhere, and those
