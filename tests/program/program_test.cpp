@@ -272,6 +272,8 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"bench", "kernels", "experts=2", "top_k=3"}, 2, "top_k is 3 of 2"},
       {{"bench", "grouped-gemm", "4x64x64"}, 2, "4x64x64"},
       {{"bench", "grouped-gemm", "repeats=0"}, 2, "repeats=0"},
+      {{"bench", "quantise", "device=cpu", "tokens=0"}, 2, "tokens=0"},
+      {{"bench", "quantise", "device=cpu", "experts=2", "top_k=3"}, 2, "top_k is 3 of 2"},
       {{"bench", "step"}, 2, "no configuration"},
       {{"bench", "step", config, "steps=0"}, 2, "steps=0"},
       {{"bench", "step", config}, 2, "model.vocab_size"},
@@ -310,6 +312,18 @@ TEST_CASE("bench kernels times every kernel of a step and finds its answers righ
   CAPTURE(ended.out, ended.err);
   CHECK(ended.code == 0);
   for (const char* kernel : {"embedding_backward", "fp8_grouped_wgrad", "attention_backward", "adamw_step"}) {
+    CHECK_THAT(ended.out, Catch::Contains(kernel));
+  }
+  CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
+}
+
+TEST_CASE("bench quantise times what a layer of experts fuses and finds its answers right", "[program]") {
+  const Place place;
+  const auto ended = place.run({"bench", "quantise", "device=cpu", "tokens=40", "hidden=136", "experts=4", "top_k=2",
+                                "expert_hidden=72", "repeats=1"});
+  CAPTURE(ended.out, ended.err);
+  CHECK(ended.code == 0);
+  for (const char* kernel : {"rms_norm, codes alone", "swiglu_backward_fp8", "requantize_columns"}) {
     CHECK_THAT(ended.out, Catch::Contains(kernel));
   }
   CHECK_THAT(ended.out, !Catch::Contains("WRONG"));

@@ -1,7 +1,10 @@
 #include "tools/bench/bench.h"
 
+#include <algorithm>
+
 #include "core/base/error.h"
 #include "tools/bench/dispatch_bench.h"
+#include "tools/bench/fused_quantise_bench.h"
 #include "tools/bench/gemm_bench.h"
 #include "tools/bench/grouped_gemm_bench.h"
 #include "tools/bench/kernel_bench.h"
@@ -16,9 +19,18 @@ struct Benchmark {
   const char* help;
   int (*run)(const std::vector<std::string>& args);
 };
+int quantise(const std::vector<std::string>& args) {
+  const bool names_device =
+      std::any_of(args.begin(), args.end(), [](const std::string& arg) { return arg.starts_with("device="); });
+  return names_device ? bench_fused_quantise(args) : bench_quantise(args);
+}
+
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
-    {"quantise", "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all", bench_quantise},
+    {"quantise",
+     "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all; or, of what a layer of experts fuses: "
+     "device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N, repeats=N",
+     quantise},
     {"grouped-gemm",
      "experts' products in FP8 and bfloat16 against a dense bfloat16 one; args: device=cpu|cuda, GxMxNxK..., repeats=N",
      bench_grouped_gemm},

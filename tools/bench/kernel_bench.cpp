@@ -4,18 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <functional>
 
-#include "core/base/clock.h"
-#include "core/base/fp8.h"
-#include "core/base/isa.h"
-#include "core/base/random.h"
 #include "core/tensor/transfer.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
-#include "kernels/device_runtime.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/fp8_gemm.h"
@@ -27,8 +20,7 @@
 #include "kernels/router.h"
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
-#include "tools/bench/made_up_tensors.h"
-#include "tools/bench/timing.h"
+#include "tools/bench/kernel_cases.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
 
@@ -84,62 +76,19 @@ Options parse(const std::vector<std::string>& args) {
   return options;
 }
 
-struct Case {
-  kernels::KernelCost cost;
-  std::function<void()> run;
-  std::vector<Tensor> results;
-};
-
-// Every kernel of a step with tensors of its own, in an order in which each finds what an earlier one made.
-class Workload {
- public:
-  Workload(const Sizes& sizes, Device device)
-      : s_(sizes), device_(device), stream_(default_stream(device)), as_(MemoryCategory::kWorkspace) {
-    build();
-  }
-  std::vector<Case>& cases() { return cases_; }
-
- private:
-  Tensor made(Shape shape, DType dtype) { return keep(zeros(shape, dtype, device_)); }
-  Tensor normal(Shape shape, DType dtype, const char* name) {
-    return keep(made_up_normal(shape, dtype, name, device_));
-  }
-  Tensor below(Shape shape, int64_t limit, const char* name) {
-    const RandomStream random(1, name);
-    Tensor host = empty(shape, DType::kInt32);
-    for (int64_t i = 0; i < host.num_elements(); ++i) {
-      host.data<int32_t>()[i] = int32_t(random.below(uint64_t(limit), uint64_t(i)));
-    }
-    return there(host);
-  }
-  Tensor there(const Tensor& host) { return keep(on_device(host, device_)); }
-  // A kernel as it is called in a step; it runs once now, for those after it.
-  template <class Args>
-  void add(void (*kernel)(const Args&, Stream&), Args args, std::vector<Tensor> results) {
-    cases_.push_back({args.cost(), [this, kernel, args] { kernel(args, stream_); }, std::move(results)});
-    kernel(args, stream_);
-  }
-
-  void build();
-
-  Sizes s_;
-  Device device_;
-  Stream& stream_;
-  AllocateAs as_;
-  std::vector<Tensor> kept_;
-  std::vector<Case> cases_;
-
-  // Views own nothing: what a case reads is kept here.
-  Tensor keep(Tensor x) { return kept_.emplace_back(std::move(x)); }
-};
-
-void Workload::build() {
+// In an order in which each kernel finds what an earlier one made.
+void build(KernelCases& cases, const Sizes& sizes) {
   using namespace kernels;
   constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32, kE4m3 = DType::kFloat8E4M3;
   const auto blocks = [](int64_t n) { return (n + 127) / 128; };
-  const int64_t T = s_.tokens, D = s_.hidden, E = s_.experts, K = s_.top_k, F = s_.expert_hidden, V = s_.vocab;
+  const auto made = [&](Shape shape, DType dtype) { return cases.made(shape, dtype); };
+  const auto normal = [&](Shape shape, DType dtype, const char* name) { return cases.normal(shape, dtype, name); };
+  const auto below = [&](Shape shape, int64_t limit, const char* name) { return cases.below(shape, limit, name); };
+  const Device device = cases.device();
+  const int64_t T = sizes.tokens, D = sizes.hidden, E = sizes.experts, K = sizes.top_k, F = sizes.expert_hidden,
+                V = sizes.vocab;
   const int64_t R = T * K, heads = D / kHeadDim;
-  const Emulation emulation = device_.is_cpu() ? Emulation::kIdeal : Emulation::kHopper;
+  const Emulation emulation = device.is_cpu() ? Emulation::kIdeal : Emulation::kHopper;
 
   const Tensor x = normal({T, D}, kBf16, "x"), dy = normal({T, D}, kBf16, "dy");
   const Tensor weight = normal({D}, kF32, "weight");
@@ -148,263 +97,225 @@ void Workload::build() {
 
   const Tensor ids = below({T}, V, "ids"), table = normal({V, D}, kBf16, "table");
   const Tensor dtable = made({V, D}, kF32), embedded = made({T, D}, kBf16);
-  add<EmbeddingForward>(embedding_forward, {.ids = ids, .weight = table, .y = embedded}, {embedded});
-  add<EmbeddingBackward>(embedding_backward, {.ids = ids, .dy = dy, .dweight = dtable}, {dtable});
-  add<RmsNormForward>(rms_norm_forward, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-5f}, {y, rstd});
+  cases.add<EmbeddingForward>(embedding_forward, {.ids = ids, .weight = table, .y = embedded}, {embedded});
+  cases.add<EmbeddingBackward>(embedding_backward, {.ids = ids, .dy = dy, .dweight = dtable}, {dtable});
+  cases.add<RmsNormForward>(rms_norm_forward, {.x = x, .weight = weight, .y = y, .rstd = rstd, .eps = 1e-5f},
+                            {y, rstd});
   const Tensor normed_codes = made({T, D}, kE4m3), normed_scale = made({T, blocks(D)}, kF32);
-  add<RmsNormForwardFp8>(rms_norm_forward_fp8,
-                         {.x = x,
-                          .weight = weight,
-                          .y = y,
-                          .codes = normed_codes,
-                          .scale = normed_scale,
-                          .rstd = rstd,
-                          .stats = nullptr,
-                          .eps = 1e-5f},
-                         {y, normed_codes, normed_scale, rstd});
-  add<RmsNormBackward>(rms_norm_backward,
-                       {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight}, {dx, dweight});
-  add<AddInto>(add_into, {.a = x, .b = dy, .y = dx}, {dx});
+  cases.add<RmsNormForwardFp8>(rms_norm_forward_fp8,
+                               {.x = x,
+                                .weight = weight,
+                                .y = y,
+                                .codes = normed_codes,
+                                .scale = normed_scale,
+                                .rstd = rstd,
+                                .stats = nullptr,
+                                .eps = 1e-5f},
+                               {y, normed_codes, normed_scale, rstd});
+  cases.add<RmsNormBackward>(rms_norm_backward,
+                             {.dy = dy, .x = x, .weight = weight, .rstd = rstd, .dx = dx, .dweight = dweight},
+                             {dx, dweight});
+  cases.add<AddInto>(add_into, {.a = x, .b = dy, .y = dx}, {dx});
 
   const Tensor positions = below({T}, T, "positions"), turned = normal({T, D}, kBf16, "turned");
   const Tensor angles = empty({T, kHeadDim}, kF32);
   fill_rope_table(angles, kHeadDim, 10000.0);
-  const Tensor cos_sin = there(angles);
-  add<Rope>(rope,
-            {.x = turned,
-             .positions = positions,
-             .cos_sin = cos_sin,
-             .head_dim = kHeadDim,
-             .layout = RopeLayout::kHalf,
-             .inverse = false},
-            {turned});
+  const Tensor cos_sin = cases.there(angles);
+  cases.add<Rope>(rope,
+                  {.x = turned,
+                   .positions = positions,
+                   .cos_sin = cos_sin,
+                   .head_dim = kHeadDim,
+                   .layout = RopeLayout::kHalf,
+                   .inverse = false},
+                  {turned});
 
   const Tensor logits = normal({T, E}, kF32, "logits"), scores = made({T, E}, kF32);
   const Tensor indices = made({T, K}, DType::kInt32), weights = made({T, K}, kF32);
-  add<RouterForward>(router_forward,
-                     {.logits = logits,
-                      .bias = {},
-                      .replayed = {},
-                      .scores = scores,
-                      .indices = indices,
-                      .weights = weights,
-                      .options = {}},
-                     {scores, indices, weights});
+  cases.add<RouterForward>(router_forward,
+                           {.logits = logits,
+                            .bias = {},
+                            .replayed = {},
+                            .scores = scores,
+                            .indices = indices,
+                            .weights = weights,
+                            .options = {}},
+                           {scores, indices, weights});
   const Tensor offsets = made({E + 1}, DType::kInt64), block_starts = made({E + 1}, DType::kInt64);
   const Tensor row_of = made({T, K}, DType::kInt32), source = made({R}, DType::kInt32);
-  add<BuildPermutation>(build_permutation, {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
-                        {offsets, row_of, source});
-  add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts, .num_rows = R}, {block_starts});
+  cases.add<BuildPermutation>(build_permutation,
+                              {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
+                              {offsets, row_of, source});
+  cases.add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = block_starts, .num_rows = R},
+                          {block_starts});
 
   const Tensor codes = made({T, D}, kE4m3), scale = made({T, blocks(D)}, kF32);
-  add<QuantizeRows>(quantize_rows, {.x = x, .codes = codes, .scale = scale, .stats = nullptr}, {codes, scale});
+  cases.add<QuantizeRows>(quantize_rows, {.x = x, .codes = codes, .scale = scale, .stats = nullptr}, {codes, scale});
   const int64_t P = (R + E * 127 + 127) / 128 * 128;  // the most rows that the padded groups of R take
   const Tensor gathered = made({R, D}, kE4m3);
-  add<GatherRows>(gather_rows, {.x = codes, .source = source, .y = gathered}, {gathered});
+  cases.add<GatherRows>(gather_rows, {.x = codes, .source = source, .y = gathered}, {gathered});
   const Tensor columns = made({P, D}, kE4m3), column_scale = made({P / 128, D}, kF32);
-  add<RequantizeColumns>(requantize_columns,
-                         {.codes = codes,
-                          .scale = scale,
-                          .rows = source,
-                          .offsets = offsets,
-                          .block_offsets = block_starts,
-                          .out_codes = columns,
-                          .out_scale = column_scale,
-                          .stats = nullptr},
-                         {columns, column_scale});
+  cases.add<RequantizeColumns>(requantize_columns,
+                               {.codes = codes,
+                                .scale = scale,
+                                .rows = source,
+                                .offsets = offsets,
+                                .block_offsets = block_starts,
+                                .out_codes = columns,
+                                .out_scale = column_scale,
+                                .stats = nullptr},
+                               {columns, column_scale});
 
   // An expert's two matrices, and what is between them.
   const Tensor w13 = normal({E, 2 * F, D}, kF32, "w13"), w13_codes = made({E, 2 * F, D}, kE4m3);
   const Tensor w13_scale = made({E, blocks(2 * F), blocks(D)}, kF32);
-  add<QuantizeBlocks>(quantize_blocks, {.x = w13, .codes = w13_codes, .scale = w13_scale, .stats = nullptr},
-                      {w13_codes, w13_scale});
+  cases.add<QuantizeBlocks>(quantize_blocks, {.x = w13, .codes = w13_codes, .scale = w13_scale, .stats = nullptr},
+                            {w13_codes, w13_scale});
   const Tensor h = made({R, 2 * F}, kBf16);
-  add<Fp8GroupedGemm>(fp8_grouped_gemm,
-                      {.a = codes,
-                       .a_scale = scale,
-                       .b = w13_codes,
-                       .b_scale = w13_scale,
-                       .offsets = offsets,
-                       .rows = source,
-                       .c = h,
-                       .emulation = emulation},
-                      {h});
+  cases.add<Fp8GroupedGemm>(fp8_grouped_gemm,
+                            {.a = codes,
+                             .a_scale = scale,
+                             .b = w13_codes,
+                             .b_scale = w13_scale,
+                             .offsets = offsets,
+                             .rows = source,
+                             .c = h,
+                             .emulation = emulation},
+                            {h});
   const Tensor row_weights = normal({R}, kF32, "row_weights"), dweights = made({R}, kF32);
   const Tensor h_codes = made({R, 2 * F}, kE4m3), h_scale = made({R, blocks(2 * F)}, kF32);
   const Tensor y_codes = made({R, F}, kE4m3), y_scale = made({R, blocks(F)}, kF32);
-  add<SwigluForwardFp8>(swiglu_forward_fp8,
-                        {.h = h,
-                         .weights = row_weights,
-                         .h_codes = h_codes,
-                         .h_scale = h_scale,
-                         .y_codes = y_codes,
-                         .y_scale = y_scale,
-                         .stats = nullptr},
-                        {h_codes, h_scale, y_codes, y_scale});
+  cases.add<SwigluForwardFp8>(swiglu_forward_fp8,
+                              {.h = h,
+                               .weights = row_weights,
+                               .h_codes = h_codes,
+                               .h_scale = h_scale,
+                               .y_codes = y_codes,
+                               .y_scale = y_scale,
+                               .stats = nullptr},
+                              {h_codes, h_scale, y_codes, y_scale});
   const Tensor dh_in = normal({R, F}, kBf16, "dh_in");
   const Tensor y_columns = made({P, F}, kE4m3), y_column_scale = made({P / 128, F}, kF32);
   const Tensor dh_codes = made({R, 2 * F}, kE4m3), dh_scale = made({R, blocks(2 * F)}, kF32);
   const Tensor dh_columns = made({P, 2 * F}, kE4m3), dh_column_scale = made({P / 128, 2 * F}, kF32);
-  add<SwigluBackwardFp8>(swiglu_backward_fp8,
-                         {.dy = dh_in,
-                          .h_codes = h_codes,
-                          .h_scale = h_scale,
-                          .weights = row_weights,
-                          .offsets = offsets,
-                          .block_offsets = block_starts,
-                          .y_codes = y_columns,
-                          .y_scale = y_column_scale,
-                          .dh_codes = dh_codes,
-                          .dh_scale = dh_scale,
-                          .dh_column_codes = dh_columns,
-                          .dh_column_scale = dh_column_scale,
-                          .dweights = dweights,
-                          .y_stats = nullptr,
-                          .dh_stats = nullptr,
-                          .dh_column_stats = nullptr},
-                         {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dweights});
+  cases.add<SwigluBackwardFp8>(swiglu_backward_fp8,
+                               {.dy = dh_in,
+                                .h_codes = h_codes,
+                                .h_scale = h_scale,
+                                .weights = row_weights,
+                                .offsets = offsets,
+                                .block_offsets = block_starts,
+                                .y_codes = y_columns,
+                                .y_scale = y_column_scale,
+                                .dh_codes = dh_codes,
+                                .dh_scale = dh_scale,
+                                .dh_column_codes = dh_columns,
+                                .dh_column_scale = dh_column_scale,
+                                .dweights = dweights,
+                                .y_stats = nullptr,
+                                .dh_stats = nullptr,
+                                .dh_column_stats = nullptr},
+                               {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dweights});
   const Tensor dw13 = made({E, 2 * F, D}, kF32);
-  add<Fp8GroupedWgrad>(fp8_grouped_wgrad,
-                       {.dy = dh_columns,
-                        .dy_scale = dh_column_scale,
-                        .x = columns,
-                        .x_scale = column_scale,
-                        .offsets = offsets,
-                        .block_offsets = block_starts,
-                        .dw = dw13,
-                        .accumulate = false,
-                        .num_rows = R,
-                        .emulation = emulation},
-                       {dw13});
+  cases.add<Fp8GroupedWgrad>(fp8_grouped_wgrad,
+                             {.dy = dh_columns,
+                              .dy_scale = dh_column_scale,
+                              .x = columns,
+                              .x_scale = column_scale,
+                              .offsets = offsets,
+                              .block_offsets = block_starts,
+                              .dw = dw13,
+                              .accumulate = false,
+                              .num_rows = R,
+                              .emulation = emulation},
+                             {dw13});
   const Tensor expert_rows = normal({R, D}, kBf16, "rows"), combined = made({T, D}, kBf16);
-  add<CombineForward>(combine_forward, {.rows = expert_rows, .row_of = row_of, .base = x, .y = combined}, {combined});
+  cases.add<CombineForward>(combine_forward, {.rows = expert_rows, .row_of = row_of, .base = x, .y = combined},
+                            {combined});
   const Tensor row_columns = made({P, D}, kE4m3), row_column_scale = made({P / 128, D}, kF32);
-  add<QuantizeColumns>(quantize_columns,
-                       {.x = dy,
-                        .rows = source,
-                        .offsets = offsets,
-                        .block_offsets = block_starts,
-                        .codes = row_columns,
-                        .scale = row_column_scale,
-                        .stats = nullptr},
-                       {row_columns, row_column_scale});
+  cases.add<QuantizeColumns>(quantize_columns,
+                             {.x = dy,
+                              .rows = source,
+                              .offsets = offsets,
+                              .block_offsets = block_starts,
+                              .codes = row_columns,
+                              .scale = row_column_scale,
+                              .stats = nullptr},
+                             {row_columns, row_column_scale});
 
   // The same in bfloat16.
   const Tensor w13_bf16 = normal({E, 2 * F, D}, kBf16, "w13"), h_bf16 = made({R, 2 * F}, kBf16);
   const Tensor y_bf16 = made({R, F}, kBf16), dh_bf16 = made({R, 2 * F}, kBf16);
-  add<GroupedGemm>(grouped_gemm, {.a = x, .b = w13_bf16, .offsets = offsets, .rows = source, .c = h_bf16}, {h_bf16});
-  add<SwigluForward>(swiglu_forward, {.h = h_bf16, .weights = row_weights, .y = y_bf16}, {y_bf16});
-  add<SwigluBackward>(swiglu_backward,
-                      {.dy = dh_in, .h = h_bf16, .weights = row_weights, .dh = dh_bf16, .dweights = dweights},
-                      {dh_bf16, dweights});
-  add<GroupedWgrad>(grouped_wgrad,
-                    {.dy = dh_bf16, .x = x, .offsets = offsets, .rows = source, .dw = dw13, .accumulate = false},
-                    {dw13});
+  cases.add<GroupedGemm>(grouped_gemm, {.a = x, .b = w13_bf16, .offsets = offsets, .rows = source, .c = h_bf16},
+                         {h_bf16});
+  cases.add<SwigluForward>(swiglu_forward, {.h = h_bf16, .weights = row_weights, .y = y_bf16}, {y_bf16});
+  cases.add<SwigluBackward>(swiglu_backward,
+                            {.dy = dh_in, .h = h_bf16, .weights = row_weights, .dh = dh_bf16, .dweights = dweights},
+                            {dh_bf16, dweights});
+  cases.add<GroupedWgrad>(grouped_wgrad,
+                          {.dy = dh_bf16, .x = x, .offsets = offsets, .rows = source, .dw = dw13, .accumulate = false},
+                          {dw13});
 
   // Attention over one sequence after the other, 4,096 tokens at most; products of whole matrices; the loss; the step.
   const int64_t batch = std::max<int64_t>(1, T % 4096 == 0 ? T / 4096 : 1);
   const Tensor o = made({T, D}, kBf16), lse = made({T, heads}, kF32);
   const Tensor dq = made({T, D}, kBf16), dk = made({T, D}, kBf16), dv = made({T, D}, kBf16);
   const float softmax_scale = 1.0f / std::sqrt(float(kHeadDim));
-  add<AttentionForward>(attention_forward,
-                        {.q = x,
-                         .k = dy,
-                         .v = turned,
-                         .o = o,
-                         .lse = lse,
-                         .batch = batch,
-                         .num_heads = heads,
-                         .num_kv_heads = heads,
-                         .scale = softmax_scale},
-                        {o, lse});
-  add<AttentionBackward>(attention_backward,
-                         {.grad_o = dx,
-                          .q = x,
-                          .k = dy,
-                          .v = turned,
-                          .o = o,
-                          .lse = lse,
-                          .dq = dq,
-                          .dk = dk,
-                          .dv = dv,
-                          .batch = batch,
-                          .num_heads = heads,
-                          .num_kv_heads = heads,
-                          .scale = softmax_scale},
-                         {dq, dk, dv});
+  cases.add<AttentionForward>(attention_forward,
+                              {.q = x,
+                               .k = dy,
+                               .v = turned,
+                               .o = o,
+                               .lse = lse,
+                               .batch = batch,
+                               .num_heads = heads,
+                               .num_kv_heads = heads,
+                               .scale = softmax_scale},
+                              {o, lse});
+  cases.add<AttentionBackward>(attention_backward,
+                               {.grad_o = dx,
+                                .q = x,
+                                .k = dy,
+                                .v = turned,
+                                .o = o,
+                                .lse = lse,
+                                .dq = dq,
+                                .dk = dk,
+                                .dv = dv,
+                                .batch = batch,
+                                .num_heads = heads,
+                                .num_kv_heads = heads,
+                                .scale = softmax_scale},
+                               {dq, dk, dv});
   const Tensor square = normal({D, D}, kBf16, "square"), product = made({T, D}, kBf16);
-  add<GroupedGemm>(grouped_gemm, {.a = x, .b = square, .c = product}, {product});
+  cases.add<GroupedGemm>(grouped_gemm, {.a = x, .b = square, .c = product}, {product});
 
   const int64_t chunk = std::max<int64_t>(1, T / 8);
   const Tensor vocab_logits = normal({chunk, V}, kF32, "vocab_logits");
   const Tensor targets = below({chunk}, V, "targets"), loss = made({chunk}, kF32);
   const Tensor dlogits = made({chunk, V}, kBf16);
-  add<CrossEntropy>(cross_entropy,
-                    {.logits = vocab_logits, .targets = targets, .loss = loss, .dlogits = dlogits, .grad_scale = 1.0f},
-                    {loss, dlogits});
+  cases.add<CrossEntropy>(
+      cross_entropy, {.logits = vocab_logits, .targets = targets, .loss = loss, .dlogits = dlogits, .grad_scale = 1.0f},
+      {loss, dlogits});
   const Tensor master = normal({E, 2 * F, D}, kF32, "master");
   const Tensor m = made({E, 2 * F, D}, kBf16), v = made({E, 2 * F, D}, kBf16);
   const auto words = UpdateFactors::of_step(1, 1e-3f, 0.9f, 0.95f).words();
   const Tensor factors =
-      keep(from_vector(std::vector<int64_t>(words.begin(), words.end()), {int64_t(words.size())}, device_));
-  add<AdamwStep>(adamw_step,
-                 {.master = master,
-                  .grad = w13,
-                  .m = m,
-                  .v = v,
-                  .weight = {},
-                  .codes = w13_codes,
-                  .code_scale = w13_scale,
-                  .factors = static_cast<const UpdateFactors*>(factors.view().raw()),
-                  .beta1 = 0.9f,
-                  .beta2 = 0.95f,
-                  .eps = 1e-8f,
-                  .weight_decay = 0.1f},
-                 {master, m, v, w13_codes, w13_scale});
-}
-
-std::vector<double> numbers_of(const Tensor& x) {
-  std::vector<double> values;
-  const auto take = [&](const auto& all, auto&& number) {
-    for (const auto& each : all) values.push_back(number(each));
-  };
-  const auto plain = [](auto each) { return double(each); };
-  switch (x.dtype()) {
-    case DType::kFloat32:
-      take(to_vector<float>(x), plain);
-      break;
-    case DType::kBFloat16:
-      take(to_vector<bfloat16>(x), [](bfloat16 each) { return double(float(each)); });
-      break;
-    case DType::kInt32:
-      take(to_vector<int32_t>(x), plain);
-      break;
-    case DType::kInt64:
-      take(to_vector<int64_t>(x), plain);
-      break;
-    default:
-      take(to_vector<float8_e4m3>(x), [](float8_e4m3 each) { return double(decode(each)); });
-  }
-  return values;
-}
-
-// The largest difference of two results over the largest number.
-double difference(const Tensor& got, const Tensor& wanted) {
-  const std::vector<double> a = numbers_of(got), b = numbers_of(wanted);
-  double off = 0, largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    off = a[i] == b[i] ? off : std::isfinite(a[i] - b[i]) ? std::max(off, std::abs(a[i] - b[i])) : INFINITY;
-    largest = std::max(largest, std::abs(b[i]));
-  }
-  return off == 0 ? 0 : off / largest;
-}
-
-// Seconds of one call, from `calls` of them at a time.
-double time_of(const std::function<void()>& run, int64_t calls, Stream& stream) {
-  const int64_t begin = real_clock().monotonic_ns();
-  for (int64_t i = 0; i < calls; ++i) run();
-  if (!stream.device().is_cpu()) gpu::synchronize(stream);
-  return double(real_clock().monotonic_ns() - begin) * 1e-9 / double(calls);
+      cases.keep(from_vector(std::vector<int64_t>(words.begin(), words.end()), {int64_t(words.size())}, device));
+  cases.add<AdamwStep>(adamw_step,
+                       {.master = master,
+                        .grad = w13,
+                        .m = m,
+                        .v = v,
+                        .weight = {},
+                        .codes = w13_codes,
+                        .code_scale = w13_scale,
+                        .factors = static_cast<const UpdateFactors*>(factors.view().raw()),
+                        .beta1 = 0.9f,
+                        .beta2 = 0.95f,
+                        .eps = 1e-8f,
+                        .weight_decay = 0.1f},
+                       {master, m, v, w13_codes, w13_scale});
 }
 
 }  // namespace
@@ -412,66 +323,13 @@ double time_of(const std::function<void()>& run, int64_t calls, Stream& stream) 
 int bench_kernels(const std::vector<std::string>& args) {
   const Options options = parse(args);
   const Device device = open_device(options.device);
-  Stream& stream = default_stream(device);
 
-  // The reference of a GPU is the CPU; that of the CPU, its plain form.
-  std::vector<double> off;
-  {
-    Workload tested(kCompared, device);
-    const Isa isa = current_isa();
-    if (device.is_cpu()) set_current_isa(Isa::kGeneric);
-    Workload reference(kCompared, Device());
-    set_current_isa(isa);
-    for (size_t i = 0; i < tested.cases().size(); ++i) {
-      double worst = 0;
-      for (size_t r = 0; r < tested.cases()[i].results.size(); ++r) {
-        worst = std::max(worst, difference(tested.cases()[i].results[r], reference.cases()[i].results[r]));
-      }
-      off.push_back(worst);
-    }
-  }
-
-  Workload workload(options.sizes, device);
   const Sizes& s = options.sizes;
-  fmt::print(
-      "{}; {} tokens, width {}, {} experts of width {}, {} for each token, vocabulary {}\n"
-      "x copy: the share of the speed at which this device copies as many bytes; off: the largest difference from {}\n"
-      "on a small problem, over the largest number\n\n",
-      describe(device), s.tokens, s.hidden, s.experts, s.expert_hidden, s.top_k, s.vocab,
-      device.is_cpu() ? "the generic instruction set" : "the CPU");
-  fmt::print("{:<22} {:>9} {:>8} {:>9} {:>8} {:>8} {:>9} {:>9}\n", "kernel", "median ms", "spread", "MB", "GB/s",
-             "x copy", "GFLOP/s", "off");
-  double largest = 0;
-  for (const Case& each : workload.cases()) largest = std::max(largest, each.cost.bytes);
-  const Tensor from = zeros({int64_t(largest / 2) + 1}, DType::kUInt8, device), to = empty_like(from);
-  const int64_t calls = device.is_cpu() ? 1 : 8;
-  int failures = 0;
-  for (size_t i = 0; i < workload.cases().size(); ++i) {
-    const Case& each = workload.cases()[i];
-    const int64_t half = std::max<int64_t>(1, int64_t(each.cost.bytes / 2));
-    const auto copied = [&] {
-      if (!device.is_cpu()) return gpu::copy(to.view().raw(), from.view().raw(), half, stream);
-      stream.parallel_chunks(half, int64_t(1) << 20, [&](int64_t begin, int64_t end) {
-        std::memcpy(to.data<uint8_t>() + begin, from.data<uint8_t>() + begin, size_t(end - begin));
-      });
-    };
-    std::vector<double> seconds, of_copy;
-    time_of(each.run, 1, stream), time_of(copied, 1, stream);
-    for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
-      seconds.push_back(time_of(each.run, calls, stream));
-      of_copy.push_back(time_of(copied, calls, stream));
-    }
-    const Timing timing = timing_of(seconds);
-    const double flops = each.cost.float_flops + each.cost.pair_flops;
-    // bfloat16 keeps 8 bits and E4M3 4: one rounding apart.
-    const bool is_wrong = !(off[i] <= 0x1p-4);
-    failures += is_wrong;
-    fmt::print("{:<22} {:>9.3f} {:>7.1f}% {:>9.1f} {:>8.1f} {:>8.2f} {:>9} {:>9.1e}{}\n", each.cost.name,
-               timing.median * 1e3, 100 * timing.spread(), each.cost.bytes * 1e-6,
-               each.cost.bytes / timing.median * 1e-9, timing_of(of_copy).median / timing.median,
-               flops > 0 ? fmt::format("{:.1f}", flops / timing.median * 1e-9) : "", off[i], is_wrong ? "  WRONG" : "");
-  }
-  return failures == 0 ? 0 : 1;
+  fmt::print("{}; {} tokens, width {}, {} experts of width {}, {} for each token, vocabulary {}\n", describe(device),
+             s.tokens, s.hidden, s.experts, s.expert_hidden, s.top_k, s.vocab);
+  return time_cases(
+      device, options.repeats, [](KernelCases& cases) { build(cases, kCompared); },
+      [&](KernelCases& cases) { build(cases, options.sizes); });
 }
 
 }  // namespace octet

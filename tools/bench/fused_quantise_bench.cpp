@@ -1,0 +1,172 @@
+#include "tools/bench/fused_quantise_bench.h"
+
+#include <fmt/core.h>
+
+#include "core/tensor/transfer.h"
+#include "kernels/permute.h"
+#include "kernels/quantize.h"
+#include "kernels/rms_norm.h"
+#include "kernels/row_groups.h"
+#include "kernels/swiglu.h"
+#include "tools/bench/kernel_cases.h"
+#include "tools/bench/whole_number.h"
+#include "tools/train/device.h"
+
+namespace octet {
+namespace {
+
+struct Sizes {
+  int64_t tokens, hidden, experts, top_k, expert_hidden;
+};
+constexpr Sizes kOnCpu = {.tokens = 512, .hidden = 1024, .experts = 16, .top_k = 4, .expert_hidden = 512};
+constexpr Sizes kOnGpu = {.tokens = 4096, .hidden = 7168, .experts = 256, .top_k = 8, .expert_hidden = 2048};
+// Of the answers that are compared: every kind of edge, and little to compute.
+constexpr Sizes kCompared = {.tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128};
+
+struct Options {
+  DeviceType device = DeviceType::kCpu;
+  Sizes sizes = kOnCpu;
+  int64_t repeats = 9;
+};
+Options parse(const std::vector<std::string>& args) {
+  Options options;
+  const auto refuse = [](const std::string& what) {
+    fail(ErrorKind::kArgument,
+         {.what = "bench quantise: " + what +
+                  "; wanted device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N or repeats=N",
+          .where = "command line",
+          .why = {},
+          .fix = "octet bench quantise device=cpu tokens=512 hidden=1024"});
+  };
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = kOnGpu;
+  }
+  Sizes& s = options.sizes;
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda" || arg == "device=cpu") continue;
+    if (!take_number(arg, {{"tokens", &s.tokens},
+                           {"hidden", &s.hidden},
+                           {"experts", &s.experts},
+                           {"top_k", &s.top_k},
+                           {"expert_hidden", &s.expert_hidden},
+                           {"repeats", &options.repeats}})) {
+      refuse(fmt::format("\"{}\" came", arg));
+    }
+  }
+  if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
+  return options;
+}
+
+// In an order in which each kernel finds what an earlier one made.
+void build(KernelCases& cases, const Sizes& s) {
+  using namespace kernels;
+  constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32, kE4m3 = DType::kFloat8E4M3;
+  const auto blocks = [](int64_t n) { return (n + 127) / 128; };
+  const int64_t T = s.tokens, D = s.hidden, E = s.experts, K = s.top_k, F = s.expert_hidden, R = T * K;
+
+  // Each token has different experts, and each expert nearly as many tokens as any other.
+  std::vector<int32_t> choices;
+  std::vector<int64_t> rows_of(size_t(E), 0);
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t k = 0; k < K; ++k) {
+      choices.push_back(int32_t((t * 7 + k * (E / K)) % E));
+      ++rows_of[size_t(choices.back())];
+    }
+  }
+  int64_t P = 0;  // rows of all experts in whole blocks
+  for (const int64_t rows : rows_of) P += 128 * blocks(rows);
+
+  // Before the experts: tokens are quantised once, and their rows read through an index.
+  const Tensor x = cases.normal({T, D}, kBf16, "x"), weight = cases.normal({D}, kF32, "weight");
+  const Tensor y = cases.made({T, D}, kBf16), rstd = cases.made({T}, kF32);
+  const Tensor codes = cases.made({T, D}, kE4m3), scale = cases.made({T, blocks(D)}, kF32);
+  RmsNormForwardFp8 norm{
+      .x = x, .weight = weight, .y = y, .codes = codes, .scale = scale, .rstd = rstd, .stats = nullptr, .eps = 1e-5f};
+  cases.add<RmsNormForwardFp8>(rms_norm_forward_fp8, norm, {y, codes, scale, rstd}, "rms_norm, y too");
+  norm.y = {};
+  cases.add<RmsNormForwardFp8>(rms_norm_forward_fp8, norm, {codes, scale, rstd}, "rms_norm, codes alone");
+  const Tensor indices = cases.there(from_vector(choices, {T, K}));
+  const Tensor offsets = cases.made({E + 1}, DType::kInt64), starts = cases.made({E + 1}, DType::kInt64);
+  const Tensor row_of = cases.made({T, K}, DType::kInt32), source = cases.made({R}, DType::kInt32);
+  cases.add<BuildPermutation>(build_permutation,
+                              {.indices = indices, .offsets = offsets, .row_of = row_of, .source = source},
+                              {offsets, row_of, source});
+  cases.add<BlockOffsets>(block_offsets, {.offsets = offsets, .block_offsets = starts, .num_rows = R}, {starts});
+
+  // Between an expert's two products.
+  const Tensor h = cases.normal({R, 2 * F}, kBf16, "h"), w = cases.normal({R}, kF32, "w"), dw = cases.made({R}, kF32);
+  const Tensor h_codes = cases.made({R, 2 * F}, kE4m3), h_scale = cases.made({R, blocks(2 * F)}, kF32);
+  const Tensor y_codes = cases.made({R, F}, kE4m3), y_scale = cases.made({R, blocks(F)}, kF32);
+  SwigluForwardFp8 swiglu{.h = h,
+                          .weights = w,
+                          .h_codes = h_codes,
+                          .h_scale = h_scale,
+                          .y_codes = y_codes,
+                          .y_scale = y_scale,
+                          .stats = nullptr};
+  cases.add<SwigluForwardFp8>(swiglu_forward_fp8, swiglu, {h_codes, h_scale, y_codes, y_scale}, "swiglu, h kept");
+  swiglu.h_codes = swiglu.h_scale = {};
+  cases.add<SwigluForwardFp8>(swiglu_forward_fp8, swiglu, {y_codes, y_scale}, "swiglu, y alone");
+  const Tensor dy = cases.normal({R, F}, kBf16, "dy");
+  const Tensor y_columns = cases.made({P, F}, kE4m3), y_column_scale = cases.made({P / 128, F}, kF32);
+  const Tensor dh_codes = cases.made({R, 2 * F}, kE4m3), dh_scale = cases.made({R, blocks(2 * F)}, kF32);
+  const Tensor dh_columns = cases.made({P, 2 * F}, kE4m3), dh_column_scale = cases.made({P / 128, 2 * F}, kF32);
+  cases.add<SwigluBackwardFp8>(swiglu_backward_fp8,
+                               {.dy = dy,
+                                .h_codes = h_codes,
+                                .h_scale = h_scale,
+                                .weights = w,
+                                .offsets = offsets,
+                                .block_offsets = starts,
+                                .y_codes = y_columns,
+                                .y_scale = y_column_scale,
+                                .dh_codes = dh_codes,
+                                .dh_scale = dh_scale,
+                                .dh_column_codes = dh_columns,
+                                .dh_column_scale = dh_column_scale,
+                                .dweights = dw,
+                                .y_stats = nullptr,
+                                .dh_stats = nullptr,
+                                .dh_column_stats = nullptr},
+                               {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dw});
+
+  // What weight gradients read, permuted and padded: of tokens kept in FP8, and of the gradient of the results.
+  const Tensor columns = cases.made({P, D}, kE4m3), column_scale = cases.made({P / 128, D}, kF32);
+  cases.add<RequantizeColumns>(requantize_columns,
+                               {.codes = codes,
+                                .scale = scale,
+                                .rows = source,
+                                .offsets = offsets,
+                                .block_offsets = starts,
+                                .out_codes = columns,
+                                .out_scale = column_scale,
+                                .stats = nullptr},
+                               {columns, column_scale});
+  cases.add<QuantizeColumns>(quantize_columns,
+                             {.x = x,
+                              .rows = source,
+                              .offsets = offsets,
+                              .block_offsets = starts,
+                              .codes = columns,
+                              .scale = column_scale,
+                              .stats = nullptr},
+                             {columns, column_scale}, "quantize_columns, permuted");
+  // Rows back to their tokens, forwards and backwards.
+  const Tensor rows = cases.normal({R, D}, kBf16, "rows"), combined = cases.made({T, D}, kBf16);
+  cases.add<CombineForward>(combine_forward, {.rows = rows, .row_of = row_of, .base = {}, .y = combined}, {combined});
+}
+
+}  // namespace
+
+int bench_fused_quantise(const std::vector<std::string>& args) {
+  const Options options = parse(args);
+  const Device device = open_device(options.device);
+  const Sizes& s = options.sizes;
+  fmt::print("{}; {} tokens, width {}, {} experts of width {}, {} for each token\n", describe(device), s.tokens,
+             s.hidden, s.experts, s.expert_hidden, s.top_k);
+  return time_cases(
+      device, options.repeats, [](KernelCases& cases) { build(cases, kCompared); },
+      [&](KernelCases& cases) { build(cases, s); });
+}
+
+}  // namespace octet
