@@ -68,24 +68,22 @@ OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const 
     : groups_(groups), weight_(weight), numerics_(numerics) {
   if (weight.form() == WeightForm::kFp8Block) {
     const AllocateAs workspace(MemoryCategory::kWorkspace);
-    columns_ = empty_columns(dy.cols(), groups);
     if (source.is_defined()) {
-      // Each row once, however many experts read it.
-      source_ = source;
+      // Each row once, however many experts read it; and columns when they are asked for.
+      dy_ = dy, source_ = source;
       rows_ = quantize_rows(dy, numerics.stats(&Fp8Counts::grad_output));
-    } else {
-      rows_ = empty_rows(dy.rows(), dy.cols(), dy.device());
+      return;
     }
-    const Fp8Rows in_one_pass = source.is_defined() ? Fp8Rows() : rows_;
+    rows_ = empty_rows(dy.rows(), dy.cols(), dy.device());
+    columns_ = empty_columns(dy.cols(), groups);
     kernels::quantize_columns({.x = dy,
-                               .rows = source,
                                .offsets = groups.offsets,
                                .block_offsets = groups.block_offsets,
                                .codes = columns_.codes,
                                .scale = columns_.scale,
                                .stats = numerics.stats(&Fp8Counts::wgrad_grad),
-                               .row_codes = in_one_pass.codes,
-                               .row_scale = in_one_pass.scale,
+                               .row_codes = rows_.codes,
+                               .row_scale = rows_.scale,
                                .row_stats = numerics.stats(&Fp8Counts::grad_output)},
                               dy.stream());
     return;
@@ -150,10 +148,24 @@ void OutputGradient::wgrad_values(const Tensor& x, Parameter& weight) const {
       dy_.stream());
 }
 
+Fp8Rows OutputGradient::gathered_columns() const {
+  Fp8Rows columns = empty_columns(dy_.cols(), groups_);
+  kernels::quantize_columns({.x = dy_,
+                             .rows = source_,
+                             .offsets = groups_.offsets,
+                             .block_offsets = groups_.block_offsets,
+                             .codes = columns.codes,
+                             .scale = columns.scale,
+                             .stats = numerics_.stats(&Fp8Counts::wgrad_grad)},
+                            dy_.stream());
+  return columns;
+}
+
 void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weight) const {
+  const Fp8Rows columns = source_.is_defined() ? gathered_columns() : columns_;
   const Parameter::GradTarget target = weight.grad_target();
-  kernels::fp8_grouped_wgrad({.dy = columns_.codes,
-                              .dy_scale = columns_.scale,
+  kernels::fp8_grouped_wgrad({.dy = columns.codes,
+                              .dy_scale = columns.scale,
                               .x = columns_of_x.codes,
                               .x_scale = columns_of_x.scale,
                               .offsets = groups_.offsets,
@@ -162,7 +174,7 @@ void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weigh
                               .accumulate = target.accumulate,
                               .num_rows = groups_.num_rows,
                               .emulation = numerics_.emulation},
-                             columns_.codes.stream());
+                             columns.codes.stream());
 }
 
 }  // namespace octet

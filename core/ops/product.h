@@ -43,9 +43,11 @@ class OutputGradient {
   void wgrad_values(const Tensor& x, Parameter& weight) const;
 
  private:
-  Tensor dy_;               // not in FP8
-  Fp8Rows rows_, columns_;  // in FP8
-  Tensor source_;           // of rows_
+  Fp8Rows gathered_columns() const;
+
+  Tensor dy_;               // not in FP8, or with a source
+  Fp8Rows rows_, columns_;  // in FP8; columns without a source
+  Tensor source_;           // of rows_ and, in FP8, of dy_
   const RowGroups& groups_;
   const Parameter& weight_;
   const Numerics& numerics_;

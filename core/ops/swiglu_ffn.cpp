@@ -1,5 +1,7 @@
 #include "core/ops/swiglu_ffn.h"
 
+#include <utility>
+
 #include "core/autograd/tape.h"
 #include "kernels/swiglu.h"
 
@@ -23,7 +25,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                    const Tensor& weights, float limit, Parameter& w13, Parameter& w2) {
   const Numerics numerics = input.numerics();
   const int64_t R = h.rows(), F = h.cols() / 2;
-  const Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
+  Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
   Tensor out;  // [R, D]
   {
     const Fp8Rows y = [&] {
@@ -46,7 +48,7 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
   if (!is_recording()) return out;
   return record("swiglu_ffn", out, {input.x(), weights},
                 [saved = input.keep_quantized(), kept, groups, in_order, weights = weights.detach(), limit, &w13, &w2,
-                 numerics](const Tensor& dout) -> Gradients {
+                 numerics](const Tensor& dout) mutable -> Gradients {
                   Tensor dweights = gradient_of(weights);
                   const AllocateAs workspace(MemoryCategory::kWorkspace);
                   const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
@@ -54,30 +56,32 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                   {
                     const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
                     const Fp8Rows y_columns = empty_columns(width / 2, in_order);
-                    const Tensor dy = out_gradient.dgrad();  // [R, F]
-                    kernels::swiglu_backward_fp8({.dy = dy,
-                                                  .h_codes = kept.codes,
-                                                  .h_scale = kept.scale,
-                                                  .weights = weights,
-                                                  .limit = limit,
-                                                  .offsets = in_order.offsets,
-                                                  .block_offsets = in_order.block_offsets,
-                                                  .y_codes = y_columns.codes,
-                                                  .y_scale = y_columns.scale,
-                                                  .dh_codes = dh_rows.codes,
-                                                  .dh_scale = dh_rows.scale,
-                                                  .dh_column_codes = dh_columns.codes,
-                                                  .dh_column_scale = dh_columns.scale,
-                                                  .dweights = dweights,
-                                                  .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
-                                                  .dh_stats = numerics.stats(&Fp8Counts::grad_output),
-                                                  .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
-                                                 dy.stream());
+                    {
+                      const Tensor dy = out_gradient.dgrad();  // [R, F]
+                      kernels::swiglu_backward_fp8({.dy = dy,
+                                                    .h_codes = kept.codes,
+                                                    .h_scale = kept.scale,
+                                                    .weights = weights,
+                                                    .limit = limit,
+                                                    .offsets = in_order.offsets,
+                                                    .block_offsets = in_order.block_offsets,
+                                                    .y_codes = y_columns.codes,
+                                                    .y_scale = y_columns.scale,
+                                                    .dh_codes = dh_rows.codes,
+                                                    .dh_scale = dh_rows.scale,
+                                                    .dh_column_codes = dh_columns.codes,
+                                                    .dh_column_scale = dh_columns.scale,
+                                                    .dweights = dweights,
+                                                    .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
+                                                    .dh_stats = numerics.stats(&Fp8Counts::grad_output),
+                                                    .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
+                                                   dy.stream());
+                    }
+                    kept = Fp8Rows();
                     out_gradient.wgrad_columns(y_columns, w2);
                   }
-                  const OutputGradient h_gradient(std::move(dh_rows), std::move(dh_columns), groups, w13, numerics);
-                  h_gradient.wgrad(*saved, w13);
-                  return {h_gradient.dgrad(), dweights};
+                  OutputGradient(dh_rows, std::exchange(dh_columns, {}), groups, w13, numerics).wgrad(*saved, w13);
+                  return {OutputGradient(std::move(dh_rows), {}, groups, w13, numerics).dgrad(), dweights};
                 });
 }
 

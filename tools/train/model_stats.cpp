@@ -149,10 +149,15 @@ class Activations {
     const int64_t results = is_moe ? (is_spread() ? copies_ : T_) : R;
     int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0) + (is_moe && is_spread() ? values(copies_, D) : 0);
     if (is_fp8_) {
-      ffn += codes(R, 2 * F) + columns(P, 2 * F);  // of the gradient of the inner activation
       // While it is made: its own gradient, the activation, and the output's gradient. Then: the input, or its
       // gradient.
-      ffn += std::max({values(R, F) + columns(P, F) + codes(results, D) + columns(P, D), columns(P, D), values(R, D)});
+      const int64_t inner_columns = columns(P, 2 * F), let_go = codes(R, 2 * F);  // what was kept of it
+      const int64_t result = codes(results, D) + columns(P, F), result_columns = columns(P, D);
+      ffn += codes(R, 2 * F);  // of the gradient of the inner activation
+      // Those that experts read through an index have their columns made when the inner gradient is gone.
+      ffn += std::max({inner_columns + values(R, F) + result + (is_moe ? 0 : result_columns),
+                       inner_columns + result + result_columns - let_go, inner_columns + columns(P, D) - let_go,
+                       values(R, D) - let_go});
     } else {
       // The same, but that experts read the output's gradient in rows of their own.
       ffn += values(R, 2 * F) + std::max(values(R, F) + (is_moe ? values(R, D) : 0), values(R, D));
