@@ -39,22 +39,23 @@ struct Fp8GroupedGemm {
 };
 struct Fp8GroupedWgrad {
   // dw[g,n,k] = (accumulate ? dw[g,n,k] : 0) + sum over rows p of group g of dy[p,n] * x[p,k]; group g is rows 128 *
-  // block_offsets[g] and on
-  ConstView dy;             // [P, N] float8_e4m3, as kernels/quantize.h QuantizeColumns leaves it
-  ConstView dy_scale;       // [P/128, N] float32
-  ConstView x;              // [P, K] float8_e4m3
-  ConstView x_scale;        // [P/128, K] float32
+  // block_offsets[g] and on. A group without rows leaves dw as it is, or 0 where it is not accumulated.
+  ConstView dy;             // column_codes_shape(P, N) float8_e4m3, as kernels/quantize.h QuantizeColumns leaves it
+  ConstView dy_scale;       // [P/128, N] float32; by tiles [P/128, ceil(N/128)]
+  ConstView x;              // column_codes_shape(P, K)
+  ConstView x_scale;        // [P/128, K]; by tiles [P/128, ceil(K/128)]
   ConstView offsets;        // [G + 1] int64: rows of each group before padding; the padding is 0 and adds nothing
   ConstView block_offsets;  // [G + 1] int64
   View dw;                  // [G, N, K] float32 (or [N, K])
   bool accumulate = true;
-  int64_t num_rows = 0;  // of all groups before padding, for cost(): the offsets may lie on a GPU
+  bool by_tiles = false;  // as RequantizeTiles leaves both
+  int64_t num_rows = 0;   // of all groups before padding, for cost(): the offsets may lie on a GPU
   Emulation emulation;
 
   KernelCost cost() const {
     return {.name = "fp8_grouped_wgrad",
             .bytes = bytes_of(dy, dy_scale, x, x_scale, dw, accumulate ? dw : View()),
-            .pair_flops = 2.0 * double(num_rows) * double(dy.cols() * x.cols())};
+            .pair_flops = 2.0 * double(num_rows) * double(dw.shape()[-2] * dw.shape()[-1])};
   }
 };
 namespace cpu {

@@ -15,6 +15,13 @@
 
 namespace octet::kernels {
 
+// Where a matrix of P rows and C columns that a weight gradient sums over its rows lies: as it is on a CPU; on a GPU
+// each column by itself, on boundaries of 16 bytes, since the FP8 products of tensor cores read along what they sum
+// only.
+inline Shape column_codes_shape(int64_t P, int64_t C, Device device) {
+  return device.is_cpu() ? Shape{P, C} : Shape{C, P};
+}
+
 struct QuantizeStats {
   int64_t count = 0;       // elements seen
   int64_t flushed = 0;     // not 0 before, 0 after
@@ -44,7 +51,7 @@ struct QuantizeColumns {
   ConstView rows = {};      // [R] int32: row r is row rows[r] of x; not defined: R = S and row r is r
   ConstView offsets;        // [G + 1] int64
   ConstView block_offsets;  // [G + 1] int64
-  View codes;               // [P, C] float8_e4m3
+  View codes;               // column_codes_shape(P, C) float8_e4m3
   View scale;               // [P/128, C] float32
   QuantizeStats* stats;     // added to; null: none
   // Also what QuantizeRows makes of x, in the same pass; not defined: none, as where rows are.
@@ -64,7 +71,7 @@ struct RequantizeColumns {
   ConstView rows = {};      // [R] int32; not defined: R = S and row r is r
   ConstView offsets;        // [G + 1] int64, offsets[G] = R
   ConstView block_offsets;  // [G + 1] int64
-  View out_codes;           // [P, C] float8_e4m3
+  View out_codes;           // column_codes_shape(P, C) float8_e4m3
   View out_scale;           // [P/128, C] float32
   QuantizeStats* stats;     // flushed: values that were not 0 before and are after. Null: none
 

@@ -16,7 +16,8 @@ int64_t in_features(const Parameter& weight) { return weight.shape()[-1]; }
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups) {
   const int64_t padded = groups.num_padded_rows();
   const Device device = groups.offsets.device();
-  return {.codes = empty({padded, columns}, DType::kFloat8E4M3, MemoryCategory::kWorkspace, device),
+  return {.codes = empty(kernels::column_codes_shape(padded, columns, device), DType::kFloat8E4M3,
+                         MemoryCategory::kWorkspace, device),
           .scale = empty({padded / 128, columns}, DType::kFloat32, MemoryCategory::kWorkspace, device)};
 }
 

@@ -20,7 +20,8 @@ Tensor fprop_plain(const Tensor& input, const RowGroups& groups, const Parameter
 
 // The columns of a saved input, as wgrad reads them.
 Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels::QuantizeStats* stats);
-// Codes [P, C] and scale [P/128, C] to be filled, P the rows of all groups in whole blocks of 128.
+// Codes of kernels::column_codes_shape(P, C) and scale [P/128, C] to be filled, P the rows of all groups in whole
+// blocks of 128.
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups);
 
 // An output gradient in the forms that dgrad and wgrad read: in FP8 both are made at once, from one look at dy.

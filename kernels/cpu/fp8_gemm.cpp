@@ -292,7 +292,8 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
 }
 
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
-  const int64_t N = args.dy.cols(), K = args.x.cols(), G = args.block_offsets.num_elements() - 1;
+  const int64_t N = args.dw.shape()[-2], K = args.dw.shape()[-1], G = args.block_offsets.num_elements() - 1;
+  const int64_t lines_of_scale = args.by_tiles ? kBlock : 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
   // A group of no rows adds nothing: no task, unless there are zeros to write.
@@ -302,10 +303,12 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
     const Task& task = tasks[size_t(index)];
     const int64_t first = blocks[task.group], depth = offsets[task.group + 1] - offsets[task.group];
-    const auto a = codes<true>([&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
-                               [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n]; });
-    const auto b = codes<true>([&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
-                               [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k]; });
+    const auto a = codes<true>(
+        [&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
+        [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n / lines_of_scale]; });
+    const auto b = codes<true>(
+        [&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
+        [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k / lines_of_scale]; });
     sum_task(args.emulation, task, depth, a, b, [&](int64_t i, const float* total) {
       add_row(total, task.columns, args.accumulate, args.dw.row<float>(task.group * N + task.row + i) + task.column);
     });

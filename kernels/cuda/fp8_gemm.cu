@@ -94,24 +94,27 @@ bool is_done_by_tiles(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t k_blocks = ceil_div<int64_t>(K, 128), n_blocks = ceil_div<int64_t>(N, 128);
   if (args.emulation != Emulation::kHopper || R == 0 || N == 0 || K == 0) return false;
   const int groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1;
-  const PersistentProduct<uint8_t, Result> product{
+  const PersistentProduct<uint8_t, RowSpans, Result> product{
       .a = args.a.data<uint8_t>(),
       .a_step = args.a.row_stride(),
       .lines = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr,
       .a_scale = args.a_scale.data<float>(),
+      .a_scale_line = k_blocks,
+      .a_scale_block = 1,
       .b_scale = args.b_scale.data<float>(),
       .b_scale_group = n_blocks * k_blocks,
       .b_scale_column = args.b_is_kn ? 1 : k_blocks,
       .b_scale_block = args.b_is_kn ? n_blocks : 1,
-      .offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr,
+      .b_group_rows = N,
+      .spans = {args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr, int(R)},
       .groups = groups,
       .R = R,
       .N = N,
       .K = K,
-      .c = {args.c.data<Result>(), args.c.row_stride(), /*accumulate=*/false},
-      .c_by_tiles = false};
+      .c = {args.c.data<Result>(), args.c.row_stride(), /*accumulate=*/false}};
   const auto launch_with = [&](const uint8_t* b) {
-    const PersistentLaunch<E4m3Products, Result> persistent(args.a, b, K, /*b_is_transposed=*/false, product);
+    const PersistentLaunch<E4m3Products, Scales::kLinesByTiles, RowSpans, Result> persistent(
+        args.a.rows(), {b, groups * N, K}, /*b_is_transposed=*/false, product);
     if (!persistent.is_possible()) return false;
     persistent.launch("fp8_grouped_gemm", stream);
     return true;
@@ -153,20 +156,57 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   });
 }
 
+namespace {
+
+// Codes lie along the summed rows (column_codes_shape), and so the scales of neighbouring lines side by side.
+template <Scales scales>
+bool is_done_by_tiles(const Fp8GroupedWgrad& args, int64_t N, int64_t K, Stream& stream) {
+  const int64_t P = args.x.cols();
+  const int groups = int(args.offsets.num_elements() - 1);
+  if (args.emulation != Emulation::kHopper || P == 0 || N == 0 || K == 0) return false;
+  const PersistentProduct<uint8_t, SumSpans, float> product{
+      .a = args.dy.data<uint8_t>(),
+      .a_step = args.dy.row_stride(),
+      .a_scale = args.dy_scale.data<float>(),
+      .a_scale_line = 1,
+      .a_scale_block = args.dy_scale.cols(),
+      .b_scale = args.x_scale.data<float>(),
+      .b_scale_column = 1,
+      .b_scale_block = args.x_scale.cols(),
+      .spans = {args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(N), int(P), args.accumulate},
+      .groups = groups,
+      .R = groups * N,
+      .N = K,
+      .K = P,
+      .c = {args.dw.data<float>(), args.dw.row_stride(), args.accumulate}};
+  const PersistentLaunch<E4m3Products, scales, SumSpans, float> persistent(
+      N, {args.x.data<uint8_t>(), K, args.x.row_stride()}, /*b_is_transposed=*/false, product);
+  if (!persistent.is_possible()) return false;
+  persistent.launch("fp8_grouped_wgrad", stream);
+  return true;
+}
+
+}  // namespace
+
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
-  const int64_t N = args.dy.cols(), K = args.x.cols();
-  const auto operand = [](const ConstView& codes, const ConstView& scale, int64_t columns) {
+  const int64_t N = args.dw.shape()[-2], K = args.dw.shape()[-1];
+  if (args.by_tiles ? is_done_by_tiles<Scales::kTiles>(args, N, K, stream)
+                    : is_done_by_tiles<Scales::kLines>(args, N, K, stream)) {
+    return;
+  }
+  const auto operand = [&](const ConstView& codes, const ConstView& scale) {
     return Operand<uint8_t>{.data = codes.data<uint8_t>(),
-                            .line_step = 1,
-                            .k_step = columns,
+                            .line_step = codes.row_stride(),
+                            .k_step = 1,
                             .scale = scale.data<float>(),
                             .scale_line_step = 1,
-                            .scale_block_step = columns};
+                            .scale_block_step = scale.cols(),
+                            .lines_of_scale = args.by_tiles ? 128 : 1};
   };
   const ResultMatrix<float> dw{args.dw.data<float>(), args.dw.row_stride(), args.accumulate};
   visit_tile(args.emulation, [&]<class Tile>() {
-    launch_grouped_sums<Tile>("fp8_grouped_wgrad", operand(args.dy, args.dy_scale, N), operand(args.x, args.x_scale, K),
-                              args.offsets, args.block_offsets, args.dy.rows(), N, K, dw, stream);
+    launch_grouped_sums<Tile>("fp8_grouped_wgrad", operand(args.dy, args.dy_scale), operand(args.x, args.x_scale),
+                              args.offsets, args.block_offsets, args.x.cols(), N, K, dw, stream);
   });
 }
 

@@ -26,24 +26,21 @@ template <class Result>
 bool is_done_by_tiles(const GroupedGemm& args, Stream& stream) {
   const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
   if (args.a.dtype() != DType::kBFloat16 || R == 0 || N == 0 || K == 0) return false;
-  const PersistentProduct<bfloat16, Result> product{
+  const int groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1;
+  const PersistentProduct<bfloat16, RowSpans, Result> product{
       .a = args.a.data<bfloat16>(),
       .a_step = args.a.row_stride(),
       .lines = rows_of(args.rows),
-      .a_scale = nullptr,
-      .b_scale = nullptr,
-      .b_scale_group = 0,
-      .b_scale_column = 0,
-      .b_scale_block = 0,
-      .offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr,
-      .groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1,
+      .b_group_rows = args.b_is_kn ? K : N,
+      .spans = {args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr, int(R)},
+      .groups = groups,
       .R = R,
       .N = N,
       .K = K,
-      .c = {args.c.data<Result>(), args.c.row_stride(), args.accumulate},
-      .c_by_tiles = false};
-  const PersistentLaunch<Bf16Products, Result> persistent(
-      args.a, args.b.data<bfloat16>(), args.b.row_stride() * int64_t(sizeof(bfloat16)), args.b_is_kn, product);
+      .c = {args.c.data<Result>(), args.c.row_stride(), args.accumulate}};
+  const PersistentLaunch<Bf16Products, Scales::kNone, RowSpans, Result> persistent(
+      args.a.rows(), {args.b.raw(), groups * (args.b_is_kn ? K : N), args.b.row_stride() * int64_t(sizeof(bfloat16))},
+      args.b_is_kn, product);
   if (!persistent.is_possible()) return false;
   persistent.launch("grouped_gemm", stream);
   return true;

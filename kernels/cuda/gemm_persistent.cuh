@@ -24,13 +24,41 @@ inline constexpr int kWarpgroup = 128, kConsumers = 2, kPersistentThreads = (1 +
 // Of 65536, which ptxas divides evenly, 168 for each thread.
 inline constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
-// Where things lie in shared memory, in bytes from a boundary of 1024. A tile is 128 rows by 128 columns for each part.
-template <bool is_scaled, int parts>
+// What a product's scales belong to, for each 128 of k.
+enum class Scales {
+  kNone,
+  kLinesByTiles,  // a row of A, 128 columns of B
+  kLines,         // a row of A, a column of B
+  kTiles,         // 128 rows of A, 128 columns of B
+};
+
+// Spans: what groups are ranges of (tile_schedule.h). B lies along k, or, transposed, along the columns of the result.
+// A tile is 128 rows by 128 columns for each part.
+template <class ProductsOf, class SpansOf, Scales scales, bool is_gathered, bool b_is_transposed, int parts,
+          class ResultOf>
+struct ProductForm {
+  using Products = ProductsOf;
+  using Spans = SpansOf;
+  using Element = typename Products::Element;
+  using Result = ResultOf;
+  static constexpr bool kIsGathered = is_gathered, kBIsTransposed = b_is_transposed;
+  static constexpr int kParts = parts;
+  static constexpr bool kIsScaled = scales != Scales::kNone;
+  static constexpr bool kAIsByLines = scales == Scales::kLinesByTiles || scales == Scales::kLines;
+  static constexpr bool kBIsByLines = scales == Scales::kLines;
+  static constexpr bool kIsStoredByTiles = std::is_same_v<Result, bfloat16>;
+  static_assert(kIsScaled == Products::kIsScaled);
+};
+
+// Where things lie in shared memory, in bytes from a boundary of 1024.
+template <class Form>
 struct Ring {
-  static constexpr int kStages = parts == 1 ? 5 : 4;
-  static constexpr uint32_t kRows = 128, kTile = kRows * kSwizzledRowBytes, kStageBytes = (1 + parts) * kTile;
+  static constexpr int kParts = Form::kParts, kStages = kParts == 1 ? 5 : 4;
+  static constexpr uint32_t kRows = 128, kTile = kRows * kSwizzledRowBytes, kStageBytes = (1 + kParts) * kTile;
   static constexpr uint32_t kResultTile = 64 * kSwizzledRowBytes;  // 64 rows and columns of bfloat16
-  static constexpr uint32_t kScales = is_scaled ? kRows + 4 : 0;   // of the rows of A, then of the parts of B
+  // Of A, then of B.
+  static constexpr uint32_t kAScales = Form::kAIsByLines ? kRows : 4, kBScales = Form::kBIsByLines ? 128 * kParts : 4;
+  static constexpr uint32_t kScales = Form::kIsScaled ? kAScales + kBScales : 0;
 
   static constexpr uint32_t a(int stage) { return uint32_t(stage) * kStageBytes; }
   static constexpr uint32_t b(int stage, int part) { return a(stage) + uint32_t(1 + part) * kTile; }
@@ -38,7 +66,7 @@ struct Ring {
   static constexpr uint32_t result(int consumer, int place) {
     return kResults + uint32_t(consumer * 2 + place) * kResultTile;
   }
-  static constexpr uint32_t kFirstScales = kResults + kConsumers * 2 * kResultTile;
+  static constexpr uint32_t kFirstScales = kResults + (Form::kIsStoredByTiles ? kConsumers * 2 * kResultTile : 0);
   static constexpr uint32_t scales(int stage) { return kFirstScales + uint32_t(stage) * kScales * 4; }
   static constexpr uint32_t kBarriers = kFirstScales + kStages * kScales * 4;
   static constexpr uint32_t full(int stage) { return kBarriers + uint32_t(stage) * 16; }
@@ -48,38 +76,92 @@ struct Ring {
 };
 
 // What a product is, beside its maps.
-template <class Element, class Result>
+template <class Element, class Spans, class Result>
 struct PersistentProduct {
   const Element* a;  // of gathered rows
   int64_t a_step;
-  const int32_t* lines;  // where row r of A lies; null: at r
-  const float* a_scale;
-  const float* b_scale;
-  int64_t b_scale_group, b_scale_column, b_scale_block;  // steps
-  const int64_t* offsets;
+  const int32_t* lines = nullptr;  // where row r of A lies; null: at r
+  const float* a_scale = nullptr;
+  int64_t a_scale_line = 0, a_scale_block = 0;  // steps
+  const float* b_scale = nullptr;
+  int64_t b_scale_group = 0, b_scale_column = 0, b_scale_block = 0;
+  int64_t b_group_rows = 0;  // from one group to the next
+  Spans spans;
   int groups;
-  int64_t R, N, K;
+  int64_t R, N, K;  // rows of the result in all groups, its columns, and those of A
   ResultMatrix<Result> c;
-  bool c_by_tiles;
+  bool c_by_tiles = false, c_by_pairs = false;
 };
 
-// B lies along k, or, transposed, along the columns of the result.
-template <class Products, bool is_gathered, bool b_is_transposed, int parts, class Result>
+template <class Form>
 struct PersistentKernel {
-  using Element = typename Products::Element;
-  using Product = PersistentProduct<Element, Result>;
-  using Layout = Ring<Products::kIsScaled, parts>;
+  using Products = typename Form::Products;
+  using Element = typename Form::Element;
+  using Result = typename Form::Result;
+  using Product = PersistentProduct<Element, typename Form::Spans, Result>;
+  using Layout = Ring<Form>;
+  static constexpr bool is_gathered = Form::kIsGathered, b_is_transposed = Form::kBIsTransposed;
+  static constexpr int parts = Form::kParts;
   static constexpr int kStages = Layout::kStages, kTileRows = int(Layout::kRows), kPart = 128;
   static constexpr int kDepth = kSwizzledRowBytes / int(sizeof(Element));
-  static constexpr bool kCopies = Products::kIsScaled || is_gathered;  // by all threads of the producer
+  static constexpr bool kCopies = Form::kIsScaled || is_gathered;  // by all threads of the producer
   static constexpr uint32_t kBytesByTiles = Layout::kTile * ((is_gathered ? 0 : 1) + parts);
+
+  static __device__ __forceinline__ TileWalk<typename Form::Spans> walk_of(const Product& p) {
+    return {p.spans, p.groups, kTileRows, int((p.N + parts * kPart - 1) / (parts * kPart))};
+  }
+  // Where groups are rows of the result, all of k is summed: known before, which saves the producer registers.
+  static constexpr bool kIsOfRows = !Form::Spans::kIsOfSums;
+  static __device__ __forceinline__ int blocks_of(int64_t k) { return int((k + kDepth - 1) / kDepth); }
+  static __device__ __forceinline__ int first_k_of(const GroupTile& tile) { return kIsOfRows ? 0 : tile.first_k; }
+  static __device__ __forceinline__ int line_of(const GroupTile& tile) { return kIsOfRows ? tile.first : tile.line; }
+
+  // Which scales of a tile a thread of the producer copies: none where a tile ends.
+  struct ScaleCopies {
+    const float* a = nullptr;
+    const float* b[Form::kBIsByLines ? parts : 1] = {};
+
+    ScaleCopies() = default;
+    __device__ __forceinline__ ScaleCopies(const Product& p, const GroupTile& tile, int column, int thread) {
+      const int64_t first_block = first_k_of(tile) / kDepth;
+      if (thread < (Form::kAIsByLines ? tile.count : 1)) {
+        int64_t line = line_of(tile) + thread;
+        if (is_gathered) line = p.lines[line];
+        if (!Form::kAIsByLines) line = line_of(tile) / kTileRows;
+        a = p.a_scale + line * p.a_scale_line + first_block * p.a_scale_block;
+      }
+      const float* const of_group = p.b_scale + tile.group * p.b_scale_group + first_block * p.b_scale_block;
+      if constexpr (Form::kBIsByLines) {
+        OCTET_UNROLL
+        for (int part = 0; part < parts; ++part) {
+          const int line = column + part * kPart + thread;
+          if (line < p.N) b[part] = of_group + line * p.b_scale_column;
+        }
+      } else if (thread < parts && column + thread * kPart < p.N) {
+        b[0] = of_group + (column / kPart + thread) * p.b_scale_column;
+      }
+    }
+    __device__ __forceinline__ void copy(uint32_t to, const Product& p, int block, int thread) const {
+      if (Form::kAIsByLines || thread == 0) {
+        ptx::copy_async_word(to + uint32_t(thread) * 4, a != nullptr ? a + block * p.a_scale_block : p.a_scale,
+                             a != nullptr);
+      }
+      to += Layout::kAScales * 4;
+      OCTET_UNROLL
+      for (int part = 0; part < (Form::kBIsByLines ? parts : 1); ++part) {
+        if (!Form::kBIsByLines && thread >= parts) return;
+        ptx::copy_async_word(to + uint32_t(part * kPart + thread) * 4,
+                             b[part] != nullptr ? b[part] + block * p.b_scale_block : p.b_scale, b[part] != nullptr);
+      }
+    }
+  };
 
   static __device__ __forceinline__ void produce(const TensorMap& a_map, const TensorMap& b_map, const Product& p,
                                                  uint32_t base) {
     const int thread = int(threadIdx.x);
     if (!kCopies && thread != 0) return;
-    const int k_blocks = int((p.K + kDepth - 1) / kDepth);
-    TileWalk walk(p.offsets, p.groups, int(p.R), kTileRows, int((p.N + parts * kPart - 1) / (parts * kPart)));
+    const int all_blocks = blocks_of(p.K);
+    auto walk = walk_of(p);
     RingPlace<kStages> at;
     GroupTile tile;
     for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
@@ -89,32 +171,17 @@ struct PersistentKernel {
       OCTET_UNROLL
       for (int i = 0; i < kLines; ++i) {
         const int row = thread / kPieces + i * (kWarpgroup / kPieces);
-        lines[i] = is_gathered && row < tile.count ? p.lines[tile.first + row] : -1;
+        lines[i] = is_gathered && row < tile.count ? p.lines[line_of(tile) + row] : -1;
       }
-      const float* a_scale = nullptr;
-      if (Products::kIsScaled && thread < tile.count) {
-        a_scale = p.a_scale + int64_t(is_gathered ? p.lines[tile.first + thread] : tile.first + thread) * k_blocks;
-      }
-      const float* b_scale = nullptr;
-      if (Products::kIsScaled)
-        b_scale = p.b_scale + tile.group * p.b_scale_group + tile.column * parts * p.b_scale_column;
-      const int column = tile.column * parts * kPart;
+      const int column = tile.column * parts * kPart, k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
+      ScaleCopies scales;
+      if constexpr (Form::kIsScaled) scales = ScaleCopies(p, tile, column, thread);
       for (int block = 0; block < k_blocks; ++block) {
         ptx::wait_for_phase(base + Layout::empty(at.stage), at.parity ^ 1);
         const uint32_t full = base + Layout::full(at.stage);
-        if constexpr (Products::kIsScaled) {
-          const uint32_t scales = base + Layout::scales(at.stage);
-          ptx::copy_async_word(scales + uint32_t(thread) * 4, thread < tile.count ? a_scale + block : p.a_scale,
-                               thread < tile.count);
-          if (thread < parts) {
-            const bool is_there = column + thread * kPart < p.N;
-            const float* const from = b_scale + thread * p.b_scale_column + block * p.b_scale_block;
-            ptx::copy_async_word(scales + (Layout::kRows + uint32_t(thread)) * 4, is_there ? from : p.b_scale,
-                                 is_there);
-          }
-        }
+        if constexpr (Form::kIsScaled) scales.copy(base + Layout::scales(at.stage), p, block, thread);
         if constexpr (is_gathered) {
-          const int piece = thread % kPieces, k = block * kDepth + piece * (kDepth / kPieces);
+          const int piece = thread % kPieces, k = first_k_of(tile) + block * kDepth + piece * (kDepth / kPieces);
           OCTET_UNROLL
           for (int i = 0; i < kLines; ++i) {
             const uint32_t row = uint32_t(thread / kPieces + i * (kWarpgroup / kPieces));
@@ -125,18 +192,18 @@ struct PersistentKernel {
         }
         if (thread == 0) {
           ptx::arrive_and_expect(full, kBytesByTiles);
-          if constexpr (!is_gathered)
-            ptx::load_tile(base + Layout::a(at.stage), a_map, block * kDepth, tile.first, full);
+          const int k = first_k_of(tile) + block * kDepth;
+          if constexpr (!is_gathered) ptx::load_tile(base + Layout::a(at.stage), a_map, k, line_of(tile), full);
           OCTET_UNROLL
           for (int part = 0; part < parts; ++part) {
             const uint32_t to = base + Layout::b(at.stage, part);
             const int first = column + part * kPart;
             if constexpr (b_is_transposed) {
-              const int row = int(tile.group * p.K) + block * kDepth;
+              const int row = int(tile.group * p.b_group_rows) + k;
               ptx::load_tile(to, b_map, first, row, full);
               ptx::load_tile(to + Layout::kTile / 2, b_map, first + kDepth, row, full);
             } else {
-              ptx::load_tile(to, b_map, block * kDepth, int(tile.group * p.N) + first, full);
+              ptx::load_tile(to, b_map, k, int(tile.group * p.b_group_rows) + first, full);
             }
           }
         }
@@ -202,40 +269,91 @@ struct PersistentKernel {
         return;
       }
     }
+    if constexpr (std::is_same_v<Result, float>) {
+      if (p.c_by_pairs) return store_pairs(sum, p, first, rows, column);
+    }
     OCTET_UNROLL
     for (int i = 0; i < 64; ++i) {
       const auto at = wgmma_place(thread, i);
       if (at.row < rows && column + at.column < p.N) p.c.write(first + at.row, column + at.column, cleaned(sum[i]));
     }
   }
+  // Eight pairs at a time, so that reads of what is added to are on their way together.
+  static __device__ __forceinline__ void store_pairs(const float (&sum)[64], const Product& p, int first, int rows,
+                                                     int column) {
+    const int thread = int(threadIdx.x) % kWarpgroup;
+    constexpr int kPairs = 8;
+    OCTET_UNROLL
+    for (int i = 0; i < 64; i += 2 * kPairs) {
+      float* at[kPairs];
+      uint2 before[kPairs] = {};
+      OCTET_UNROLL
+      for (int j = 0; j < kPairs; ++j) {
+        const auto place = wgmma_place(thread, i + 2 * j);
+        const bool is_there = place.row < rows && column + place.column < p.N;
+        at[j] = is_there ? p.c.data + int64_t(first + place.row) * p.c.row_step + column + place.column : nullptr;
+        if (is_there && p.c.accumulate) before[j] = load_words<uint2>(at[j]);
+      }
+      OCTET_UNROLL
+      for (int j = 0; j < kPairs; ++j) {
+        const float left = cleaned(sum[i + 2 * j]), right = cleaned(sum[i + 2 * j + 1]);
+        uint2 pair;
+        pair.x = bit_cast<uint32_t>(p.c.accumulate ? bit_cast<float>(before[j].x) + left : left);
+        pair.y = bit_cast<uint32_t>(p.c.accumulate ? bit_cast<float>(before[j].y) + right : right);
+        if (at[j] != nullptr) store_words(at[j], pair);
+      }
+    }
+  }
+
+  // total += sum, times the scales of rows: those of A, and those of B where columns have none of their own.
+  static __device__ __forceinline__ void promote(const float (&sum)[64], const float (&scale)[2], int stage, int part,
+                                                 float (&total)[64]) {
+    if constexpr (Form::kBIsByLines) {
+      const Shared<uint2> pairs =
+          dynamic_shared<uint2>(Layout::scales(stage) + (Layout::kAScales + uint32_t(part * kPart)) * 4, kPart / 2);
+      const int lane = int(threadIdx.x) % 4;
+      OCTET_UNROLL
+      for (int i = 0; i < 64; i += 4) {
+        const uint2 pair = pairs[i + lane];
+        const float b_scale[2] = {bit_cast<float>(pair.x), bit_cast<float>(pair.y)};
+        OCTET_UNROLL
+        for (int j = 0; j < 4; ++j) total[i + j] = fmaf(sum[i + j], scale[j / 2] * b_scale[j % 2], total[i + j]);
+      }
+    } else {
+      OCTET_UNROLL
+      for (int i = 0; i < 64; ++i) total[i] = fmaf(sum[i], scale[i / 2 % 2], total[i]);
+    }
+  }
 
   static __device__ __forceinline__ void consume(const TensorMap& c_map, const Product& p, uint32_t base) {
     const int consumer = int(threadIdx.x) / kWarpgroup - 1, thread = int(threadIdx.x) % kWarpgroup;
-    const int k_blocks = int((p.K + kDepth - 1) / kDepth);
     const int row = consumer * 64 + thread / kWarp * 16 + thread % kWarp / 4;
-    TileWalk walk(p.offsets, p.groups, int(p.R), kTileRows, int((p.N + parts * kPart - 1) / (parts * kPart)));
+    const int all_blocks = blocks_of(p.K);
+    auto walk = walk_of(p);
     RingPlace<kStages> at;
     GroupTile tile;
     for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
       float total[parts][64] = {}, sum[64] = {};
       uint32_t last = 0;
+      const int k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
       for (int block = 0; block < k_blocks; ++block) {
         ptx::wait_for_phase(base + Layout::full(at.stage), at.parity);
         if constexpr (is_gathered) ptx::fence_proxy_async();  // rows came by copies that wgmma does not see by itself
         const uint32_t empty = base + Layout::empty(at.stage);
         const uint32_t a = base + Layout::a(at.stage) + uint32_t(consumer) * 64 * kSwizzledRowBytes;
-        if constexpr (Products::kIsScaled) {
+        if constexpr (Form::kIsScaled) {
           const Shared<float> scales = dynamic_shared<float>(Layout::scales(at.stage), int(Layout::kScales));
-          const float upper = scales[row], lower = scales[row + 8];
+          const float upper = scales[Form::kAIsByLines ? row : 0], lower = scales[Form::kAIsByLines ? row + 8 : 0];
           OCTET_UNROLL
           for (int part = 0; part < parts; ++part) {
             multiply(sum, a, base + Layout::b(at.stage, part), false);
-            const float b_scale = scales[kTileRows + part];
+            const float b_scale = Form::kBIsByLines ? 1.0f : float(scales[int(Layout::kAScales) + part]);
             const float scale[2] = {upper * b_scale, lower * b_scale};
             ptx::wgmma_wait();
-            if (part == parts - 1) give_back(empty);
-            OCTET_UNROLL
-            for (int i = 0; i < 64; ++i) total[part][i] = fmaf(sum[i], scale[i / 2 % 2], total[part][i]);
+            // Columns' scales are too many to be held, and stay in the stage until they are used.
+            if (part == parts - 1 && !Form::kBIsByLines) give_back(empty);
+            promote(sum, scale, at.stage, part, total[part]);
+            if (part == parts - 1 && Form::kBIsByLines) give_back(empty);
           }
         } else {
           OCTET_UNROLL
@@ -248,7 +366,7 @@ struct PersistentKernel {
         }
         at.advance();
       }
-      if constexpr (!Products::kIsScaled) {
+      if constexpr (!Form::kIsScaled) {
         ptx::wgmma_wait();
         give_back(last);
       }
@@ -259,12 +377,12 @@ struct PersistentKernel {
   }
 };
 
-template <class Products, bool is_gathered, bool b_is_transposed, int parts, class Result>
+template <class Form>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
-    persistent_rows_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                           const __grid_constant__ TensorMap c_map,
-                           const __grid_constant__ PersistentProduct<typename Products::Element, Result> p) {
-  using Kernel = PersistentKernel<Products, is_gathered, b_is_transposed, parts, Result>;
+    persistent_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
+                      const __grid_constant__ TensorMap c_map,
+                      const __grid_constant__ typename PersistentKernel<Form>::Product p) {
+  using Kernel = PersistentKernel<Form>;
   using Layout = typename Kernel::Layout;
   const uint32_t base = dynamic_shared_address();  // on a boundary of 1024
   if (threadIdx.x == 0) {
@@ -284,30 +402,36 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   }
 }
 
-// A product whose operands and result may be copied by tiles; launch() where it can be. A is [S, K] and B [G * N, K],
-// or [G * K, N] transposed, in bytes that lie as MatrixTiles says.
-template <class Products, class Result>
+// A matrix that a product reads, in rows of so many bytes.
+struct OperandRows {
+  const void* data;
+  int64_t rows, row_bytes;
+};
+
+// A product whose operands and result may be copied by tiles; launch() where it can be. A and B have K columns, or B N
+// where it is transposed.
+template <class Products, Scales scales, class Spans, class Result>
 class PersistentLaunch {
  public:
   using Element = typename Products::Element;
 
-  PersistentLaunch(const ConstView& a, const void* b, int64_t b_row_bytes, bool b_is_transposed,
-                   const PersistentProduct<Element, Result>& product)
+  PersistentLaunch(int64_t a_rows, const OperandRows& b, bool b_is_transposed,
+                   const PersistentProduct<Element, Spans, Result>& product)
       : product_(product), b_is_transposed_(b_is_transposed) {
     constexpr int64_t kBytes = sizeof(Element), kTileColumns = kSwizzledRowBytes / kBytes;
-    const int64_t K = product.K, N = product.N, groups = product.groups;
+    const int64_t K = product.K, N = product.N;
     a_ = {.data = product.a,
           .element_bytes = kBytes,
-          .rows = a.rows(),
+          .rows = a_rows,
           .columns = K,
           .row_bytes = product.a_step * kBytes,
           .tile_rows = 128,
           .tile_columns = kTileColumns};
-    b_ = {.data = b,
+    b_ = {.data = b.data,
           .element_bytes = kBytes,
-          .rows = groups * (b_is_transposed ? K : N),
+          .rows = b.rows,
           .columns = b_is_transposed ? N : K,
-          .row_bytes = b_row_bytes,
+          .row_bytes = b.row_bytes,
           .tile_rows = b_is_transposed ? kTileColumns : 128,
           .tile_columns = kTileColumns};
     c_ = {.data = product.c.data,
@@ -318,6 +442,8 @@ class PersistentLaunch {
           .tile_rows = 64,
           .tile_columns = 64};
     product_.c_by_tiles = std::is_same_v<Result, bfloat16> && can_be_tiled(c_);
+    product_.c_by_pairs = std::is_same_v<Result, float> && (N | product.c.row_step) % 2 == 0 &&
+                          reinterpret_cast<uintptr_t>(product.c.data) % 8 == 0;
   }
   // Rows of A must be whole pieces of 16 bytes, and where B lies along the columns k of the next group would be read
   // behind the last of one's own.
@@ -328,11 +454,10 @@ class PersistentLaunch {
   }
 
   void launch(const char* name, Stream& stream) const {
-    if (product_.lines != nullptr) {
-      launch_form<true>(name, stream);
-    } else {
-      launch_form<false>(name, stream);
+    if constexpr (std::is_same_v<Spans, RowSpans>) {
+      if (product_.lines != nullptr) return launch_form<true>(name, stream);
     }
+    launch_form<false>(name, stream);
   }
 
  private:
@@ -358,12 +483,12 @@ class PersistentLaunch {
   }
   template <bool is_gathered, bool b_is_transposed, int parts>
   void launch_kernel(const char* name, int64_t grid, Stream& stream) const {
-    cuda::launch(name, blocks(grid), kPersistentThreads, Ring<Products::kIsScaled, parts>::kBytes, stream,
-                 persistent_rows_kernel<Products, is_gathered, b_is_transposed, parts, Result>, encode(a_), encode(b_),
-                 product_.c_by_tiles ? encode(c_) : TensorMap{}, product_);
+    using Form = ProductForm<Products, Spans, scales, is_gathered, b_is_transposed, parts, Result>;
+    cuda::launch(name, blocks(grid), kPersistentThreads, Ring<Form>::kBytes, stream, persistent_kernel<Form>,
+                 encode(a_), encode(b_), product_.c_by_tiles ? encode(c_) : TensorMap{}, product_);
   }
 
-  PersistentProduct<Element, Result> product_;
+  PersistentProduct<Element, Spans, Result> product_;
   bool b_is_transposed_;
   MatrixTiles a_, b_, c_;
 };

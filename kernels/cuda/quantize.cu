@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kTileThreads)
     quantize_row_block(numbers, here, row_codes + row * row_codes_stride + c + column,
                        row_scale + row * row_scale_stride + blockIdx.y, row_counts);
   }
-  quantize_tile_columns(tile, n, codes + kBlock * int64_t(blockIdx.x) * codes_stride + c, codes_stride,
+  quantize_tile_columns(tile, n, codes + c * codes_stride + kBlock * int64_t(blockIdx.x), codes_stride,
                         scale + blockIdx.x * scale_stride + c, counts);
   add_counts<kTileThreads>(counts, block.rows * n, stats);
   add_counts<kTileThreads>(row_counts, block.rows * n, row_codes == nullptr ? nullptr : row_stats);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kTileThreads)
     tile.set(pass, {load_codes(codes + row * codes_stride + c + column, is_there ? n - column : 0),
                     scale[row * scale_stride + blockIdx.y]});
   }
-  quantize_tile_columns(tile, n, out_codes + kBlock * int64_t(blockIdx.x) * out_codes_stride + c, out_codes_stride,
+  quantize_tile_columns(tile, n, out_codes + c * out_codes_stride + kBlock * int64_t(blockIdx.x), out_codes_stride,
                         out_scale + blockIdx.x * out_scale_stride + c, counts);
   add_counts<kTileThreads>(counts, block.rows * n, stats);
 }

@@ -71,28 +71,34 @@ struct alignas(16) CodePiece {
 template <class Scalar>
 using PieceOf = std::conditional_t<std::is_same_v<Scalar, bfloat16>, Bf16Piece, Float32Piece>;
 
+__device__ __forceinline__ int tile_column() { return int(threadIdx.x) % kTileLanes * kVector; }
+__device__ __forceinline__ int tile_row(int pass) { return pass * kTileStep + int(threadIdx.x) / kTileLanes; }
+
 // Zeros where the matrix ends. It lies in dynamic shared memory, where each thread has places of its own: held in
-// registers, one block would fill a multiprocessor.
+// registers, one block would fill a multiprocessor. The pieces of a row are exchanged so that 8 threads, each with a
+// piece of one column and a row 4 on, do not share banks.
 template <class Piece>
 struct Tile {
   static constexpr int kPieces = kTilePasses * kTileThreads, kSharedBytes = kPieces * int(sizeof(Piece));
   Shared<Piece> pieces;
 
+  static __device__ __forceinline__ int place(int row, int lane) { return row * kTileLanes + (lane ^ row / 4 % 8); }
+
   // Tile i of those that a block has.
   static __device__ __forceinline__ Tile number(int i) {
     return {dynamic_shared<Piece>(size_t(i) * kSharedBytes, kPieces)};
   }
-  __device__ __forceinline__ Floats8 row(int pass) const {
-    const Piece piece = pieces[pass * kTileThreads + int(threadIdx.x)];
+  __device__ __forceinline__ Floats8 numbers(int row, int lane) const {
+    const Piece piece = pieces[place(row, lane)];
     return piece.numbers();
   }
+  __device__ __forceinline__ Floats8 row(int pass) const {
+    return numbers(tile_row(pass), int(threadIdx.x) % kTileLanes);
+  }
   __device__ __forceinline__ void set(int pass, const Piece& piece) const {
-    pieces[pass * kTileThreads + int(threadIdx.x)] = piece;
+    pieces[place(tile_row(pass), int(threadIdx.x) % kTileLanes)] = piece;
   }
 };
-
-__device__ __forceinline__ int tile_column() { return int(threadIdx.x) % kTileLanes * kVector; }
-__device__ __forceinline__ int tile_row(int pass) { return pass * kTileStep + int(threadIdx.x) / kTileLanes; }
 
 struct Counts {
   int flushed = 0, saturated = 0, non_finite = 0;
@@ -196,8 +202,57 @@ __device__ __forceinline__ void quantize_tile(const Tile<Piece>& tile, int rows,
   add_counts<kTileThreads>(counts, rows * n, stats);
 }
 
-// Each column of a tile with its scale, n columns of it; rows without numbers get code 0. codes and scale: of the first
-// row and column of the tile. All threads of the block call it.
+// Writes the codes of a tile, n columns of it, each column by itself: codes + c * stride + r, on boundaries of 16
+// bytes. Takes the tile's memory. inv_scales: of each column. All threads of the block call it, and between the last
+// use of that memory and this there is a barrier.
+template <class Piece>
+__device__ __forceinline__ void store_transposed(const Tile<Piece>& tile, const Shared<float>& inv_scales, int64_t n,
+                                                 uint8_t* codes, int64_t stride, Counts& counts) {
+  // A column's 128 codes, and 16 bytes that keep 8 of them off each other's banks.
+  constexpr int kColumnBytes = kBlock + 16, kSide = 4, kGroups = kTileLanes / kTileWarps;
+  static_assert(kBlock * kColumnBytes <= Tile<Piece>::kSharedBytes && kWarp * kSide == kBlock);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  uint32_t words[kGroups][kVector];
+  OCTET_UNROLL
+  for (int group = 0; group < kGroups; ++group) {
+    const int first = warp + group * kTileWarps;
+    Floats8 rows[kSide];
+    OCTET_UNROLL
+    for (int i = 0; i < kSide; ++i) rows[i] = tile.numbers(lane * kSide + i, first);
+    OCTET_UNROLL
+    for (int j = 0; j < kVector; ++j) {
+      const float inv_scale = inv_scales[first * kVector + j];
+      float y[kSide];
+      OCTET_UNROLL
+      for (int i = 0; i < kSide; ++i) {
+        y[i] = rows[i].v[j] * inv_scale;
+        count_code(rows[i].v[j], y[i], counts);
+      }
+      words[group][j] = ptx::e4m3x2_from_floats(y[0], y[1]) | uint32_t(ptx::e4m3x2_from_floats(y[2], y[3])) << 16;
+    }
+  }
+  __syncthreads();
+  const Shared<uint32_t> columns = tile.pieces.template as<uint32_t>();
+  OCTET_UNROLL
+  for (int group = 0; group < kGroups; ++group) {
+    OCTET_UNROLL
+    for (int j = 0; j < kVector; ++j) {
+      const int c = (warp + group * kTileWarps) * kVector + j;
+      columns[c * (kColumnBytes / 4) + lane] = words[group][j];
+    }
+  }
+  __syncthreads();
+  constexpr int kPieces = kBlock / 16;
+  for (int i = int(threadIdx.x); i < kBlock * kPieces; i += kTileThreads) {
+    const int c = i / kPieces, piece = i % kPieces;
+    if (c < n)
+      store_words(codes + c * stride + piece * 16,
+                  uint4(columns.template as<uint4>()[c * (kColumnBytes / 16) + piece]));
+  }
+}
+
+// Each column of a tile with its scale, n columns of it; rows without numbers get code 0. codes: as store_transposed
+// writes them; scale: of the first column. All threads of the block call it; the tile is used up.
 template <class Piece>
 __device__ __forceinline__ void quantize_tile_columns(const Tile<Piece>& tile, int64_t n, uint8_t* codes,
                                                       int64_t stride, float* scale, Counts& counts) {
@@ -230,12 +285,7 @@ __device__ __forceinline__ void quantize_tile_columns(const Tile<Piece>& tile, i
     if (c < n) scale[c] = power.scale;
   }
   __syncthreads();
-  if (column >= n) return;
-  Floats8 inv_scale;
-  for (int j = 0; j < kVector; ++j) inv_scale.v[j] = inv_scales[column + j];
-  for (int pass = 0; pass < kTilePasses; ++pass) {
-    store_codes(codes + tile_row(pass) * stride + column, tile.row(pass), inv_scale, n - column, counts);
-  }
+  store_transposed(tile, inv_scales, n, codes, stride, counts);
 }
 
 // Rows 128 b and on of a group: `rows` of them, at most 128; none where b is beyond the last block.

@@ -146,12 +146,12 @@ __global__ void __launch_bounds__(kTileThreads)
     quantize_row_block(up.row(pass), n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
   }
   const int64_t first = kBlock * int64_t(blockIdx.x);
-  quantize_tile_columns(y, kBlock, y_codes + first * y_stride + f, y_stride, y_scale + blockIdx.x * y_scale_stride + f,
+  quantize_tile_columns(y, kBlock, y_codes + f * y_stride + first, y_stride, y_scale + blockIdx.x * y_scale_stride + f,
                         y_counts);
-  uint8_t* const to = column_codes + first * column_stride + f;
+  uint8_t* const to = column_codes + f * column_stride + first;
   float* const to_scale = column_scale + blockIdx.x * column_scale_stride + f;
   quantize_tile_columns(gate, kBlock, to, column_stride, to_scale, column_counts);
-  quantize_tile_columns(up, kBlock, to + F, column_stride, to_scale + F, column_counts);
+  quantize_tile_columns(up, kBlock, to + F * column_stride, column_stride, to_scale + F, column_counts);
   const int64_t count = int64_t(block.rows) * kBlock;
   add_counts<kTileThreads>(y_counts, count, y_stats);
   add_counts<kTileThreads>(row_counts, 2 * count, dh_stats);

@@ -23,17 +23,54 @@ OCTET_HOST_DEVICE constexpr TilePlace place_in_bands(int index, int row_tiles, i
 
 struct GroupTile {
   int group;
-  int first;   // row
+  int first;   // row of the result
   int count;   // of rows, at most a tile's
   int column;  // in tiles
+  // Where groups are ranges of what is summed; elsewhere the row of A is that of the result, and k is all.
+  int line, first_k, depth;
 };
 
-// Finds tiles by number, each not before the last; rows and tiles are fewer than 2^31. offsets: [groups + 1]; null: one
-// group of all rows. A range that does not lie within the rows there are counts as empty.
+// Groups are ranges of the rows of A, as many rows of the result. offsets: [groups + 1]; null: one group of all rows.
+struct RowSpans {
+  static constexpr bool kIsOfSums = false;
+  const int64_t* offsets;
+  int rows;
+
+  // Of the result. A range that does not lie within what there is counts as empty.
+  struct Span {
+    int first = 0, end = 0;
+  };
+  OCTET_HOST_DEVICE constexpr Span operator()(int g) const {
+    const int64_t begin = offsets == nullptr ? 0 : offsets[g], end = offsets == nullptr ? rows : offsets[g + 1];
+    const bool is_within = 0 <= begin && begin <= end && end <= rows;
+    return {is_within ? int(begin) : 0, is_within ? int(end) : 0};
+  }
+};
+// Groups are ranges of what is summed, and each has as many rows of the result: group g sums offsets[g + 1] -
+// offsets[g] of k, from 128 * block_offsets[g] on.
+struct SumSpans {
+  static constexpr bool kIsOfSums = true;
+  const int64_t *offsets, *block_offsets;
+  int rows, k;  // rows of a group; k of all
+  bool skips_empty;
+
+  struct Span {
+    int first = 0, end = 0, first_k = 0, depth = 0;
+  };
+  OCTET_HOST_DEVICE constexpr Span operator()(int g) const {
+    const int64_t first_k = 128 * block_offsets[g], depth = offsets[g + 1] - offsets[g];
+    const bool is_within = 0 <= first_k && 0 <= depth && first_k + depth <= k;
+    const int first = g * rows, sums = is_within ? int(depth) : 0;
+    return {first, first + (skips_empty && sums == 0 ? 0 : rows), is_within ? int(first_k) : 0, sums};
+  }
+};
+
+// Finds tiles by number, each not before the last; rows, k and tiles are fewer than 2^31.
+template <class Spans>
 class TileWalk {
  public:
-  OCTET_HOST_DEVICE constexpr TileWalk(const int64_t* offsets, int groups, int rows, int tile_rows, int column_tiles)
-      : offsets_(offsets), rows_(rows), groups_(groups), tile_rows_(tile_rows), column_tiles_(column_tiles) {
+  OCTET_HOST_DEVICE constexpr TileWalk(const Spans& spans, int groups, int tile_rows, int column_tiles)
+      : spans_(spans), groups_(groups), tile_rows_(tile_rows), column_tiles_(column_tiles) {
     if (groups_ > 0) enter();
   }
 
@@ -46,26 +83,27 @@ class TileWalk {
     if (group_ >= groups_) return false;
     const TilePlace place = place_in_bands(index - before_, row_tiles_, column_tiles_);
     tile.group = group_;
-    tile.first = begin_ + place.row * tile_rows_;
-    const int left = end_ - tile.first;
+    tile.first = span_.first + place.row * tile_rows_;
+    const int left = span_.end - tile.first;
     tile.count = left < tile_rows_ ? left : tile_rows_;
     tile.column = place.column;
+    if constexpr (Spans::kIsOfSums) {
+      tile.line = place.row * tile_rows_;
+      tile.first_k = span_.first_k, tile.depth = span_.depth;
+    }
     return true;
   }
 
  private:
   OCTET_HOST_DEVICE constexpr void enter() {
-    const int64_t begin = offsets_ == nullptr ? 0 : offsets_[group_];
-    const int64_t end = offsets_ == nullptr ? rows_ : offsets_[group_ + 1];
-    const bool is_within = 0 <= begin && begin <= end && end <= rows_;
-    begin_ = is_within ? int(begin) : 0;
-    end_ = is_within ? int(end) : 0;
-    row_tiles_ = (end_ - begin_ + tile_rows_ - 1) / tile_rows_;
+    span_ = spans_(group_);
+    row_tiles_ = (span_.end - span_.first + tile_rows_ - 1) / tile_rows_;
   }
 
-  const int64_t* offsets_;
-  int rows_, groups_, tile_rows_, column_tiles_;
-  int group_ = 0, begin_ = 0, end_ = 0, row_tiles_ = 0, before_ = 0;
+  Spans spans_;
+  typename Spans::Span span_ = {};
+  int groups_, tile_rows_, column_tiles_;
+  int group_ = 0, row_tiles_ = 0, before_ = 0;
 };
 
 // A place in a ring of stages, and the parity of the phase in which the ring passes it.

@@ -1,6 +1,7 @@
 #include "tests/kernels/backend.h"
 
 #include "core/base/error.h"
+#include "kernels/quantize.h"
 
 // Not under the sanitizer, which has an operator new of its own.
 #if defined(OCTET_CUDA) && !defined(__SANITIZE_ADDRESS__)
@@ -95,6 +96,22 @@ Here::~Here() noexcept(false) {
 #endif
 }
 Here::operator Stream&() const { return stream_in_use == nullptr ? default_stream() : *stream_in_use; }
+
+namespace {
+std::vector<uint8_t> exchanged(const std::vector<uint8_t>& from, int64_t rows, int64_t columns) {
+  std::vector<uint8_t> to(from.size());
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) to[size_t(j * rows + i)] = from[size_t(i * columns + j)];
+  }
+  return to;
+}
+}  // namespace
+std::vector<uint8_t> column_codes_of(const std::vector<uint8_t>& rows, int64_t P, int64_t C) {
+  return kernels::column_codes_shape(P, C, device_here()) == Shape{P, C} ? rows : exchanged(rows, P, C);
+}
+std::vector<uint8_t> rows_of_column_codes(const std::vector<uint8_t>& codes, int64_t P, int64_t C) {
+  return kernels::column_codes_shape(P, C, device_here()) == Shape{P, C} ? codes : exchanged(codes, C, P);
+}
 
 }  // namespace octet::test
 

@@ -51,5 +51,11 @@ class Here {
   operator Stream&() const;
 };
 inline Here here() { return {}; }
+inline Device device_here() { return static_cast<Stream&>(here()).device(); }
+
+// Codes as kernels::column_codes_shape has them on the device of the backend in use, of or as a matrix of P rows and C
+// columns that lies row by row.
+std::vector<uint8_t> column_codes_of(const std::vector<uint8_t>& rows, int64_t P, int64_t C);
+std::vector<uint8_t> rows_of_column_codes(const std::vector<uint8_t>& codes, int64_t P, int64_t C);
 
 }  // namespace octet::test

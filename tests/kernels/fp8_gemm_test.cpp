@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "core/base/fp8.h"
+#include "kernels/quantize.h"
 #include "tests/kernels/backend.h"
 #include "tests/support/numeric.h"
 
@@ -242,9 +243,9 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
   CHECK(far == 0);
 }
 
-void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64_t K) {
-  const int64_t P = 128 * groups.block_offsets.back(), G = groups.size();
-  Codes dy = make_codes(data, N, P, 1, 1), x = make_codes(data, K, P, 1, 2);
+void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64_t K, bool by_tiles) {
+  const int64_t P = 128 * groups.block_offsets.back(), G = groups.size(), lines = by_tiles ? 128 : 1;
+  Codes dy = make_codes(data, N, P, lines, 1), x = make_codes(data, K, P, lines, 2);
   for (int64_t g = 0; g < G; ++g) {  // the padding behind each group is code 0
     const int64_t rows = groups.offsets[size_t(g + 1)] - groups.offsets[size_t(g)];
     for (int64_t p = 128 * groups.block_offsets[size_t(g)] + rows; p < 128 * groups.block_offsets[size_t(g + 1)]; ++p) {
@@ -255,15 +256,18 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
   auto dw = uniform<float>(G * N * K, 3);
   auto overwritten = dw;
   const auto before = dw;
-  auto dy_codes = transposed(dy.codes, 1, N, P), x_codes = transposed(x.codes, 1, K, P);
-  auto dy_scale = transposed(dy.scale, 1, N, P / 128), x_scale = transposed(x.scale, 1, K, P / 128);
-  kernels::Fp8GroupedWgrad args{.dy = bytes_view(dy_codes, {P, N}),
-                                .dy_scale = view(dy_scale, {P / 128, N}),
-                                .x = bytes_view(x_codes, {P, K}),
-                                .x_scale = view(x_scale, {P / 128, K}),
+  const int64_t n_scales = (N + lines - 1) / lines, k_scales = (K + lines - 1) / lines;
+  auto dy_codes = column_codes_of(transposed(dy.codes, 1, N, P), P, N);
+  auto x_codes = column_codes_of(transposed(x.codes, 1, K, P), P, K);
+  auto dy_scale = transposed(dy.scale, 1, n_scales, P / 128), x_scale = transposed(x.scale, 1, k_scales, P / 128);
+  kernels::Fp8GroupedWgrad args{.dy = bytes_view(dy_codes, kernels::column_codes_shape(P, N, device_here())),
+                                .dy_scale = view(dy_scale, {P / 128, n_scales}),
+                                .x = bytes_view(x_codes, kernels::column_codes_shape(P, K, device_here())),
+                                .x_scale = view(x_scale, {P / 128, k_scales}),
                                 .offsets = view(groups.offsets, {G + 1}),
                                 .block_offsets = view(groups.block_offsets, {G + 1}),
                                 .dw = view(dw, {G, N, K}),
+                                .by_tiles = by_tiles,
                                 .emulation = emulation};
   kernels::fp8_grouped_wgrad(args, here());
   args.dw = view(overwritten, {G, N, K});
@@ -274,10 +278,10 @@ void check_wgrad(Emulation emulation, Data data, Groups groups, int64_t N, int64
     const int64_t first = groups.block_offsets[size_t(g)], n_blocks = groups.block_offsets[size_t(g + 1)] - first;
     for (int64_t n = 0; n < N; ++n) {
       const Line left = line_of(dy.codes.data() + n * P + 128 * first, 128 * n_blocks,
-                                slice(dy.scale, n * (P / 128) + first, n_blocks));
+                                slice(dy.scale, n / lines * (P / 128) + first, n_blocks));
       for (int64_t k = 0; k < K; ++k) {
         const Line right = line_of(x.codes.data() + k * P + 128 * first, 128 * n_blocks,
-                                   slice(x.scale, k * (P / 128) + first, n_blocks));
+                                   slice(x.scale, k / lines * (P / 128) + first, n_blocks));
         const size_t i = size_t((g * N + n) * K + k);
         const float sum = n_blocks == 0 ? 0.0f : dot(emulation, left, right);
         wrong += !same(dw[i], n_blocks == 0 ? before[i] : before[i] + sum);
@@ -337,9 +341,21 @@ TEST_CASE("fp8_grouped_wgrad has the bits of its emulation", "[kernels][fp8_gemm
   const auto emulation = GENERATE(Emulation::kIdeal, Emulation::kHopper, Emulation::kFp64);
   const Groups groups(GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1, 0, 130, 0, 256}));
   const auto data = GENERATE(Data::kEven, Data::kAllCodes, Data::kNan);
-  CAPTURE(backend.name, int(emulation), int(data), groups.offsets);
-  check_wgrad(emulation, data, groups, 7, 18);
-  check_wgrad(emulation, data, groups, 1, 131);
+  const bool by_tiles = GENERATE(false, true);
+  CAPTURE(backend.name, int(emulation), int(data), groups.offsets, by_tiles);
+  check_wgrad(emulation, data, groups, 7, 18, by_tiles);
+  check_wgrad(emulation, data, groups, 1, 131, by_tiles);
+}
+
+// Tiles of 256 columns and of 128 on a GPU: more of them than blocks, tails of every kind, and groups that have more
+// blocks of rows than the ring has stages, one, and none.
+TEST_CASE("fp8_grouped_wgrad fills whole tiles of a tensor core", "[kernels][fp8_gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const bool by_tiles = GENERATE(false, true);
+  CAPTURE(backend.name, by_tiles);
+  check_wgrad(Emulation::kHopper, Data::kEven, Groups({130, 0, 7}), 136, 250, by_tiles);
+  check_wgrad(Emulation::kHopper, Data::kAllCodes, Groups({0, 900, 0}), 66, 132, by_tiles);
 }
 
 TEST_CASE("the tensor core's sum loses what the reference says it loses", "[kernels][fp8_gemm]") {

@@ -86,7 +86,7 @@ TEST_CASE("persistent blocks take each tile of each group once", "[kernels][gemm
     std::set<std::pair<int, int>> places;
     int64_t covered = 0;
     for (int block = 0; block < num_blocks; ++block) {
-      TileWalk walk(offsets.data(), groups, int(rows), tile_rows, columns);
+      TileWalk walk(RowSpans{offsets.data(), int(rows)}, groups, tile_rows, columns);
       GroupTile tile;
       for (int index = block; walk.find(index, tile); index += num_blocks) {
         CHECK(places.insert({tile.first, tile.column}).second);
@@ -102,14 +102,43 @@ TEST_CASE("persistent blocks take each tile of each group once", "[kernels][gemm
   }
 }
 
+TEST_CASE("persistent blocks take each tile of each weight gradient once", "[kernels][gemm_tile]") {
+  const bool skips_empty = GENERATE(false, true);
+  const int rows = GENERATE(0, 1, 128, 300), columns = GENERATE(1, 17);
+  const std::vector<int64_t> offsets = {0, 5, 5, 305, 305, 306}, block_offsets = {0, 1, 1, 4, 4, 5};
+  const int groups = 5, num_blocks = 3;
+  std::set<std::tuple<int, int, int>> places;
+  for (int block = 0; block < num_blocks; ++block) {
+    TileWalk walk(SumSpans{offsets.data(), block_offsets.data(), rows, 5 * 128, skips_empty}, groups, 128, columns);
+    GroupTile tile;
+    for (int index = block; walk.find(index, tile); index += num_blocks) {
+      CHECK(places.insert({tile.group, tile.line, tile.column}).second);
+      CHECK((tile.first == tile.group * rows + tile.line && tile.line % 128 == 0));
+      CHECK((tile.count == std::min(128, rows - tile.line) && tile.count > 0 && tile.column < columns));
+      const size_t g = size_t(tile.group);
+      CHECK((tile.depth == offsets[g + 1] - offsets[g] && tile.first_k == 128 * block_offsets[g]));
+    }
+  }
+  CHECK(int(places.size()) == (skips_empty ? 3 : 5) * ((rows + 127) / 128) * columns);
+}
+
+TEST_CASE("groups that are not within what is summed have nothing to sum", "[kernels][gemm_tile]") {
+  const std::vector<int64_t> offsets = {0, 100, 50, 500, 600, 1000}, block_offsets = {0, 1, 1, 2, -5, 2};
+  TileWalk walk(SumSpans{offsets.data(), block_offsets.data(), 1, 3 * 128, /*skips_empty=*/false}, 5, 128, 1);
+  GroupTile tile;
+  std::vector<int> depths;
+  for (int index = 0; walk.find(index, tile); ++index) depths.push_back(tile.depth);
+  CHECK(depths == std::vector<int>{100, 0, 0, 100, 0});
+}
+
 TEST_CASE("groups that are not within the rows have no tiles", "[kernels][gemm_tile]") {
   const std::vector<int64_t> offsets = {0, 100, 50, 200, 1000, -5};
-  TileWalk walk(offsets.data(), 5, 300, 128, 1);
+  TileWalk walk(RowSpans{offsets.data(), 300}, 5, 128, 1);
   GroupTile tile;
   std::vector<int> firsts;
   for (int index = 0; walk.find(index, tile); ++index) firsts.push_back(tile.first);
   CHECK(firsts == std::vector<int>{0, 50, 178});
-  TileWalk dense(nullptr, 1, 130, 128, 2);
+  TileWalk dense(RowSpans{nullptr, 130}, 1, 128, 2);
   for (int index = 0; index < 4; ++index) CHECK(dense.find(index, tile));
   CHECK((tile.first == 128 && tile.count == 2 && tile.column == 1));
   CHECK(!dense.find(4, tile));

@@ -189,7 +189,7 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
     return codes;
   };
   const auto columns = [&](const View& x, kernels::QuantizeStats* to) {
-    Codes codes({P, x.cols()}, {P / 128, x.cols()});
+    Codes codes(kernels::column_codes_shape(P, x.cols(), device_here()), {P / 128, x.cols()});
     kernels::quantize_columns({.x = x,
                                .offsets = starts,
                                .block_offsets = block_starts,
@@ -219,8 +219,9 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
                               here());
   CHECK(y_alone == y_codes);
 
-  Codes y_columns({P, F}, {P / 128, F}), dh_rows({R, 2 * F}, {R, blocks(2 * F)});
-  Codes dh_columns({P, 2 * F}, {P / 128, 2 * F});
+  Codes y_columns(kernels::column_codes_shape(P, F, device_here()), {P / 128, F});
+  Codes dh_rows({R, 2 * F}, {R, blocks(2 * F)});
+  Codes dh_columns(kernels::column_codes_shape(P, 2 * F, device_here()), {P / 128, 2 * F});
   const auto y_stats_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& y_stats = *y_stats_memory;
   const auto dh_stats_memory = std::make_unique<kernels::QuantizeStats>();

@@ -108,9 +108,11 @@ void build(KernelCases& cases, const Sizes& s) {
   swiglu.h_codes = swiglu.h_scale = {};
   cases.add<SwigluForwardFp8>(swiglu_forward_fp8, swiglu, {y_codes, y_scale}, "swiglu, y alone");
   const Tensor dy = cases.normal({R, F}, kBf16, "dy");
-  const Tensor y_columns = cases.made({P, F}, kE4m3), y_column_scale = cases.made({P / 128, F}, kF32);
+  const Tensor y_columns = cases.made(column_codes_shape(P, F, cases.device()), kE4m3),
+               y_column_scale = cases.made({P / 128, F}, kF32);
   const Tensor dh_codes = cases.made({R, 2 * F}, kE4m3), dh_scale = cases.made({R, blocks(2 * F)}, kF32);
-  const Tensor dh_columns = cases.made({P, 2 * F}, kE4m3), dh_column_scale = cases.made({P / 128, 2 * F}, kF32);
+  const Tensor dh_columns = cases.made(column_codes_shape(P, 2 * F, cases.device()), kE4m3),
+               dh_column_scale = cases.made({P / 128, 2 * F}, kF32);
   cases.add<SwigluBackwardFp8>(swiglu_backward_fp8,
                                {.dy = dy,
                                 .h_codes = h_codes,
@@ -131,7 +133,8 @@ void build(KernelCases& cases, const Sizes& s) {
                                {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dw});
 
   // What weight gradients read, permuted and padded: of tokens kept in FP8, and of the gradient of the results.
-  const Tensor columns = cases.made({P, D}, kE4m3), column_scale = cases.made({P / 128, D}, kF32);
+  const Tensor columns = cases.made(column_codes_shape(P, D, cases.device()), kE4m3),
+               column_scale = cases.made({P / 128, D}, kF32);
   cases.add<RequantizeColumns>(requantize_columns,
                                {.codes = codes,
                                 .scale = scale,

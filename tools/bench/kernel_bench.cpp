@@ -154,7 +154,7 @@ void build(KernelCases& cases, const Sizes& sizes) {
   const int64_t P = (R + E * 127 + 127) / 128 * 128;  // the most rows that the padded groups of R take
   const Tensor gathered = made({R, D}, kE4m3);
   cases.add<GatherRows>(gather_rows, {.x = codes, .source = source, .y = gathered}, {gathered});
-  const Tensor columns = made({P, D}, kE4m3), column_scale = made({P / 128, D}, kF32);
+  const Tensor columns = made(column_codes_shape(P, D, device), kE4m3), column_scale = made({P / 128, D}, kF32);
   cases.add<RequantizeColumns>(requantize_columns,
                                {.codes = codes,
                                 .scale = scale,
@@ -195,9 +195,10 @@ void build(KernelCases& cases, const Sizes& sizes) {
                                .stats = nullptr},
                               {h_codes, h_scale, y_codes, y_scale});
   const Tensor dh_in = normal({R, F}, kBf16, "dh_in");
-  const Tensor y_columns = made({P, F}, kE4m3), y_column_scale = made({P / 128, F}, kF32);
+  const Tensor y_columns = made(column_codes_shape(P, F, device), kE4m3), y_column_scale = made({P / 128, F}, kF32);
   const Tensor dh_codes = made({R, 2 * F}, kE4m3), dh_scale = made({R, blocks(2 * F)}, kF32);
-  const Tensor dh_columns = made({P, 2 * F}, kE4m3), dh_column_scale = made({P / 128, 2 * F}, kF32);
+  const Tensor dh_columns = made(column_codes_shape(P, 2 * F, device), kE4m3),
+               dh_column_scale = made({P / 128, 2 * F}, kF32);
   cases.add<SwigluBackwardFp8>(swiglu_backward_fp8,
                                {.dy = dh_in,
                                 .h_codes = h_codes,
@@ -232,7 +233,7 @@ void build(KernelCases& cases, const Sizes& sizes) {
   const Tensor expert_rows = normal({R, D}, kBf16, "rows"), combined = made({T, D}, kBf16);
   cases.add<CombineForward>(combine_forward, {.rows = expert_rows, .row_of = row_of, .base = x, .y = combined},
                             {combined});
-  const Tensor row_columns = made({P, D}, kE4m3), row_column_scale = made({P / 128, D}, kF32);
+  const Tensor row_columns = made(column_codes_shape(P, D, device), kE4m3), row_column_scale = made({P / 128, D}, kF32);
   cases.add<QuantizeColumns>(quantize_columns,
                              {.x = dy,
                               .rows = source,
