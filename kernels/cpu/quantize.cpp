@@ -1,4 +1,4 @@
-#include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 
 #include <atomic>
 
@@ -22,6 +22,51 @@ void for_tiles_of_groups(const ConstView& offsets, const ConstView& block_offset
     const int64_t b = task / pieces, c = task % pieces * kBlock;
     body(b, row_block(offsets, block_offsets, b), c, std::min(kBlock, C - c));
   });
+}
+
+// Codes of n codes / 2^shift.
+template <bool kCount>
+OCTET_INLINE void shift_codes(const uint8_t* codes, int64_t n, int shift, uint8_t* to, Counts& counts) {
+  const bool has_nan = has_nan_e4m3(codes, n);
+  if (shift == 0 && !has_nan) {
+    std::memcpy(to, codes, size_t(n));
+    return;
+  }
+  constexpr int kMostShift = 32;  // leaves nothing of 448
+  shift = std::min(shift, kMostShift);
+  const ShiftedE4m3 shifted(splat_u16(127 + shift));
+  const f32x16 factor = splat(scale_of_field(127 - shift));
+  u16x32 flushed = splat_u16(0);
+  for (int64_t d = 0; d < n; d += 32) {
+    const int64_t here = std::min<int64_t>(32, n - d);
+    uint8_t last[32] = {};
+    if (here < 32) std::memcpy(last, codes + d, size_t(here));
+    const uint8_t* const from = here < 32 ? last : codes + d;
+    uint8_t result[32];
+    if (has_nan) {
+      for (int64_t half = 0; half < 32; half += 16) {
+        store_low_bytes(result + half, quantize(load_e4m3(from + half) * factor, splat(1.0f), counts));
+      }
+    } else {
+      uint16_t values[32];
+      store_high_halves(values, bits(load_e4m3_finite(from)));
+      store_high_halves(values + 16, bits(load_e4m3_finite(from + 16)));
+      store_low_bytes(result, shifted.encode<kCount>(load_u16(values), flushed));
+    }
+    std::memcpy(to + d, result, size_t(here));
+  }
+  if constexpr (kCount) counts.flushed += sum_of(flushed);
+}
+OCTET_INLINE bool has_values_e4m3(const uint8_t* codes, int64_t n) {
+  uint64_t found = 0;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, codes + i, 8);
+    found |= eight;
+  }
+  for (; i < n; ++i) found |= codes[i];
+  return (found & 0x7f7f7f7f7f7f7f7full) != 0;
 }
 
 }  // namespace
@@ -141,6 +186,38 @@ void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   });
 }
 
+void requantize_tiles(const RequantizeTiles& args, Stream& stream) {
+  const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
+  visit_counting(args.stats != nullptr, [&](auto counting) {
+    for_tiles_of_groups(args.offsets, args.block_offsets, args.codes.cols(), stream,
+                        [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
+                          const auto from = [&](int64_t r) {
+                            return rows != nullptr ? rows[block.first + r] : block.first + r;
+                          };
+                          const auto codes = [&](int64_t r) { return args.codes.row<uint8_t>(from(r)) + c; };
+                          const auto exponent = [&](int64_t r) {
+                            return std::bit_cast<int32_t>(args.scale.row<float>(from(r))[c / kBlock]) >> 23;
+                          };
+                          int top = 0;
+                          for (int64_t r = 0; r < block.rows; ++r) {
+                            if (exponent(r) > top && has_values_e4m3(codes(r), n)) top = exponent(r);
+                          }
+                          if (top == 0) top = 127;
+                          args.out_scale.row<float>(b)[c / kBlock] = scale_of_field(top);
+                          Counts counts;
+                          for (int64_t r = 0; r < kBlock; ++r) {
+                            uint8_t* const to = args.out_codes.row<uint8_t>(kBlock * b + r) + c;
+                            if (r < block.rows) {
+                              shift_codes<counting>(codes(r), n, std::max(top - exponent(r), 0), to, counts);
+                            } else {
+                              std::memset(to, 0, size_t(n));
+                            }
+                          }
+                          counts.add_to(args.stats, block.rows * n);
+                        });
+  });
+}
+
 void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     visit_counting(args.stats != nullptr, [&](auto counting) {
@@ -166,4 +243,5 @@ OCTET_CPU_KERNEL(quantize_rows, QuantizeRows)
 OCTET_CPU_KERNEL(dequantize_rows, DequantizeRows)
 OCTET_CPU_KERNEL(quantize_columns, QuantizeColumns)
 OCTET_CPU_KERNEL(requantize_columns, RequantizeColumns)
+OCTET_CPU_KERNEL(requantize_tiles, RequantizeTiles)
 OCTET_CPU_KERNEL(quantize_blocks, QuantizeBlocks)

@@ -1,4 +1,4 @@
-#include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 
 #include "kernels/cuda/quantize_tile.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -85,6 +85,47 @@ __global__ void __launch_bounds__(kTileThreads)
   add_counts<kTileThreads>(counts, block.rows * n, stats);
 }
 
+__global__ void __launch_bounds__(kTileThreads)
+    requantize_tiles_kernel(const uint8_t* codes, int64_t codes_stride, const float* scale, int64_t scale_stride,
+                            const int32_t* rows, const int64_t* offsets, const int64_t* block_offsets, int groups,
+                            uint8_t* out_codes, int64_t out_codes_stride, float* out_scale, int64_t out_scale_stride,
+                            QuantizeStats* stats, int64_t C) {
+  const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
+  if (!block.is_there) return;
+  OCTET_SHARED(float, ones, kBlock);
+  if (threadIdx.x < kBlock) ones[int(threadIdx.x)] = 1.0f;
+  const int64_t c = int64_t(blockIdx.y) * kBlock, n = C - c < kBlock ? C - c : kBlock;
+  const int column = tile_column();
+  const auto tile = Tile<CodePiece>::number(0);
+  uint32_t top = 0;
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const bool is_there = tile_row(pass) < block.rows;
+    const int64_t at = block.first + (is_there ? tile_row(pass) : 0), row = rows == nullptr ? at : rows[at];
+    const CodePiece piece{load_codes(codes + row * codes_stride + c + column, is_there ? n - column : 0),
+                          scale[row * scale_stride + blockIdx.y]};
+    tile.set(pass, piece);
+    const uint32_t of_row = ((piece.codes.x | piece.codes.y) & 0x7f7f7f7fu) != 0 ? bit_cast<uint32_t>(piece.scale) : 0;
+    top = of_row > top ? of_row : top;
+  }
+  top = block_max<kTileThreads>(top, 0u);
+  const uint32_t field = top == 0 ? 127 : top >> 23;
+  if (threadIdx.x == 0) out_scale[blockIdx.x * out_scale_stride + blockIdx.y] = bit_cast<float>(field << 23);
+  const float inv_scale = bit_cast<float>((254 - field) << 23);
+  for (int pass = 0; pass < kTilePasses; ++pass) {
+    const int place = tile.place(tile_row(pass), int(threadIdx.x) % kTileLanes);
+    CodePiece piece = tile.pieces[place];
+    // Of the least that is kept nothing is left, and what was not 0 is still told from what was. A row of zeros may
+    // have a larger scale than the tile.
+    piece.scale = fminf(fmaxf(piece.scale * inv_scale, 0x1p-32f), 1.0f);
+    tile.pieces[place] = piece;
+  }
+  __syncthreads();
+  Counts counts;
+  store_transposed(tile, ones, n, out_codes + c * out_codes_stride + kBlock * int64_t(blockIdx.x), out_codes_stride,
+                   counts);
+  add_counts<kTileThreads>(counts, block.rows * n, stats);
+}
+
 template <class Scalar>
 __global__ void __launch_bounds__(kTileThreads)
     quantize_blocks_kernel(const Scalar* x, int64_t x_stride, uint8_t* codes, int64_t codes_stride, float* scale,
@@ -146,6 +187,16 @@ void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   const int64_t C = args.codes.cols();
   launch("requantize_columns", blocks(args.out_scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads,
          Tile<CodePiece>::kSharedBytes, stream, requantize_columns_kernel, args.codes.data<uint8_t>(),
+         args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.rows.data<int32_t>(),
+         args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1),
+         args.out_codes.data<uint8_t>(), args.out_codes.row_stride(), args.out_scale.data<float>(),
+         args.out_scale.row_stride(), args.stats, C);
+}
+
+void requantize_tiles(const RequantizeTiles& args, Stream& stream) {
+  const int64_t C = args.codes.cols();
+  launch("requantize_tiles", blocks(args.out_scale.rows(), ceil_div<int64_t>(C, kBlock)), kTileThreads,
+         Tile<CodePiece>::kSharedBytes, stream, requantize_tiles_kernel, args.codes.data<uint8_t>(),
          args.codes.row_stride(), args.scale.data<float>(), args.scale.row_stride(), args.rows.data<int32_t>(),
          args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1),
          args.out_codes.data<uint8_t>(), args.out_codes.row_stride(), args.out_scale.data<float>(),

@@ -1,4 +1,4 @@
-#include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 
 #include <limits>
 #include <memory>
@@ -243,6 +243,86 @@ void check_requantize(Groups groups, int64_t C, bool gather, bool hostile) {
   check_stats(stats, want.stats);
 }
 
+// The tiles of codes' rows, by plain loops in float64. NaN codes of both signs, and rows and tiles of zeros, are there.
+void check_tiles(Groups groups, int64_t C, bool gather, bool hostile) {
+  const int64_t R = groups.rows(), P = 128 * groups.num_blocks(), G = groups.size(), S = gather ? R / 2 + 1 : R;
+  Quantised saved = reference(inputs<float>(S * C, 3, hostile), S, C, 1, 128);
+  const RandomStream stream(4, "test");
+  for (int64_t r = 0; r < S; ++r) {
+    // Tokens whose sizes are far apart, and some that are 0: their scale is 1.
+    const bool is_zero = stream.below(5, uint64_t(r), 1) == 0 || r / 128 % 4 == 2;
+    for (int64_t b = 0; b < blocks(C); ++b) {
+      float& scale = saved.scale[size_t(r * blocks(C) + b)];
+      if (!hostile) scale = std::ldexp(1.0f, -20 - int(stream.below(24, uint64_t(r), 2)));
+      if (is_zero) scale = 1.0f;
+    }
+    for (int64_t c = 0; is_zero && c < C; ++c) saved.codes[size_t(r * C + c)] = c % 2 == 0 ? 0 : 0x80;
+    if (hostile && r % 50 == 7) saved.codes[size_t(r * C)] = 0xff;
+  }
+  std::vector<int32_t> rows;
+  for (int64_t r = 0; r < R; ++r) {
+    rows.push_back(int32_t(gather ? stream.below(uint64_t(S), uint64_t(r)) : uint64_t(r)));
+  }
+  std::vector<uint8_t> out_codes(size_t(C * P), 0xaa);
+  std::vector<float> out_scale(size_t(blocks(C) * P / 128), -1.0f);
+  const auto stats_memory = std::make_unique<QuantizeStats>();
+  QuantizeStats& stats = *stats_memory;
+  kernels::RequantizeTiles args{.codes = codes_view(saved.codes, {S, C}),
+                                .scale = view(saved.scale, {S, blocks(C)}),
+                                .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                                .offsets = view(groups.offsets, {G + 1}),
+                                .block_offsets = view(groups.block_offsets, {G + 1}),
+                                .out_codes = codes_view(out_codes, kernels::column_codes_shape(P, C, device_here())),
+                                .out_scale = view(out_scale, {P / 128, blocks(C)}),
+                                .stats = &stats};
+  kernels::requantize_tiles(args, here());
+  const std::vector<uint8_t> counted = out_codes;
+  std::fill(out_codes.begin(), out_codes.end(), uint8_t(0xaa));
+  args.stats = nullptr;
+  kernels::requantize_tiles(args, here());
+  CHECK(out_codes == counted);
+  const std::vector<uint8_t> got = rows_of_column_codes(out_codes, P, C);
+  QuantizeStats want_stats;
+  int64_t wrong_codes = 0, wrong_scales = 0;
+  for (size_t g = 0; g + 1 < groups.offsets.size(); ++g) {
+    for (int64_t b = groups.block_offsets[g]; b < groups.block_offsets[g + 1]; ++b) {
+      const int64_t first = groups.offsets[g] + 128 * (b - groups.block_offsets[g]);
+      const int64_t there = std::min<int64_t>(128, groups.offsets[g + 1] - first);
+      for (int64_t cb = 0; cb < blocks(C); ++cb) {
+        const auto code = [&](int64_t r, int64_t c) { return saved.codes[size_t(rows[size_t(first + r)] * C + c)]; };
+        const auto scale = [&](int64_t r) {
+          return double(saved.scale[size_t(rows[size_t(first + r)] * blocks(C) + cb)]);
+        };
+        const int64_t begin = 128 * cb, end = std::min(C, begin + 128);
+        double tile = 0;
+        for (int64_t r = 0; r < there; ++r) {
+          for (int64_t c = begin; c < end; ++c) {
+            if ((code(r, c) & 0x7f) != 0) tile = std::max(tile, scale(r));
+          }
+        }
+        if (tile == 0) tile = 1;
+        wrong_scales += double(out_scale[size_t(b * blocks(C) + cb)]) != tile;
+        for (int64_t r = 0; r < 128; ++r) {
+          for (int64_t c = begin; c < end; ++c) {
+            uint8_t want = 0;
+            if (r < there) {
+              const double value = double(decode(float8_e4m3{code(r, c)})) * (scale(r) / tile);
+              want = encode_e4m3(float(value)).bits;
+              want_stats.count += 1;
+              want_stats.non_finite += std::isnan(value);
+              want_stats.flushed += (code(r, c) & 0x7f) != 0 && (want & 0x7f) == 0;
+            }
+            wrong_codes += got[size_t((128 * b + r) * C + c)] != want;
+          }
+        }
+      }
+    }
+  }
+  CHECK(wrong_codes == 0);
+  CHECK(wrong_scales == 0);
+  check_stats(stats, want_stats);
+}
+
 template <class T>
 void check_blocks(int64_t G, int64_t N, int64_t K, bool hostile) {
   auto x = inputs<T>(G * N * K, 5, hostile);
@@ -340,6 +420,17 @@ TEST_CASE("quantize_columns and requantize_columns follow the scalar casts", "[k
   check_columns<bfloat16>(groups, C, hostile);
   check_requantize(groups, C, /*gather=*/false, hostile);
   check_requantize(groups, C, /*gather=*/true, hostile);
+}
+
+TEST_CASE("requantize_tiles shifts codes to the largest scale of a tile", "[kernels][quantize]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t C = GENERATE(1, 16, 130, 256);
+  const Groups groups(
+      GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{5, 0, 129, 0, 256, 31}));
+  const bool gather = GENERATE(false, true), hostile = GENERATE(false, true);
+  CAPTURE(backend.name, C, groups.offsets, gather, hostile);
+  check_tiles(groups, C, gather, hostile);
 }
 
 TEST_CASE("quantize_blocks follows the scalar casts", "[kernels][quantize]") {

@@ -15,6 +15,7 @@
 #include "kernels/gemm.h"
 #include "kernels/peak.h"
 #include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 #include "tools/bench/eigen_gemm.h"
 #include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
@@ -318,6 +319,26 @@ int bench_quantise(const std::vector<std::string>& args) {
       requantise();
       const bool requantise_right = columns_right(back);
       row("columns 128x1 from codes", 2 * n, requantise, requantise_right);
+      std::vector<uint8_t> tile_codes(column_codes.size());
+      std::vector<float> tile_scale(size_t(blocks(R) * blocks(C)));
+      const auto to_tiles = [&] {
+        kernels::requantize_tiles({.codes = codes_view,
+                                   .scale = scale_view,
+                                   .rows = {},
+                                   .offsets = view_of(offsets, {2}, DType::kInt64),
+                                   .block_offsets = view_of(block_offsets, {2}, DType::kInt64),
+                                   .out_codes = view_of(tile_codes, {P, C}, DType::kFloat8E4M3),
+                                   .out_scale = view_of(tile_scale, {blocks(R), blocks(C)}, DType::kFloat32),
+                                   .stats = &stats},
+                                  stream);
+      };
+      to_tiles();
+      bool shifted_right = true;
+      for (size_t i = 0; i < back.size(); i += 37) {
+        const size_t r = i / size_t(C), c = i % size_t(C);
+        shifted_right &= tile_codes[i] == encode_e4m3(back[i] / tile_scale[r / 128 * size_t(blocks(C)) + c / 128]).bits;
+      }
+      row("tiles 128x128 from codes", 2 * n, to_tiles, shifted_right);
       const auto columns = [&] {
         kernels::quantize_columns({.x = x16_view,
                                    .offsets = view_of(offsets, {2}, DType::kInt64),

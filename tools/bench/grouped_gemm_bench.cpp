@@ -13,6 +13,7 @@
 #include "kernels/fp8_gemm.h"
 #include "kernels/gemm.h"
 #include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 #include "tools/bench/made_up_tensors.h"
 #include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
@@ -181,6 +182,141 @@ Check check(const Problem& p) {
           .sqnr = sqnr};
 }
 
+// Codes and scales of both operands of a weight gradient, in one of its two forms (kernels/quantize.h).
+struct WgradCodes {
+  Tensor dy, dy_scale, x, x_scale;
+};
+// rows: those of dy and x, of which groups take offsets, and whole blocks of 128 of P rows.
+WgradCodes wgrad_codes(const Tensor& dy, const Tensor& x, const Tensor& offsets, const Tensor& block_offsets, int64_t P,
+                       bool by_tiles) {
+  const Device device = dy.device();
+  Stream& stream = default_stream(device);
+  const auto quantised = [&](const Tensor& from) {
+    const int64_t R = from.rows(), C = from.cols();
+    Tensor codes = empty(kernels::column_codes_shape(P, C, device), DType::kFloat8E4M3, device);
+    Tensor scale = empty({P / 128, by_tiles ? blocks(C) : C}, DType::kFloat32, device);
+    if (by_tiles) {
+      const Tensor row_codes = empty({R, C}, DType::kFloat8E4M3, device);
+      const Tensor row_scale = empty({R, blocks(C)}, DType::kFloat32, device);
+      kernels::quantize_rows({.x = from, .codes = row_codes, .scale = row_scale, .stats = nullptr}, stream);
+      kernels::requantize_tiles({.codes = row_codes,
+                                 .scale = row_scale,
+                                 .offsets = offsets,
+                                 .block_offsets = block_offsets,
+                                 .out_codes = codes,
+                                 .out_scale = scale,
+                                 .stats = nullptr},
+                                stream);
+    } else {
+      kernels::quantize_columns({.x = from,
+                                 .offsets = offsets,
+                                 .block_offsets = block_offsets,
+                                 .codes = codes,
+                                 .scale = scale,
+                                 .stats = nullptr},
+                                stream);
+    }
+    return std::pair(codes, scale);
+  };
+  const auto [dy_codes, dy_scale] = quantised(dy);
+  const auto [x_codes, x_scale] = quantised(x);
+  return {dy_codes, dy_scale, x_codes, x_scale};
+}
+void multiply_wgrad(const WgradCodes& codes, const Tensor& offsets, const Tensor& block_offsets, bool by_tiles,
+                    Emulation emulation, const Tensor& dw) {
+  kernels::fp8_grouped_wgrad({.dy = codes.dy,
+                              .dy_scale = codes.dy_scale,
+                              .x = codes.x,
+                              .x_scale = codes.x_scale,
+                              .offsets = offsets,
+                              .block_offsets = block_offsets,
+                              .dw = dw,
+                              .accumulate = true,
+                              .by_tiles = by_tiles,
+                              .emulation = emulation},
+                             default_stream(dw.device()));
+}
+
+// The gradient of the experts' matrices, [G, N, K], added to one in float32.
+struct WgradProblem {
+  int64_t G, M, R, N, K, P;
+  Tensor dy, x;                   // [R, N] and [R, K] bfloat16
+  Tensor offsets, block_offsets;  // [G + 1]
+  Tensor dw;                      // [G, N, K] float32
+  Tensor left, right, one;        // the dense product of as many FLOPs, [N, K]
+  Stream& stream;
+
+  WgradProblem(const Shape4& s, Device device)
+      : G(s.G), M(s.M), R(s.G * s.M), N(s.N), K(s.K), P(s.G * 128 * blocks(s.M)), stream(default_stream(device)) {
+    const AllocateAs as(MemoryCategory::kWorkspace);
+    dy = made_up_normal({R, N}, DType::kBFloat16, "dy", device);
+    x = made_up_normal({R, K}, DType::kBFloat16, "x", device);
+    std::vector<int64_t> starts, block_starts;
+    for (int64_t g = 0; g <= G; ++g) starts.push_back(g * M), block_starts.push_back(g * blocks(M));
+    offsets = from_vector(starts, {G + 1}, device), block_offsets = from_vector(block_starts, {G + 1}, device);
+    dw = zeros({G, N, K}, DType::kFloat32, device);
+    left = made_up_normal({N, R}, DType::kBFloat16, "left", device);
+    right = made_up_normal({K, R}, DType::kBFloat16, "right", device);
+    one = empty({N, K}, DType::kBFloat16, device);
+  }
+  Emulation emulation() const { return stream.device().is_cpu() ? Emulation::kIdeal : Emulation::kHopper; }
+  void multiply_bf16() const {
+    kernels::grouped_wgrad({.dy = dy, .x = x, .offsets = offsets, .rows = {}, .dw = dw, .accumulate = true}, stream);
+  }
+  void multiply_dense() const { kernels::grouped_gemm({.a = left, .b = right, .c = one}, stream); }
+};
+
+// The first 128 rows of the gradients of the first and the last expert: in FP8 anew on the CPU, from the numbers before
+// they were quantised; and two of the rows exactly.
+struct WgradCheck {
+  bool has_bits = true;
+  double diff, sqnr, worst;  // against the exact ones; worst: relative to the largest
+};
+WgradCheck check(const WgradProblem& p, bool is_fp8, bool by_tiles) {
+  const int64_t experts = p.G > 1 ? 2 : 1, n = std::min<int64_t>(128, p.N), M = p.M, K = p.K;
+  const Tensor dy = on_host(p.dy), x = on_host(p.x), dw = on_host(p.dw);
+  const Tensor some_dy = empty({experts * M, n}, DType::kBFloat16), some_x = empty({experts * M, K}, DType::kBFloat16);
+  const auto group = [&](int64_t e) { return e == 0 ? 0 : p.G - 1; };
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t from = group(e) * M + m, to = e * M + m;
+      std::copy_n(dy.data<bfloat16>() + from * p.N, n, some_dy.data<bfloat16>() + to * n);
+      std::copy_n(x.data<bfloat16>() + from * K, K, some_x.data<bfloat16>() + to * K);
+    }
+  }
+  WgradCheck found;
+  if (is_fp8) {
+    std::vector<int64_t> starts, block_starts;
+    for (int64_t e = 0; e <= experts; ++e) starts.push_back(e * M), block_starts.push_back(e * blocks(M));
+    const Tensor offsets = from_vector(starts, {experts + 1}), block_offsets = from_vector(block_starts, {experts + 1});
+    const Tensor wanted = zeros({experts, n, K}, DType::kFloat32, Device());
+    multiply_wgrad(wgrad_codes(some_dy, some_x, offsets, block_offsets, experts * 128 * blocks(M), by_tiles), offsets,
+                   block_offsets, by_tiles, p.emulation(), wanted);
+    for (int64_t e = 0; e < experts; ++e) {
+      found.has_bits &= std::memcmp(dw.data<float>() + group(e) * p.N * K, wanted.data<float>() + e * n * K,
+                                    size_t(n * K) * sizeof(float)) == 0;
+    }
+  }
+  double both = 0, squares = 0, error = 0, exact_squares = 0, worst = 0, largest = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    for (const int64_t row : {int64_t(0), n - 1}) {
+      std::vector<double> exact(size_t(K), 0.0);
+      for (int64_t m = e * M; m < (e + 1) * M; ++m) {
+        const double factor = double(float(some_dy.data<bfloat16>()[m * n + row]));
+        for (int64_t k = 0; k < K; ++k) exact[size_t(k)] += factor * double(float(some_x.data<bfloat16>()[m * K + k]));
+      }
+      for (int64_t k = 0; k < K; ++k) {
+        const double got = double(dw.data<float>()[(group(e) * p.N + row) * K + k]), y = exact[size_t(k)];
+        both += got * y, squares += got * got, exact_squares += y * y, error += (got - y) * (got - y);
+        worst = std::max(worst, std::abs(got - y)), largest = std::max(largest, std::abs(y));
+      }
+    }
+  }
+  found.diff = 1 - 2 * both / (squares + exact_squares), found.sqnr = 10 * std::log10(exact_squares / error);
+  found.worst = worst / largest;
+  return found;
+}
+
 // Each call with cold caches, by the device's own clock.
 Timing time_of(int64_t repeats, const Tensor& flushed, Stream& stream, const std::function<void()>& run) {
   run();
@@ -206,30 +342,53 @@ int bench_grouped_gemm(const std::vector<std::string>& args) {
   fmt::print(
       "{}; G experts with M rows each. x dense: the speed over that of a dense bfloat16 product of as many FLOPs{};\n"
       "diff and SQNR: of FP8 against the product of the numbers before they were quantised, on 4 rows, whose bits are\n"
-      "also those of the CPU\n\n",
+      "also those of the CPU. fp8 t: weight gradients of operands with a scale for each 128x128, not 128x1\n\n",
       describe(device), device.is_cpu() ? "" : "; % peak: of 1979 TFLOP/s for FP8 and 989 for bfloat16");
   fmt::print("{:<24} {:<6} {:<6} {:>9} {:>8} {:>9} {:>7} {:>8} {:>9} {:>8}\n", "G x M x N x K", "what", "type",
              "median ms", "spread", "TFLOP/s", "% peak", "x dense", "diff", "SQNR dB");
   int failures = 0;
+  const auto print = [&](const Shape4& s, const char* what, const char* type, const Timing& timing, const Timing& dense,
+                         double peak, const std::string& off, bool is_right) {
+    failures += !is_right;
+    const double flops = 2.0 * double(s.G * s.M) * double(s.N) * double(s.K);
+    const std::string share = device.is_cpu() ? "" : fmt::format("{:.1f}", 100 * flops / timing.median / peak);
+    fmt::print("{:<24} {:<6} {:<6} {:>9.3f} {:>7.1f}% {:>9.3f} {:>7} {:>8.2f} {}{}\n",
+               fmt::format("{} x {} x {} x {}", s.G, s.M, s.N, s.K), what, type, timing.median * 1e3,
+               100 * timing.spread(), flops / timing.median * 1e-12, share, dense.median / timing.median, off,
+               is_right ? "" : "  WRONG");
+  };
   for (const Shape4& shape : options.shapes) {
     for (const bool is_dgrad : {false, true}) {
       const Problem p(shape, is_dgrad, device);
-      const double flops = 2.0 * double(p.R) * double(shape.N) * double(shape.K);
       const Timing dense = time_of(options.repeats, flushed, stream, [&] { p.multiply_dense(p.bf16); });
       const Timing bf16 = time_of(options.repeats, flushed, stream, [&] { p.multiply_bf16(); });
       const Timing fp8 = time_of(options.repeats, flushed, stream, [&] { p.multiply_fp8(); });
       const Check found = check(p);
       const auto row = [&](const char* type, const Timing& timing, double peak, const std::string& off, bool is_right) {
-        failures += !is_right;
-        const std::string share = device.is_cpu() ? "" : fmt::format("{:.1f}", 100 * flops / timing.median / peak);
-        fmt::print("{:<24} {:<6} {:<6} {:>9.3f} {:>7.1f}% {:>9.3f} {:>7} {:>8.2f} {}{}\n",
-                   fmt::format("{} x {} x {} x {}", p.G, p.M, p.direction.N, p.direction.K), p.direction.name, type,
-                   timing.median * 1e3, 100 * timing.spread(), flops / timing.median * 1e-12, share,
-                   dense.median / timing.median, off, is_right ? "" : "  WRONG");
+        print({shape.G, shape.M, p.direction.N, p.direction.K}, p.direction.name, type, timing, dense, peak, off,
+              is_right);
       };
       row("fp8", fp8, kPeakFp8, fmt::format("{:>9.1e} {:>8.1f}", found.diff, found.sqnr), found.fp8_is_right);
       row("bf16", bf16, kPeakBf16, "", found.bf16_is_right);
     }
+    const WgradProblem p(shape, device);
+    const Timing dense = time_of(options.repeats, flushed, stream, [&] { p.multiply_dense(); });
+    for (const bool by_tiles : {false, true}) {
+      const WgradCodes codes = wgrad_codes(p.dy, p.x, p.offsets, p.block_offsets, p.P, by_tiles);
+      const auto multiply = [&] { multiply_wgrad(codes, p.offsets, p.block_offsets, by_tiles, p.emulation(), p.dw); };
+      const Timing fp8 = time_of(options.repeats, flushed, stream, multiply);
+      fill_zero(p.dw);
+      multiply();
+      const WgradCheck found = check(p, /*is_fp8=*/true, by_tiles);
+      print(shape, "wgrad", by_tiles ? "fp8 t" : "fp8", fp8, dense, kPeakFp8,
+            fmt::format("{:>9.1e} {:>8.1f}", found.diff, found.sqnr),
+            found.has_bits && found.diff < 1e-3 && found.sqnr >= 28);
+    }
+    const Timing bf16 = time_of(options.repeats, flushed, stream, [&] { p.multiply_bf16(); });
+    fill_zero(p.dw);
+    p.multiply_bf16();
+    print(shape, "wgrad", "bf16", bf16, dense, kPeakBf16, "",
+          check(p, /*is_fp8=*/false, /*by_tiles=*/false).worst <= 0x1p-10);
   }
   return failures == 0 ? 0 : 1;
 }
