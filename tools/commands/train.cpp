@@ -41,9 +41,7 @@ int run_train(const TrainOptions& options) {
     std::fputs(print_config(config, &origins).c_str(), stdout);
     return 0;
   }
-  // To the end of the process: a signal that comes while it closes would take its exit code away.
-  static const auto* const signals = new StopSignal;
-  static_cast<void>(signals);
+  StopSignal::catch_for_good();
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
   if (is_mpi_rank()) return train_as_rank(options, run_dir);
   const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);

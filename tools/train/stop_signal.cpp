@@ -20,9 +20,7 @@ void handle(int signal) {
   asked_by.store(signal);
 }
 
-}  // namespace
-
-StopSignal::StopSignal() {
+void begin() {
   const std::lock_guard lock(one_at_a_time);
   if (alive++ > 0) return;
   asked_by.store(0);
@@ -32,11 +30,17 @@ StopSignal::StopSignal() {
   for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &action, &before[i]);
 }
 
+}  // namespace
+
+StopSignal::StopSignal() { begin(); }
+
 StopSignal::~StopSignal() {
   const std::lock_guard lock(one_at_a_time);
   if (--alive > 0) return;
   for (int i = 0; i < 3; ++i) ::sigaction(kSignals[i], &before[i], nullptr);
 }
+
+void StopSignal::catch_for_good() { begin(); }
 
 bool StopSignal::asked() { return asked_by.load() != 0; }
 

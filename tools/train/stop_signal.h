@@ -12,6 +12,8 @@ class StopSignal {
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
 
+  // Catches them to the end of the process: one that comes while it closes would take its exit code away.
+  static void catch_for_good();
   static bool asked();
   static const char* name();  // "SIGTERM"; "" before any
 };
