@@ -3,8 +3,8 @@
 //   device_runtime_absent.cpp          none: there is no GPU, and open() says so
 //   cuda/emulation/device_runtime.cpp  an emulated GPU, for tests (OCTET_EMULATE_CUDA): the kernels run on the CPU, and
 //                                      its memory is host memory that is closed to host code
-// What is asked of a stream runs in its order; the host waits only where a comment says so. A failed call is an
-// Error(kDevice) that names it.
+// What is asked of a stream runs in its order; the host waits only where a comment says so, and looks meanwhile
+// (kernels/wait_look.h). A failed call is an Error(kDevice) that names it.
 //
 // The emulated GPU finds what would be silent or random on another: a host that touches device memory (the process ends
 // with a message that names the allocation), a copy from or to host memory that is not pinned, a host that reads what a

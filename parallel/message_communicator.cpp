@@ -356,6 +356,7 @@ class World {
   void progress() {
     const std::lock_guard lock(mutex_);
     last_call_ = real_clock().seconds();
+    refuse_if_broken();
     if (!active_.empty()) advance();
   }
 

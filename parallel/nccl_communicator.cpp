@@ -9,6 +9,8 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/wait_look.h"
+#include "parallel/gpu_operations.h"
 #include "parallel/nccl_library.h"
 #include "parallel/nccl_sum.h"
 #include "parallel/ordered_sum.h"
@@ -45,11 +47,36 @@ class CommunicationStream {
   cudaStream_t stream_ = nullptr;
 };
 
+// A place in a stream.
+class Place {
+ public:
+  Place() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+  ~Place() { cudaEventDestroy(event_); }
+  Place(const Place&) = delete;
+  Place& operator=(const Place&) = delete;
+
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+  void hold(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
+  bool is_reached() const {
+    const cudaError_t state = cudaEventQuery(event_);
+    if (state != cudaErrorNotReady) check(state, "cudaEventQuery");
+    return state == cudaSuccess;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // The NCCL communicator and what goes with it, for as long as the communicator or one of its operations lives.
 class Channel {
  public:
   Channel(std::shared_ptr<Communicator> host, int device, std::shared_ptr<CommunicationStream> stream, double timeout_s)
-      : host_(std::move(host)), device_(device), timeout_s_(timeout_s), stream_(std::move(stream)) {
+      : host_(std::move(host)),
+        device_(device),
+        timeout_s_(timeout_s),
+        stream_(std::move(stream)),
+        under_way_(timeout_s),
+        wait_look_([this] { look_while_waiting(); }) {
     try {
       check(cudaSetDevice(device_), "cudaSetDevice");
       ncclUniqueId id{};
@@ -120,6 +147,13 @@ class Channel {
     check(state, "NCCL", comm_);
   }
 
+  // The GPU was given all of an operation, which lies between two places of the stream.
+  void is_given(Operation operation, const std::shared_ptr<Place>& begin, const std::shared_ptr<Place>& end) {
+    under_way_.add(
+        fmt::format("{} of group {}, which all ranks have entered", name_of(operation), host_->name()),
+        [begin] { return begin->is_reached(); }, [end] { return end->is_reached(); });
+  }
+
   // The other ranks are told, and kernels that wait for them on this GPU end.
   void give_up(ErrorKind kind, std::string_view reason) noexcept {
     host_->abort(kind, reason);
@@ -128,6 +162,18 @@ class Channel {
   }
 
  private:
+  // Whoever waits for this GPU, for whatever: the host gets on meanwhile, and a wait for another rank has an end.
+  void look_while_waiting() {
+    if (comm_ == nullptr) return;
+    try {
+      host_->progress();
+      look();
+      under_way_.look(real_clock().seconds());
+    } catch (const Error& error) {
+      give_up(error.kind(), error.what());
+      throw;
+    }
+  }
   void require_whole() const {
     require(ErrorKind::kCommunication, comm_ != nullptr, "group {}: this rank gave up before", host_->name());
   }
@@ -153,6 +199,8 @@ class Channel {
   std::shared_ptr<CommunicationStream> stream_;
   ncclComm_t comm_ = nullptr;
   const int exceptions_ = std::uncaught_exceptions();
+  GpuOperations under_way_;
+  gpu::WaitLook wait_look_;  // last: it uses the others
 };
 
 class NcclWork final : public Pending::Work {
@@ -167,9 +215,9 @@ class NcclWork final : public Pending::Work {
         in_(std::move(in)),
         stream_(stream.cuda()),
         is_ordered_(!stream.device().is_cpu()) {
-    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-    check(cudaEventRecord(done_, stream_), "cudaEventRecord");
-    check(cudaStreamWaitEvent(channel_->stream(), done_, 0), "cudaStreamWaitEvent");
+    begin_->record(stream_);
+    begin_->hold(channel_->stream());
+    begin_->record(channel_->stream());
     const size_t n = out_.size();
     sent_sizes_.resize(n), came_sizes_.resize(n);
     CollectiveCall same = call;
@@ -194,7 +242,6 @@ class NcclWork final : public Pending::Work {
   }
   ~NcclWork() override {
     for (std::byte* scratch : scratch_) cudaFreeAsync(scratch, channel_->stream());
-    if (done_ != nullptr) cudaEventDestroy(done_);
   }
 
   std::byte* allocate(int64_t bytes) {
@@ -202,7 +249,10 @@ class NcclWork final : public Pending::Work {
     if (bytes > 0) check(cudaMallocAsync(&memory, size_t(bytes), channel_->stream()), "cudaMallocAsync");
     return bytes > 0 ? scratch_.emplace_back(static_cast<std::byte*>(memory)) : nullptr;
   }
-  void all_is_given() { check(cudaEventRecord(done_, channel_->stream()), "cudaEventRecord"); }
+  void all_is_given() {
+    end_->record(channel_->stream());
+    channel_->is_given(operation_, begin_, end_);
+  }
 
   bool is_done() override {
     return guarded([&] {
@@ -210,7 +260,7 @@ class NcclWork final : public Pending::Work {
       entered_.wait();
       compare_sizes();
       channel_->look();
-      return is_gpu_done();
+      return end_->is_reached();
     });
   }
   void wait() override {
@@ -219,11 +269,11 @@ class NcclWork final : public Pending::Work {
       compare_sizes();
       channel_->look();
       if (is_ordered_) {
-        check(cudaStreamWaitEvent(stream_, done_, 0), "cudaStreamWaitEvent");
+        end_->hold(stream_);
         return true;
       }
       const double began = real_clock().seconds();
-      while (!is_gpu_done()) {
+      while (!end_->is_reached()) {
         channel_->look();
         const double waited = real_clock().seconds() - began;
         require(ErrorKind::kHang, waited < channel_->timeout_s(),
@@ -248,11 +298,6 @@ class NcclWork final : public Pending::Work {
       throw;
     }
   }
-  bool is_gpu_done() const {
-    const cudaError_t state = cudaEventQuery(done_);
-    if (state != cudaErrorNotReady) check(state, "cudaEventQuery");
-    return state == cudaSuccess;
-  }
   void compare_sizes() const {
     const Communicator& host = channel_->host();
     for (size_t r = 0; r < in_.size(); ++r) {
@@ -271,7 +316,7 @@ class NcclWork final : public Pending::Work {
   bool is_ordered_;
   std::vector<int64_t> sent_sizes_, came_sizes_;
   std::vector<std::byte*> scratch_;
-  cudaEvent_t done_ = nullptr;
+  const std::shared_ptr<Place> begin_ = std::make_shared<Place>(), end_ = std::make_shared<Place>();
   Pending entered_;  // last: it may still write to the sizes
 };
 

@@ -6,14 +6,15 @@
 //
 // Beside each operation the host communicator enters one that moves only what each rank is about to do and the sizes of
 // its pieces: so ranks in different operations are told apart, and a missing one is named, as on CPUs, when wait is
-// called. A wait for the GPU has the same deadline. After any error the NCCL communicator is aborted, which ends its
+// called. An operation that a GPU has begun has the same deadline, whoever waits for the GPU then
+// (parallel/gpu_operations.h, kernels/wait_look.h). After any error the NCCL communicator is aborted, which ends its
 // kernels on the GPU.
 //
 // Streams. Work runs on a stream of its own, after what the call's stream was given before. Where that is a stream of
-// the GPU, wait returns when all ranks have entered, and what the stream is given later runs after the operation: a GPU
-// that hangs in it is then found by whoever waits for the stream. With a stream of the CPU the work comes after what
-// the device's legacy default stream was given, and wait returns when the GPU is done. A communicator and its groups
-// share their stream, so that their operations run on every GPU in the order in which the hosts started them.
+// the GPU, wait returns when all ranks have entered, and what the stream is given later runs after the operation. With
+// a stream of the CPU the work comes after what the device's legacy default stream was given, and wait returns when the
+// GPU is done. A communicator and its groups share their stream, so that their operations run on every GPU in the order
+// in which the hosts started them.
 //
 // Host memory moves as `host` moves it, and float64 scalars are summed there.
 #pragma once

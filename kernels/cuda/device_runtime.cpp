@@ -3,12 +3,15 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <thread>
 #include <utility>
 
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "kernels/cuda/capture_rules.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/multiprocessors.h"
+#include "kernels/wait_look.h"
 
 namespace octet::gpu {
 namespace {
@@ -36,6 +39,26 @@ void trim_pool(Device device) {
   cudaMemPool_t pool = nullptr;
   check(cudaDeviceGetDefaultMemPool(&pool, device.index), "cudaDeviceGetDefaultMemPool");
   check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
+}
+
+// The host waits until is_done, a query of the runtime, says so: in `wait`, or, where there is something to look at
+// meanwhile, by asking again and again.
+void wait_until(const char* call, auto&& is_done, auto&& wait) {
+  ++waits;
+  if (!has_wait_looks()) return check(wait(), call);
+  double next_look = real_clock().seconds() + kLookEvery;
+  for (;;) {
+    const cudaError_t state = is_done();
+    if (state != cudaErrorNotReady) return check(state, call);
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (real_clock().seconds() < next_look) continue;
+    look_while_waiting();
+    next_look = real_clock().seconds() + kLookEvery;
+  }
+}
+void wait_for_event(cudaEvent_t event) {
+  wait_until(
+      "cudaEventSynchronize", [&] { return cudaEventQuery(event); }, [&] { return cudaEventSynchronize(event); });
 }
 
 std::string version(int number) { return fmt::format("{}.{}", number / 1000, number % 1000 / 10); }
@@ -196,8 +219,9 @@ void fill(void* to, int byte, int64_t bytes, Stream& stream) {
 
 void synchronize(Stream& stream) {
   CaptureRules::refuse("a wait");
-  ++waits;
-  check(cudaStreamSynchronize(stream.cuda()), "cudaStreamSynchronize");
+  wait_until(
+      "cudaStreamSynchronize", [&] { return cudaStreamQuery(stream.cuda()); },
+      [&] { return cudaStreamSynchronize(stream.cuda()); });
 }
 
 int64_t host_waits() { return waits; }
@@ -235,8 +259,7 @@ bool Event::is_done() const {
 void Event::wait() const {
   if (event_ == nullptr) return;
   CaptureRules::refuse("a wait");
-  ++waits;
-  check(cudaEventSynchronize(event_), "cudaEventSynchronize");
+  wait_for_event(event_);
 }
 
 void Event::hold(Stream& stream) const {
@@ -267,8 +290,7 @@ void Stopwatch::start(Stream& stream) {
 }
 void Stopwatch::stop(Stream& stream) { check(cudaEventRecord(places_->to, stream.cuda()), "cudaEventRecord"); }
 double Stopwatch::seconds() const {
-  ++waits;
-  check(cudaEventSynchronize(places_->to), "cudaEventSynchronize");
+  wait_for_event(places_->to);
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, places_->from, places_->to), "cudaEventElapsedTime");
   return double(milliseconds) * 1e-3;

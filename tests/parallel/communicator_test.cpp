@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "core/base/clock.h"
 #include "parallel/local_communicator.h"
 #include "parallel/ordered_sum.h"
 #include "parallel/process_identity.h"
@@ -416,6 +417,19 @@ TEST_CASE("a rank that gives up tells the others why", "[parallel][faults]") {
   for (const size_t rank : {0, 2}) {
     CHECK_THAT(found[rank].text, Catch::Contains("rank 1 gave up: cannot read shard 7: No such file"));
   }
+}
+
+TEST_CASE("a rank that only reports that it gets on hears that another gave up", "[parallel][faults]") {
+  const std::vector<Outcome> found = outcomes(2, {}, [](Communicator& world) {
+    world.barrier();
+    if (world.rank() == 1)
+      fail(ErrorKind::kStorage, {.what = "cannot read shard 7", .where = {}, .why = {}, .fix = {}});
+    const double until = real_clock().seconds() + 10;
+    while (real_clock().seconds() < until) world.progress();
+  });
+  CHECK(found[1].code == 5);
+  CHECK(found[0].code == 7);
+  CHECK_THAT(found[0].text, Catch::Contains("rank 1 gave up"));
 }
 
 TEST_CASE("an exception that leaves an operation under way ends the run of all", "[parallel][faults]") {

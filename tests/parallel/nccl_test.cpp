@@ -7,7 +7,9 @@
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <functional>
+#include <thread>
 
+#include "kernels/device_runtime.h"
 #include "parallel/local_communicator.h"
 #include "parallel/self_communicator.h"
 #include "parallel/staged_communicator.h"
@@ -169,6 +171,42 @@ TEST_CASE("ranks on GPUs do what every communicator does, with the bits of threa
     CHECK(run.code == 0);
     CHECK_THAT(run.text, Catch::Contains(std::to_string(ranks) + " ranks agree"));
   }
+}
+
+// Rank 1's GPU comes to the sum long after the deadline.
+TEST_CASE("rank: a GPU that does not come", "[.rank]") {
+  auto world = make_mpi_communicator({.timeout_s = 60});
+  const int rank = world->rank(), device = rank % count_gpus();
+  ::setenv("NCCL_HOSTID", fmt::format("rank-{}", rank).c_str(), 1);
+  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+  const Device gpu{DeviceType::kCuda, device};
+  gpu::open(gpu);
+  Stream& stream = default_stream(gpu);
+  const auto ranks = make_nccl_communicator(std::move(world), device, {.timeout_s = 3});
+  const Tensor x = zeros({64}, DType::kFloat32, gpu);
+  if (rank == 1) {
+    const auto sleep = [](void*) { std::this_thread::sleep_for(std::chrono::seconds(20)); };
+    REQUIRE(cudaLaunchHostFunc(stream.cuda(), sleep, nullptr) == cudaSuccess);
+  }
+  try {
+    ranks->all_reduce(x, stream);
+    gpu::synchronize(stream);
+  } catch (const Error& error) {
+    end_with(error);
+  }
+}
+
+TEST_CASE("a GPU that does not come to an operation is found by the others", "[nccl]") {
+  if (count_gpus() == 0) {
+    WARN("skipped: there is no GPU");
+    return;
+  }
+  if (is_skipped()) return;
+  const MpiRun run = run_mpi(2, "rank: a GPU that does not come");
+  INFO(run.text);
+  CHECK(run.code == 8);
+  CHECK(run.seconds < 18);
+  CHECK_THAT(run.text, Catch::Contains("GPU has been in all_reduce of group world"));
 }
 
 // A run that spreads its experts, over NCCL.

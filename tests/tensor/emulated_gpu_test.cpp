@@ -5,6 +5,7 @@
 #include <array>
 
 #include "core/tensor/transfer.h"
+#include "kernels/wait_look.h"
 #include "tests/support/devices.h"
 #include "tests/support/numeric.h"
 
@@ -87,6 +88,25 @@ TEST_CASE("copies want pinned memory, and arrive when the host waits", "[tensor]
   gpu::synchronize(stream);
   CHECK(uint8_t(pinned[0]) == 0);
   gpu::release_pinned(pinned);
+}
+
+TEST_CASE("a host that waits looks at what it was told to, and an error ends the wait", "[tensor][emulated_gpu]") {
+  gpu::open(kGpu);
+  Stream& stream = default_stream(kGpu);
+  gpu::Event event;
+  event.record(stream);
+  int looks = 0;
+  {
+    const gpu::WaitLook look([&] { ++looks; });
+    gpu::synchronize(stream);
+    event.wait();
+    CHECK(looks == 2);
+    const gpu::WaitLook other([] { fail(ErrorKind::kHang, {.what = "in vain", .where = {}, .why = {}, .fix = {}}); });
+    CHECK_THROWS_WITH(event.wait(), Catch::Contains("in vain"));
+    CHECK(looks == 3);
+  }
+  gpu::synchronize(stream);
+  CHECK(looks == 3);
 }
 
 TEST_CASE("memory that outlives a capture is refused at its end", "[tensor][emulated_gpu][capture]") {

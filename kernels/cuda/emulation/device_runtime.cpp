@@ -22,6 +22,7 @@
 #include "kernels/cuda/capture_rules.h"
 #include "kernels/cuda/emulation/launch.h"
 #include "kernels/cuda/multiprocessors.h"
+#include "kernels/wait_look.h"
 
 namespace octet::gpu {
 namespace {
@@ -498,6 +499,7 @@ void fill(void* to, int byte, int64_t bytes, Stream& stream) {
 void synchronize(Stream& stream) {
   CaptureRules::refuse("a wait");
   ++waits;
+  look_while_waiting();  // each wait is a long one
   arrivals().reach(stream.cuda(), arrivals().place_of(stream.cuda()));
 }
 int64_t host_waits() { return waits; }
@@ -526,6 +528,7 @@ void Event::wait() const {
   if (event_ == nullptr) return;
   CaptureRules::refuse("a wait");
   ++waits;
+  look_while_waiting();
   arrivals().reach(reinterpret_cast<CUstream_st*>(event_), place_);
 }
 void Event::hold(Stream&) const {  // one stream runs after the other
