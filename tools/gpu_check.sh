@@ -119,6 +119,7 @@ bench_all() {
   for layer in "${layers[@]}"; do
     "$build/octet" bench moe-layer device=cuda repeats=5 $layer || return
   done
+  "$build/octet" bench products "$config" device=cuda || return
   for recipe in bf16 fp8_block; do
     "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" || return
   done

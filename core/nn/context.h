@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "core/nn/precision_config.h"
 #include "core/ops/swiglu_ffn.h"
 #include "core/tensor/tensor.h"
 
@@ -21,8 +22,15 @@ struct ModelContext {
   RecomputeParts recompute;
   Device device = {};         // of weights and activations
   float swiglu_limit = 0.0f;  // ModelConfig::swiglu_limit
+  ProductFormats products = {};
 
   SwigluOptions swiglu() const { return {.limit = swiglu_limit, .recompute = recompute.swiglu}; }
+  Recipe recipe_of(ProductFormat format) const { return octet::recipe_of(numerics.recipe, format); }
+  Numerics numerics_in(Recipe recipe) const {
+    Numerics other = numerics;
+    other.recipe = recipe;
+    return other;
+  }
 
   // Of the pass that runs.
   int64_t batch = 1;               // sequences side by side in a [T, D] activation

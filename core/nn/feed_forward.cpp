@@ -6,10 +6,11 @@ namespace octet {
 
 FeedForward::FeedForward(const std::string& prefix, int64_t hidden, int64_t inner, const ModelContext& context)
     : context_(context),
-      w13_(prefix + "gate_up_proj.weight", {2 * inner, hidden}, linear_form(context.numerics.recipe), /*decays=*/true,
-           context.device, {{prefix + "gate_proj.weight", 0, inner}, {prefix + "up_proj.weight", inner, inner}}),
-      w2_(prefix + "down_proj.weight", {hidden, inner}, linear_form(context.numerics.recipe), /*decays=*/true,
-          context.device) {}
+      w13_(prefix + "gate_up_proj.weight", {2 * inner, hidden}, linear_form(context.recipe_of(context.products.dense)),
+           /*decays=*/true, context.device,
+           {{prefix + "gate_proj.weight", 0, inner}, {prefix + "up_proj.weight", inner, inner}}),
+      w2_(prefix + "down_proj.weight", {hidden, inner}, linear_form(context.recipe_of(context.products.dense)),
+          /*decays=*/true, context.device) {}
 
 Tensor FeedForward::forward(const LinearInput& input) {
   const RowGroups all = RowGroups::dense(input.x().rows(), context_.device);

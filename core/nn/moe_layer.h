@@ -33,6 +33,7 @@ class MoeLayer {
   Tensor finish(Flow& flow);  // [T, D]
 
   Router& router() { return router_; }
+  bool has_shared_experts() const { return shared_.has_value(); }
 
   void visit_parameters(auto&& visit) {
     router_.visit_parameters(visit);

@@ -55,11 +55,46 @@ struct EnumNames<GradientWire> {
                                                                          {GradientWire::kFp8, "fp8"}};
 };
 
+// Under fp8_block, the format of the products of one kind of layer.
+enum class ProductFormat {
+  kAuto,    // kFaster on GPUs, kFp8 on CPUs
+  kFp8,     // E4M3 blocks
+  kBf16,    // bfloat16, as under the recipe bf16
+  kFaster,  // the one that is faster on this machine: who trains measures it first (tools/train/faster_products.h)
+};
+template <>
+struct EnumNames<ProductFormat> {
+  static constexpr std::pair<ProductFormat, std::string_view> values[] = {{ProductFormat::kAuto, "auto"},
+                                                                          {ProductFormat::kFp8, "fp8"},
+                                                                          {ProductFormat::kBf16, "bf16"},
+                                                                          {ProductFormat::kFaster, "faster"}};
+};
+
+struct ProductFormats {
+  ProductFormat attention = ProductFormat::kAuto;
+  ProductFormat dense = ProductFormat::kAuto;
+  ProductFormat experts = ProductFormat::kAuto;
+
+  void fields(auto&& visit) {
+    visit("attention", attention, "the projections of attention");
+    visit("dense", dense, "dense feed-forward layers and shared experts");
+    visit("experts", experts, "routed experts");
+  }
+  void validate(Problems&) const {}  // every combination runs
+  bool operator==(const ProductFormats&) const = default;
+};
+
+// The recipe of products of this format in a model of that recipe. What nobody has decided yet is FP8.
+inline Recipe recipe_of(Recipe of_model, ProductFormat format) {
+  return of_model == Recipe::kFp8Block && format == ProductFormat::kBf16 ? Recipe::kBf16 : of_model;
+}
+
 struct PrecisionConfig {
   Recipe recipe = Recipe::kFp8Block;
   Fp8Arithmetic emulation = Fp8Arithmetic::kAuto;
   GradientWire expert_gradients = GradientWire::kActivation;
   MomentType moments = MomentType::kBf16;  // as DeepSeek-V3; half the memory of float32 and no loss seen from it
+  ProductFormats products = {};
 
   void fields(auto&& visit) {
     visit("recipe", recipe, "formats of weights, activations and gradients");
@@ -71,6 +106,10 @@ struct PrecisionConfig {
         "format in which the gradient of their output reaches the experts, between ranks too; fp8 halves the bytes and "
         "rounds once more; only fp8_block reads it");
     visit("moments", moments, "storage of Adam's two moments");
+    visit(
+        "products", products,
+        "under fp8_block, fp8 or bf16 by kind of layer; faster: what a measurement at the start finds faster, kept by "
+        "the run's checkpoints; auto: faster on GPUs, fp8 on CPUs");
   }
   void validate(Problems&) const {}  // every combination runs
 };

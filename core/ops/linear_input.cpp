@@ -49,6 +49,13 @@ LinearInput LinearInput::at(const Tensor& place) const {
   return moved;
 }
 
+LinearInput LinearInput::as(Recipe recipe) const {
+  LinearInput other = *this;
+  other.numerics_.recipe = recipe;
+  if (!other.numerics_.is_fp8()) other.numerics_.expert_gradients = GradientWire::kActivation;
+  return other;
+}
+
 const Fp8Rows& LinearInput::quantized() const {
   if (!quantized_->codes.is_defined()) *quantized_ = quantize_rows(values_, numerics_.stats(&Fp8Counts::activation));
   return *quantized_;

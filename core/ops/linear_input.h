@@ -44,6 +44,8 @@ class LinearInput {
               std::function<Tensor()> values_again = {}, std::function<Fp8Rows()> rows_again = {});
   // The same numbers at another place of the tape (a dispatch: core/nn/dispatcher.h).
   LinearInput at(const Tensor& place) const;
+  // The same numbers for products of another recipe of the same activation dtype.
+  LinearInput as(Recipe recipe) const;
 
   const Tensor& x() const { return x_; }  // its place on the tape; may have no data
   const Tensor& values() const { return values_; }

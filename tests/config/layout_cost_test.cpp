@@ -186,6 +186,7 @@ TEST_CASE("bytes on the wire are predicted exactly where every token visits ever
     config.parallel.interleave = 2;
   }
   SECTION("blocks computed again") { config.train.recompute = {Recompute::kBlock}; }
+  SECTION("experts in bfloat16") { config.precision.products.experts = ProductFormat::kBf16; }
   CAPTURE(name_of(config.precision.recipe), dp, ep);
   check_traffic(config, train(config), /*tolerance=*/1e-12);
 }

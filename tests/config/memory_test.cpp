@@ -36,12 +36,18 @@ int64_t measured_peak(const Config& config) {
 }  // namespace
 
 TEST_CASE("memory is predicted within 5 % of what training takes", "[config][memory]") {
-  const Recipe recipe = GENERATE(Recipe::kFp32, Recipe::kBf16, Recipe::kFp8Block);
+  constexpr auto kBf16 = ProductFormat::kBf16;
+  const auto [recipe, products] = GENERATE(
+      std::pair(Recipe::kFp32, ProductFormats{}), std::pair(Recipe::kBf16, ProductFormats{}),
+      std::pair(Recipe::kFp8Block, ProductFormats{}), std::pair(Recipe::kFp8Block, ProductFormats{.attention = kBf16}),
+      std::pair(Recipe::kFp8Block, ProductFormats{.dense = kBf16}),
+      std::pair(Recipe::kFp8Block, ProductFormats{.experts = kBf16}));
   const auto recompute = GENERATE(std::vector<Recompute>{}, std::vector{Recompute::kNorm, Recompute::kSwiglu},
                                   std::vector{Recompute::kAttention}, std::vector{Recompute::kBlock});
   const bool has_experts = GENERATE(true, false);
   Config config;
   config.precision.recipe = recipe;
+  config.precision.products = products;
   config.train.recompute = recompute;
   config.train.sample_tokens = 1;
   config.train.batch_size = 4, config.data.seq_len = 64;

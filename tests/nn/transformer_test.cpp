@@ -177,6 +177,30 @@ TEST_CASE("bfloat16 and FP8 stay near the float32 model", "[nn]") {
   }
 }
 
+TEST_CASE("the FP8 recipe with all products in bfloat16 is the bfloat16 recipe, bit for bit", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
+  constexpr auto kBf16 = ProductFormat::kBf16;
+  ModelConfig config = small_config();
+  const Batch batch = random_batch(2, 9, config.vocab_size);
+  const auto run = [&](const PrecisionConfig& precision, const RecomputeParts& parts = {}) {
+    Transformer model(config, precision, parts, 16, local(), device);
+    model.init_weights(7);
+    const double loss = train(model, batch);
+    return std::pair(loss, all_gradients(model));
+  };
+  const auto in_bf16 = run({.recipe = Recipe::kBf16});
+  CHECK(run({.products = {.attention = kBf16, .dense = kBf16, .experts = kBf16}}) == in_bf16);
+  const auto in_fp8 = run({});
+  for (const ProductFormats& some :
+       {ProductFormats{.attention = kBf16}, ProductFormats{.dense = kBf16}, ProductFormats{.experts = kBf16}}) {
+    const auto mixed = run({.products = some});
+    CHECK(mixed != in_fp8);
+    CHECK(mixed != in_bf16);
+    CHECK(run({.products = some}, {.norm = true, .swiglu = true, .attention = true}) == mixed);
+  }
+}
+
 TEST_CASE("recomputing any part changes no bit", "[nn]") {
   const Device device = GENERATE(from_range(devices_here()));
   CAPTURE(device);

@@ -81,6 +81,13 @@ TEST_CASE("what a layout adds changes no bit", "[train][layout]") {
   }
   SECTION("values on the wire") { config.parallel.wire = Wire::kBf16; }
   SECTION("gradients in FP8 on the wire") { config.precision.expert_gradients = GradientWire::kFp8; }
+  SECTION("experts in bfloat16") {
+    config.precision.products.experts = ProductFormat::kBf16;
+    config.precision.expert_gradients = GradientWire::kFp8;  // which those in FP8 would read
+  }
+  SECTION("only experts in FP8") {
+    config.precision.products.attention = config.precision.products.dense = ProductFormat::kBf16;
+  }
   SECTION("the tensor core's arithmetic") { config.precision.emulation = Fp8Arithmetic::kHopper; }
   SECTION("a tied head, and the load of the global batch") {
     config.model.tied_head = true;

@@ -191,6 +191,46 @@ TEST_CASE("a checkpoint of another run is refused with each difference", "[train
   CHECK(run(files, other) == 0);
 }
 
+TEST_CASE("a run that goes on keeps the formats that it began with", "[train][resume][products]") {
+  Config config = small_run();
+  config.train.steps = 6;
+  config.precision.products.attention = ProductFormat::kFp8;
+  config.precision.products.dense = ProductFormat::kBf16;
+  config.precision.products.experts = ProductFormat::kBf16;
+  FaultFileSystem unbroken;
+  write_dataset(unbroken);
+  FaultFileSystem files = unbroken;
+  REQUIRE(run(unbroken, config) == 0);
+  {
+    Trainer trainer(config, {}, "run", files, real_clock());
+    trainer.resume();
+    while (trainer.steps_done() < 3) trainer.train_step();
+    trainer.save();
+  }
+  for (ProductFormat* format :
+       {&config.precision.products.attention, &config.precision.products.dense, &config.precision.products.experts}) {
+    *format = ProductFormat::kFaster;
+  }
+  REQUIRE(run(files, config) == 0);
+  CHECK(result_of(files, 6).tensors == result_of(unbroken, 6).tensors);
+  CHECK_THAT(files.read_text("run/config.yaml"), Catch::Contains("experts: bf16"));
+}
+
+TEST_CASE("a format that is left to measurement is decided once, and stands in the run's files", "[train][products]") {
+  Config config = small_run();
+  config.train.steps = 3;
+  config.precision.products.experts = ProductFormat::kFaster;
+  FaultFileSystem files;
+  write_dataset(files);
+  REQUIRE(run(files, config) == 0);
+  const CheckpointReader reader(files, newest_checkpoint_of(files, "run"));
+  const ProductFormats decided = config_of(reader).precision.products;
+  CHECK((decided.experts == ProductFormat::kFp8 || decided.experts == ProductFormat::kBf16));
+  CHECK(decided.attention == ProductFormat::kFp8);  // auto on a CPU
+  const std::string text = files.read_text("run/config.yaml");
+  CHECK_THAT(text, Catch::Contains(fmt::format("experts: {}", name_of(decided.experts))));
+}
+
 TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {
   Config config = small_run();
   config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);

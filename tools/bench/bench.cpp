@@ -9,6 +9,7 @@
 #include "tools/bench/grouped_gemm_bench.h"
 #include "tools/bench/kernel_bench.h"
 #include "tools/bench/moe_layer_bench.h"
+#include "tools/bench/products_bench.h"
 #include "tools/bench/step_bench.h"
 
 namespace octet {
@@ -43,6 +44,11 @@ constexpr Benchmark kBenchmarks[] = {
      "a layer of experts in bf16 and fp8_block in turn: speed, memory, difference; args: device=cpu|cuda, tokens=N, "
      "hidden=N, expert_hidden=N, experts=N, top_k=N, repeats=N; on a GPU without sizes: the published shapes",
      bench_moe_layer},
+    {"products",
+     "the products of a configuration's layers in fp8 and bf16, as precision.products: faster times them; args: "
+     "CONFIG, "
+     "repeats=N, device=cpu|cuda, section.key=value...",
+     bench_products},
     {"step",
      "a training step on made-up tokens, under mpirun on its ranks; args: CONFIG, steps=N, warmup=N, threads=N|all, "
      "link_delay_us=N (each message is held back), section.key=value..., phases, json",

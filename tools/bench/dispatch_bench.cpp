@@ -14,9 +14,9 @@
 #include "parallel/expert_dispatcher.h"
 #include "parallel/mpi_communicator.h"
 #include "tools/bench/bare_mpi.h"
-#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/rank_session.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

@@ -17,8 +17,8 @@
 #include "kernels/quantize.h"
 #include "kernels/requantize_tiles.h"
 #include "tools/bench/eigen_gemm.h"
-#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

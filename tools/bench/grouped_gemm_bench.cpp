@@ -15,9 +15,9 @@
 #include "kernels/quantize.h"
 #include "kernels/requantize_tiles.h"
 #include "tools/bench/made_up_tensors.h"
-#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

@@ -23,6 +23,7 @@
 #include "tools/bench/kernel_cases.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

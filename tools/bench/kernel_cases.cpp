@@ -13,7 +13,7 @@
 #include "core/tensor/transfer.h"
 #include "kernels/device_runtime.h"
 #include "tools/bench/made_up_tensors.h"
-#include "tools/bench/timing.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

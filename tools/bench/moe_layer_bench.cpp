@@ -12,9 +12,9 @@
 #include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
 #include "tools/bench/made_up_tensors.h"
-#include "tools/bench/timing.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
+#include "tools/train/timing.h"
 
 namespace octet {
 namespace {

@@ -16,13 +16,21 @@ namespace {
 
 int64_t blocks(int64_t n) { return (n + 127) / 128; }
 
+bool is_fp8(const PrecisionConfig& precision, ProductFormat format) {
+  return recipe_of(precision.recipe, format) == Recipe::kFp8Block;
+}
+
 // The parameters of a rank as core/nn makes them, with shapes and no memory.
 class Shapes {
  public:
   Shapes(const Config& config, int64_t vocab_size) {
     const ModelConfig& model = config.model;
     const MoeConfig& moe = model.moe;
-    const WeightForm linear = linear_form(config.precision.recipe), high = high_precision_form(config.precision.recipe);
+    const Recipe recipe = config.precision.recipe;
+    const ProductFormats& products = config.precision.products;
+    const WeightForm high = high_precision_form(recipe), attention = linear_form(recipe_of(recipe, products.attention)),
+                     dense = linear_form(recipe_of(recipe, products.dense)),
+                     experts = linear_form(recipe_of(recipe, products.experts));
     const int64_t D = model.hidden, V = model.vocab_size == 0 ? vocab_size : model.vocab_size;
     const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
     const int64_t E = moe.num_experts, X = moe.expert_hidden, at_hand = E / config.parallel.ep;
@@ -33,20 +41,20 @@ class Shapes {
       units_.back().push_back(all_.back().get());
       names_.push_back(names);
     };
-    const auto swiglu = [&](int64_t width) { add({2 * width, D}, linear, 2), add({D, width}, linear); };
+    const auto swiglu = [&](int64_t width) { add({2 * width, D}, dense, 2), add({D, width}, dense); };
     begin_unit();
     add({V, D}, high);
     for (int64_t layer = 0; layer < model.layers; ++layer) {
       begin_unit();
       add({D}, WeightForm::kFloat32);
-      add({q + 2 * kv, D}, linear, 3), add({D, q}, linear);
+      add({q + 2 * kv, D}, attention, 3), add({D, q}, attention);
       add({D}, WeightForm::kFloat32);
       if (!model.is_moe_layer(layer)) {
         swiglu(model.ffn_hidden);
         continue;
       }
       add({E, D}, high);
-      add({at_hand, 2 * X, D}, linear, 2 * at_hand, {0, E}), add({at_hand, D, X}, linear, at_hand, {0, E});
+      add({at_hand, 2 * X, D}, experts, 2 * at_hand, {0, E}), add({at_hand, D, X}, experts, at_hand, {0, E});
       if (moe.shared_experts > 0) swiglu(moe.shared_experts * X);
     }
     begin_unit();
@@ -98,7 +106,9 @@ class Activations {
   Activations(const Config& config, int64_t vocab_size)
       : model_(config.model),
         train_(config.train),
-        is_fp8_(config.precision.recipe == Recipe::kFp8Block),
+        attention_fp8_(is_fp8(config.precision, config.precision.products.attention)),
+        dense_fp8_(is_fp8(config.precision, config.precision.products.dense)),
+        experts_fp8_(is_fp8(config.precision, config.precision.products.experts)),
         value_bytes_(config.precision.recipe == Recipe::kFp32 ? 4 : 2),
         T_(config.sequences_per_micro_batch() * config.data.seq_len),
         V_(config.model.vocab_size == 0 ? vocab_size : config.model.vocab_size),
@@ -148,7 +158,7 @@ class Activations {
     // The gradient of the residual stream is also that of a layer's result; tokens from elsewhere bring theirs.
     const int64_t results = is_moe ? (is_spread() ? copies_ : T_) : R;
     int64_t ffn = values(T_, D) + (is_moe ? values(T_, D) : 0) + (is_moe && is_spread() ? values(copies_, D) : 0);
-    if (is_fp8_) {
+    if (is_moe ? experts_fp8_ : dense_fp8_) {
       // While it is made: its own gradient, the activation, and the output's gradient. Then: the input, or its
       // gradient.
       const int64_t inner_columns = columns(P, 2 * F), let_go = codes(R, 2 * F);  // what was kept of it
@@ -166,7 +176,9 @@ class Activations {
     if (train_.recomputes(Recompute::kAttention)) attend += attention();
     int64_t block = std::max(ffn, attend);
     if (train_.recomputes(Recompute::kNorm)) {
-      block += (is_fp8_ ? codes(T_, D) : 0) + (is_fp8_ && !is_moe ? 0 : values(T_, D));  // the router's input
+      const bool shared_fp8 = dense_fp8_ && model_.moe.shared_experts > 0;
+      const bool has_codes = attention_fp8_ || (is_moe ? experts_fp8_ || shared_fp8 : dense_fp8_);
+      block += (has_codes ? codes(T_, D) : 0) + (is_moe || !dense_fp8_ ? values(T_, D) : 0);  // the router reads values
     }
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
     if (is_moe && is_spread()) {
@@ -174,7 +186,7 @@ class Activations {
       // that leave, where they leave together.
       const int64_t others = dispatch_.on_gpus ? R : R * (ep_ - 1) / ep_;
       const bool is_gathered = dispatch_.on_gpus || R / model_.moe.num_experts * D * value_bytes_ < kPartBytes;
-      const int64_t let_go = inner(R, F) + received();
+      const int64_t let_go = inner(R, F, experts_fp8_) + received();
       block = std::max(block, 2 * values(T_, D) + values(R, D) + (is_gathered ? 2 : 1) * values(others, D) - let_go);
     }
     block -= values(T_, D) + floats(T_);  // the last norm has let its input go
@@ -194,17 +206,18 @@ class Activations {
 
   // What one layer keeps, but for its input.
   int64_t attention() const {
-    int64_t bytes = floats(T_) + linear_input(/*values_too=*/false);  // of the norm: 1 / rms, and its output
-    bytes += values(T_, qkv_width()) + values(T_, query_width());     // queries, keys, values; the output
-    bytes += floats(T_ * model_.heads) + floats(T_);                  // log-sum-exp, positions
-    return bytes + (is_fp8_ ? codes(T_, query_width()) : 0);          // the input of the output projection
+    int64_t bytes = floats(T_) + linear_input(!attention_fp8_, attention_fp8_);  // of the norm: 1 / rms, and its output
+    bytes += values(T_, qkv_width()) + values(T_, query_width());                // queries, keys, values; the output
+    bytes += floats(T_ * model_.heads) + floats(T_);                             // log-sum-exp, positions
+    return bytes + (attention_fp8_ ? codes(T_, query_width()) : 0);              // the input of the output projection
   }
   int64_t feed_forward(int64_t layer) const {
     const bool is_moe = model_.is_moe_layer(layer);
     // The gate reads the norm's output in high precision; experts elsewhere read what is sent to them.
-    const bool reads_codes = !is_moe || !is_spread() || model_.moe.shared_experts > 0;
-    int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(/*values_too=*/is_moe, reads_codes);
-    if (!is_moe) return bytes + inner(T_, model_.ffn_hidden);
+    const bool reads_codes =
+        is_moe ? (!is_spread() && experts_fp8_) || (model_.moe.shared_experts > 0 && dense_fp8_) : dense_fp8_;
+    int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(is_moe || !dense_fp8_, reads_codes);
+    if (!is_moe) return bytes + inner(T_, model_.ffn_hidden, dense_fp8_);
     const MoeConfig& moe = model_.moe;
     const int64_t pairs = T_ * moe.top_k, R = rows_;
     const int64_t score_tables =
@@ -219,27 +232,26 @@ class Activations {
       if (dispatch_.two_stage) bytes += 3 * floats(node_copies_);
       bytes += 2 * allocated_bytes(8 * (moe.num_experts + 2 * ep_));
     }
-    if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden);
-    return bytes + inner(R, moe.expert_hidden);
+    if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden, dense_fp8_);
+    return bytes + inner(R, moe.expert_hidden, experts_fp8_);
   }
   // A norm's output, as the linear layers that read it keep it.
-  int64_t linear_input(bool values_too, bool codes_too = true) const {
+  int64_t linear_input(bool values_too, bool codes_too) const {
     if (train_.recomputes(Recompute::kNorm)) return 0;
-    if (!is_fp8_) return values(T_, model_.hidden);
     return (codes_too ? codes(T_, model_.hidden) : 0) + (values_too ? values(T_, model_.hidden) : 0);
   }
   // Tokens as they came to the experts here; from as many tokens elsewhere as are here.
-  int64_t received() const { return is_fp8_ ? codes(copies_, model_.hidden) : values(copies_, model_.hidden); }
+  int64_t received() const { return experts_fp8_ ? codes(copies_, model_.hidden) : values(copies_, model_.hidden); }
   bool is_spread() const { return ep_ > 1 && model_.num_moe_layers() > 0; }
   // Inside a SwiGLU layer.
-  int64_t inner(int64_t rows, int64_t width) const {
-    if (is_fp8_) return codes(rows, 2 * width);
+  int64_t inner(int64_t rows, int64_t width, bool in_fp8) const {
+    if (in_fp8) return codes(rows, 2 * width);
     return values(rows, 2 * width) + (train_.recomputes(Recompute::kSwiglu) ? 0 : values(rows, width));
   }
 
   const ModelConfig& model_;
   const TrainConfig& train_;
-  const bool is_fp8_;
+  const bool attention_fp8_, dense_fp8_, experts_fp8_;
   const int64_t value_bytes_;
   const int64_t T_, V_, interleave_, ep_;
   const DispatchShape dispatch_;
@@ -413,9 +425,9 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   const auto T = double(config.sequences_per_micro_batch() * config.data.seq_len), D = double(model.hidden);
   const double value_row = D * (config.precision.recipe == Recipe::kFp32 ? 4 : 2);
   const double code_row = D + 4 * double(blocks(model.hidden));
-  const bool is_fp8 = config.precision.recipe == Recipe::kFp8Block;
-  const double token = is_fp8 && parallel.wire == Wire::kFp8 ? code_row : value_row;
-  const double gradient = is_fp8 && config.precision.expert_gradients == GradientWire::kFp8 ? code_row : value_row;
+  const bool experts_fp8 = is_fp8(config.precision, config.precision.products.experts);
+  const double token = experts_fp8 && parallel.wire == Wire::kFp8 ? code_row : value_row;
+  const double gradient = experts_fp8 && config.precision.expert_gradients == GradientWire::kFp8 ? code_row : value_row;
   const int64_t E = model.moe.num_experts;
   const double rows = T * double(model.moe.top_k) * (P - 1) / P, off_rank = (P - L) / (P - 1);
   const double visit = chance_of_visit(model.moe, E / shape.ranks);

@@ -367,6 +367,22 @@ Config config_of(const CheckpointReader& reader) {
   return read_config(reader.text_file(kConfigFile), join_path(reader.path(), kConfigFile));
 }
 
+std::optional<ProductFormats> formats_of_run(FileSystem& files, const std::string& checkpoints) {
+  std::vector<CheckpointEntry> entries = list_checkpoints(files, checkpoints);
+  for (; !entries.empty(); entries.pop_back()) {
+    try {
+      ProductFormats formats = config_of(CheckpointReader(files, entries.back().path)).precision.products;
+      for (ProductFormat* format : {&formats.attention, &formats.dense, &formats.experts}) {
+        if (*format != ProductFormat::kBf16) *format = ProductFormat::kFp8;
+      }
+      return formats;
+    } catch (const Error&) {
+      continue;  // who resumes says what is wrong with it
+    }
+  }
+  return std::nullopt;
+}
+
 Tokenizer tokenizer_of(const CheckpointReader& reader) {
   return Tokenizer::from_json(reader.text_file(kTokenizerFile), join_path(reader.path(), kTokenizerFile));
 }

@@ -13,6 +13,7 @@
 #include "parallel/agreement.h"
 #include "parallel/self_communicator.h"
 #include "tools/train/device.h"
+#include "tools/train/faster_products.h"
 #include "tools/train/generate.h"
 #include "tools/train/model_stats.h"
 #include "tools/train/progress.h"
@@ -97,6 +98,16 @@ std::string layout_change(const CheckpointReader& reader, const Config& config) 
                      config.parallel.dp, config.parallel.ep);
 }
 
+// " but attention, experts in bf16", where some are.
+std::string in_bf16(const ProductFormats& formats) {
+  std::string kinds;
+  const auto add = [&kinds](ProductFormat format, const char* kind) {
+    if (format == ProductFormat::kBf16) kinds += fmt::format("{}{}", kinds.empty() ? " but " : ", ", kind);
+  };
+  add(formats.attention, "attention"), add(formats.dense, "dense layers"), add(formats.experts, "experts");
+  return kinds.empty() ? "" : kinds + " in bf16";
+}
+
 // Every rank writes shards of its own: one that cannot is found before there is anything to lose.
 void require_writable(FileSystem& files, const std::string& directory, Communicator& world) {
   if (world.size() == 1) return;
@@ -165,6 +176,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
   require(ErrorKind::kConfig, model.vocab_size >= train_data_->vocab_size(),
           "model.vocab_size is {}; the tokens of {} go up to {}: wanted at least that, or 0 for just that",
           model.vocab_size, data, train_data_->vocab_size());
+  decide_product_formats();
   const int64_t sample_length = int64_t(config_.train.sample_prompt.size()) + 1 + config_.train.sample_tokens;
   ranks_.emplace(world_, config_.parallel, model, device_);
   model_ =
@@ -181,6 +193,38 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
 }
 
 Trainer::~Trainer() = default;
+
+void Trainer::decide_product_formats() {
+  ProductFormats& formats = config_.precision.products;
+  constexpr std::pair<ProductFormat ProductFormats::*, const char*> kKinds[] = {
+      {&ProductFormats::attention, "attention"},
+      {&ProductFormats::dense, "dense"},
+      {&ProductFormats::experts, "experts"}};
+  double decided[] = {0, 0, 0};
+  world_.set_phase("products");
+  all_or_none(world_, [&] {
+    if (!is_first()) return;
+    const kernels::Emulation emulation = emulation_on(device_, config_.precision.emulation);
+    const DecidedProducts found =
+        decide_products(config_, formats_of_run(files_, join_path(run_dir_, "checkpoints")), device_, files_,
+                        product_times_file(), [&](const TimedLayer& layer, Recipe recipe) {
+                          return time_layer(layer, recipe, emulation, device_, [this] { world_.progress(); });
+                        });
+    for (const LayerTimes& times : found.times) {
+      log_info("{} ({}): {:.3g} ms in fp8, {:.3g} ms in bf16{}", times.layer.name, times.layer.shape(),
+               times.fp8_s * 1e3, times.bf16_s * 1e3, times.is_remembered ? ", measured before" : "");
+    }
+    for (size_t i = 0; i < std::size(kKinds); ++i) decided[i] = double(int(found.formats.*kKinds[i].first));
+  });
+  world_.all_reduce(decided);
+  for (size_t i = 0; i < std::size(kKinds); ++i) {
+    const auto [kind, name] = kKinds[i];
+    const auto format = ProductFormat(int(decided[i]));
+    if (formats.*kind == format) continue;
+    formats.*kind = format;
+    origins_[fmt::format("precision.products.{}", name)] = "decided at the start";
+  }
+}
 
 StepRanks Trainer::step_ranks() const { return {.world = &world_, .shards = shards_.get()}; }
 
@@ -474,9 +518,9 @@ void Trainer::print_start() const {
   const ParameterCounts counts = count_parameters(config_.model, model_->config().vocab_size);
   log_info("model: {} parameters, {} active per token; {}{}", format_count(double(counts.total())),
            format_count(double(counts.active())), name_of(config_.precision.recipe),
-           model_->context().numerics.is_fp8()
-               ? fmt::format(", {} arithmetic", name_of(model_->context().numerics.emulation))
-               : "");
+           model_->context().numerics.is_fp8() ? fmt::format("{}, {} arithmetic", in_bf16(config_.precision.products),
+                                                             name_of(model_->context().numerics.emulation))
+                                               : "");
   log_info("data: {} tokens, {} in a step; machine: {}{}", format_thousands(train_data_->num_tokens()),
            format_thousands(config_.train.batch_size * config_.data.seq_len), describe(device_),
            peak_flops_ > 0 ? fmt::format(", {:.0f} GFLOP/s at most", peak_flops_ * 1e-9) : "");

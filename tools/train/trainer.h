@@ -64,14 +64,15 @@ class Trainer {
   double seconds_per_step_before();
   void print_start() const;
   void print_end(int64_t first_step) const;
+  void decide_product_formats();
   bool is_first() const { return world_.rank() == 0; }
   StepRanks step_ranks() const;
   bool is_stopped();
   std::string first_non_finite(double loss);
   [[noreturn]] void refuse_non_finite(double loss);
 
-  const Config config_;
-  const Origins origins_;
+  Config config_;
+  Origins origins_;
   const std::string run_dir_;
   Clock& clock_;
 

@@ -1,0 +1,87 @@
+#include "tools/bench/products_bench.h"
+
+#include <fmt/core.h>
+
+#include "core/base/thread_pool.h"
+#include "tools/bench/whole_number.h"
+#include "tools/train/device.h"
+#include "tools/train/faster_products.h"
+#include "tools/train/timing.h"
+#include "tools/train/yaml_reader.h"
+
+namespace octet {
+namespace {
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  int64_t repeats = 3;
+};
+
+Options parse(const std::vector<std::string>& args) {
+  Options options;
+  const auto refuse = [](const std::string& what) {
+    fail(ErrorKind::kArgument,
+         {.what = "bench products: " + what + "; wanted a configuration, repeats=N, device=D or section.key=value",
+          .where = "command line",
+          .why = {},
+          .fix = "octet bench products configs/bench_tiny.yaml train.micro_batch=4"});
+  };
+  for (const std::string& arg : args) {
+    const size_t equals = arg.find('=');
+    if (equals == std::string::npos && options.config.empty()) {
+      options.config = arg;
+    } else if (arg.substr(0, equals) == "device" || arg.substr(0, equals).find('.') != std::string::npos) {
+      options.overrides.push_back(arg);
+    } else if (!take_number(arg, {{"repeats", &options.repeats}})) {
+      refuse(fmt::format("\"{}\" came", arg));
+    }
+  }
+  if (options.config.empty()) refuse("no configuration came");
+  return options;
+}
+
+void print_row(const std::string& name, const std::string& shape, double fp8_s, double bf16_s) {
+  fmt::print("{:<20} {:<44} {:>9.3f} {:>9.3f} {:>9.2f}  {}\n", name, shape, fp8_s * 1e3, bf16_s * 1e3, bf16_s / fp8_s,
+             fp8_s <= bf16_s ? "fp8" : "bf16");
+}
+
+}  // namespace
+
+int bench_products(const std::vector<std::string>& args) {
+  const Options options = parse(args);
+  const Config config = load_config(real_file_system(), options.config, options.overrides);
+  if (config.train.threads > 0) set_num_threads(int(config.train.threads));
+  const Device device = open_device(config.device);
+  const kernels::Emulation emulation = emulation_on(device, config.precision.emulation);
+  fmt::print("{}; forward and backward, medians of {} in turn; {} arithmetic\n\n", describe(device), options.repeats,
+             name_of(emulation));
+  fmt::print("{:<20} {:<44} {:>9} {:>9} {:>9}  {}\n", "layer", "size", "fp8 ms", "bf16 ms", "bf16/fp8", "faster");
+  struct Sum {
+    std::string name;
+    ProductFormat ProductFormats::*kind;
+    double fp8_s = 0, bf16_s = 0;
+  };
+  Sum sums[] = {{"attention", &ProductFormats::attention},
+                {"dense", &ProductFormats::dense},
+                {"experts", &ProductFormats::experts}};
+  for (const TimedLayer& layer : timed_layers(config)) {
+    std::vector<double> fp8_s, bf16_s;
+    for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
+      fp8_s.push_back(time_layer(layer, Recipe::kFp8Block, emulation, device, [] {}));
+      bf16_s.push_back(time_layer(layer, Recipe::kBf16, emulation, device, [] {}));
+    }
+    const double fp8 = timing_of(fp8_s).median, bf16 = timing_of(bf16_s).median;
+    print_row(layer.name, layer.shape(), fp8, bf16);
+    for (Sum& sum : sums) {
+      if (sum.kind == layer.kind) sum.fp8_s += double(layer.count) * fp8, sum.bf16_s += double(layer.count) * bf16;
+    }
+  }
+  fmt::print("\n");
+  for (const Sum& sum : sums) {
+    if (sum.fp8_s > 0) print_row(sum.name, "all layers of the model", sum.fp8_s, sum.bf16_s);
+  }
+  return 0;
+}
+
+}  // namespace octet

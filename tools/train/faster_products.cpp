@@ -1,0 +1,260 @@
+#include "tools/train/faster_products.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <utility>
+
+#include "core/autograd/tape.h"
+#include "core/base/log.h"
+#include "core/base/random.h"
+#include "core/io/json.h"
+#include "core/nn/attention_layer.h"
+#include "core/ops/linear.h"
+#include "core/ops/swiglu_ffn.h"
+#include "core/tensor/transfer.h"
+#include "kernels/device_runtime.h"
+#include "tools/train/device.h"
+#include "tools/train/timing.h"
+
+namespace octet {
+namespace {
+
+constexpr ProductFormat ProductFormats::*kKinds[] = {&ProductFormats::attention, &ProductFormats::dense,
+                                                     &ProductFormats::experts};
+
+// Numbers about zero, which repeat: zeros would take less power, and so less time, than those of a model.
+template <class T>
+void fill_made_up(const Tensor& x, float size) {
+  const Tensor flat = x.reshape({x.num_elements()});
+  const int64_t n = flat.size(0), period = std::min<int64_t>(n, 65521);
+  const RandomStream random(1, "products");
+  std::vector<T> pattern;
+  for (int64_t i = 0; i < period; ++i) pattern.push_back(T(size * random.normal(uint64_t(i))));
+  copy(from_vector(pattern, {period}), flat.slice_rows(0, period));
+  for (int64_t done = period; done < n;) {
+    const int64_t part = std::min(done, n - done);
+    copy(flat.slice_rows(0, part), flat.slice_rows(done, part));
+    done += part;
+  }
+}
+
+class Weight {
+ public:
+  Weight(int64_t groups, int64_t out, int64_t in, Recipe recipe, Device device)
+      : parameter_("timed", groups == 1 ? Shape{out, in} : Shape{groups, out, in}, linear_form(recipe),
+                   /*decays=*/false, device) {
+    fill_made_up<float>(parameter_.master(), 0.02f);
+    parameter_.refresh();
+  }
+  Parameter& get() { return parameter_; }
+
+ private:
+  Parameter parameter_;
+};
+
+RowGroups even_groups(int64_t groups, int64_t rows, Device device) {
+  if (groups == 1) return RowGroups::dense(rows, device);
+  std::vector<int64_t> offsets;
+  for (int64_t g = 0; g <= groups; ++g) offsets.push_back(rows * g / groups);
+  return RowGroups::of_offsets(from_vector(offsets, {groups + 1}, device), Tensor(), rows);
+}
+
+std::string key_of(const Config& config, const TimedLayer& layer, Device device) {
+  return fmt::format("{}; octet {}; {}; {}; {} arithmetic", describe(device), OCTET_VERSION, layer.name, layer.shape(),
+                     name_of(emulation_on(device, config.precision.emulation)));
+}
+
+// {"version": 1, "seconds": {key: {"fp8": 1.5e-3, "bf16": 2.5e-3}}}
+class TimesFile {
+ public:
+  TimesFile(FileSystem& files, std::string path) : files_(files), path_(std::move(path)) {
+    if (path_.empty()) return;
+    try {
+      if (files_.exists(path_)) read();
+    } catch (const Error& error) {
+      known_.clear();
+      log_warning("the times of products in {} are of no use, and are measured again: {}", path_, error.report().what);
+    }
+  }
+
+  struct Seconds {
+    double fp8 = 0, bf16 = 0;
+  };
+  const Seconds* find(const std::string& key) const {
+    const auto found = known_.find(key);
+    return found == known_.end() ? nullptr : &found->second;
+  }
+  void add(const std::string& key, Seconds seconds) {
+    known_[key] = seconds;
+    has_changed_ = true;
+  }
+  void write() {
+    if (path_.empty() || !has_changed_) return;
+    Json times = Json::object(), all = Json::object();
+    for (const auto& [key, seconds] : known_) {
+      Json entry = Json::object();
+      entry.set("fp8", seconds.fp8).set("bf16", seconds.bf16);
+      times.set(key, std::move(entry));
+    }
+    all.set("version", 1).set("seconds", std::move(times));
+    try {
+      files_.make_directories(directory_of(path_));
+      files_.write_atomically(path_, all.text(2));
+    } catch (const Error& error) {
+      log_warning("the times of products are not remembered: {}", error.report().what);
+    }
+  }
+
+ private:
+  static constexpr uint64_t kMostBytes = uint64_t(1) << 20;
+
+  void read() {
+    const JsonSource source{.kind = ErrorKind::kData, .file = path_};
+    const Json json = parse_json(files_.read_text(path_, kMostBytes), source);
+    const JsonCursor all(json, source);
+    all.allow_keys({"version", "seconds"});
+    all["version"].as_int64(1, 1);
+    const JsonCursor times = all["seconds"];
+    if (times.value().if_object() == nullptr) times.refuse("is not an object");
+    const auto time_of = [](const JsonCursor& number) {
+      const double seconds = number.as_double();
+      if (!(seconds > 0 && std::isfinite(seconds))) number.refuse("is not a time");
+      return seconds;
+    };
+    for (const auto& [key, value] : *times.value().if_object()) {
+      known_[key] = {.fp8 = time_of(times[key]["fp8"]), .bf16 = time_of(times[key]["bf16"])};
+    }
+  }
+
+  FileSystem& files_;
+  std::string path_;
+  std::map<std::string, Seconds> known_;
+  bool has_changed_ = false;
+};
+
+}  // namespace
+
+std::string TimedLayer::shape() const {
+  std::string text = groups == 1 ? "" : fmt::format("{} groups, ", groups);
+  text += fmt::format("{} rows, {} to {}", rows, in, inner == 0 ? out : inner);
+  return inner == 0 ? text : text + " and back";
+}
+
+std::vector<TimedLayer> timed_layers(const Config& config) {
+  const ModelConfig& model = config.model;
+  const MoeConfig& moe = model.moe;
+  const int64_t T = config.sequences_per_micro_batch() * config.data.seq_len, D = model.hidden;
+  const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
+  const int64_t of_experts = model.num_moe_layers(), dense = model.layers - of_experts;
+  std::vector<TimedLayer> layers;
+  const auto linear = [&](const char* name, int64_t in, int64_t out) {
+    layers.push_back({.name = name,
+                      .kind = &ProductFormats::attention,
+                      .count = model.layers,
+                      .groups = 1,
+                      .rows = T,
+                      .in = in,
+                      .out = out});
+  };
+  const auto feed_forward = [&](const char* name, ProductFormat ProductFormats::*kind, int64_t count, int64_t groups,
+                                int64_t rows, int64_t inner) {
+    if (count == 0 || inner == 0) return;
+    layers.push_back({.name = name,
+                      .kind = kind,
+                      .count = count,
+                      .groups = groups,
+                      .rows = rows,
+                      .in = D,
+                      .out = D,
+                      .inner = inner});
+  };
+  linear("qkv_proj", D, q + 2 * kv);
+  linear("o_proj", q, D);
+  feed_forward("dense feed-forward", &ProductFormats::dense, dense, 1, T, model.ffn_hidden);
+  feed_forward("shared experts", &ProductFormats::dense, of_experts, 1, T, moe.shared_experts * moe.expert_hidden);
+  feed_forward("experts", &ProductFormats::experts, of_experts, moe.num_experts / config.parallel.ep, T * moe.top_k,
+               moe.expert_hidden);
+  return layers;
+}
+
+double time_layer(const TimedLayer& layer, Recipe recipe, kernels::Emulation emulation, Device device,
+                  const std::function<void()>& progress) {
+  constexpr int kWarmUps = 2, kRuns = 5;
+  const Numerics numerics{.recipe = recipe, .emulation = emulation};
+  const bool is_ffn = layer.inner > 0;
+  Weight first(layer.groups, is_ffn ? 2 * layer.inner : layer.out, layer.in, recipe, device);
+  std::optional<Weight> second;
+  if (is_ffn) second.emplace(layer.groups, layer.out, layer.inner, recipe, device);
+  const Tensor x = empty({layer.rows, layer.in}, DType::kBFloat16, device);
+  const Tensor dy = empty({layer.rows, layer.out}, DType::kBFloat16, device);
+  fill_made_up<bfloat16>(x, 1.0f);
+  fill_made_up<bfloat16>(dy, 1e-3f);
+  const RowGroups groups = even_groups(layer.groups, layer.rows, device);
+  const Recording on(true);
+  std::vector<double> seconds;
+  for (int run = 0; run < kWarmUps + kRuns; ++run) {
+    const double took = seconds_of(
+        [&] {
+          const LinearInput input(make_source(x, [](const Tensor&) {}), numerics);
+          const Tensor y = is_ffn ? swiglu_ffn(input, groups, {}, first.get(), second->get(), SwigluOptions{})
+                                  : linear(input, first.get(), DType::kBFloat16);
+          backward(y, dy);
+        },
+        x.stream());
+    if (run >= kWarmUps) seconds.push_back(took);
+    progress();
+  }
+  return timing_of(seconds).median;
+}
+
+bool is_measured(ProductFormat format, Device device) {
+  if (format == ProductFormat::kFaster) return true;
+  return format == ProductFormat::kAuto && !device.is_cpu() && !gpu::runtime().is_emulated;
+}
+
+DecidedProducts decide_products(const Config& config, const std::optional<ProductFormats>& earlier, Device device,
+                                FileSystem& files, const std::string& file, const TimeLayer& time) {
+  DecidedProducts decided{.formats = config.precision.products, .times = {}};
+  std::optional<TimesFile> known;
+  const std::vector<TimedLayer> layers = timed_layers(config);
+  for (ProductFormat ProductFormats::*const kind : kKinds) {
+    ProductFormat& format = decided.formats.*kind;
+    if (format == ProductFormat::kFp8 || format == ProductFormat::kBf16) continue;
+    if (config.precision.recipe != Recipe::kFp8Block || !is_measured(format, device)) {
+      format = ProductFormat::kFp8;
+      continue;
+    }
+    if (earlier) {
+      format = (*earlier).*kind;
+      continue;
+    }
+    if (!known) known.emplace(files, file);
+    double fp8_s = 0, bf16_s = 0;
+    for (const TimedLayer& layer : layers) {
+      if (layer.kind != kind) continue;
+      const std::string key = key_of(config, layer, device);
+      const bool is_remembered = known->find(key) != nullptr;
+      if (!is_remembered) {
+        known->add(key, {.fp8 = time(layer, Recipe::kFp8Block), .bf16 = time(layer, Recipe::kBf16)});
+      }
+      const TimesFile::Seconds of_one = *known->find(key);
+      fp8_s += double(layer.count) * of_one.fp8, bf16_s += double(layer.count) * of_one.bf16;
+      decided.times.push_back(
+          {.layer = layer, .fp8_s = of_one.fp8, .bf16_s = of_one.bf16, .is_remembered = is_remembered});
+    }
+    format = fp8_s <= bf16_s ? ProductFormat::kFp8 : ProductFormat::kBf16;
+  }
+  if (known) known->write();
+  return decided;
+}
+
+std::string product_times_file() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  std::string directory = cache != nullptr && *cache == '/' ? cache : "";
+  if (directory.empty() && home != nullptr && *home == '/') directory = join_path(home, ".cache");
+  return directory.empty() ? "" : join_path(directory, "octet/products.json");
+}
+
+}  // namespace octet
