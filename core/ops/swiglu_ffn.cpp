@@ -99,8 +99,9 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tenso
   RowGroups in_order = groups;  // rows of y are in the order of the groups already
   in_order.source = Tensor();
   Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
-  if (w13.form() == WeightForm::kFp8Block)
+  if (w13.form() == WeightForm::kFp8Block) {
     return rest_in_fp8(input, std::move(h), groups, in_order, weights, limit, w13, w2);
+  }
   Tensor y = swiglu(h, groups, weights, limit);      // [R, F]
   Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;

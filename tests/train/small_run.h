@@ -37,6 +37,9 @@ inline Config small_run() {
   config.model.moe.shared_experts = 1;
   config.model.moe.expert_hidden = 16;
   config.model.moe.aux_loss = AuxLoss::kGlobalBatch;  // has state that must survive
+  // Said, since a GPU would find out by itself, and for these sizes decide by chance.
+  config.precision.products = {
+      .attention = ProductFormat::kFp8, .dense = ProductFormat::kFp8, .experts = ProductFormat::kFp8};
   config.data.path = "data";
   config.data.seq_len = 16;
   config.train.steps = 24;

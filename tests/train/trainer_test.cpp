@@ -219,6 +219,7 @@ TEST_CASE("a run that goes on keeps the formats that it began with", "[train][re
 TEST_CASE("a format that is left to measurement is decided once, and stands in the run's files", "[train][products]") {
   Config config = small_run();
   config.train.steps = 3;
+  config.precision.products.attention = ProductFormat::kAuto;
   config.precision.products.experts = ProductFormat::kFaster;
   FaultFileSystem files;
   write_dataset(files);
