@@ -29,7 +29,7 @@ RULES = [
     ("products wait for each other", r"E4m3Products|Bf16Products",
      lambda n: n["WARPGROUP.DEPBAR"] * 2 <= n["QGMMA"] + n["HGMMA"]),
     ("tiles do not come by TMA", r"persistent_", lambda n: n["UTMALDG"] > 0),
-    ("bfloat16 results do not leave by TMA", r"persistent_rows_kernel<.*, octet::bfloat16>\(",
+    ("bfloat16 results do not leave by TMA", r"persistent_kernel<.*, octet::bfloat16> ?>\(",
      lambda n: n["UTMASTG"] > 0),
     ("attention is not on the tensor cores", r"tensor_(forward|backward)_kernel<", lambda n: n["HMMA"] > 0),
 ]
@@ -86,12 +86,12 @@ def main():
     for wrong, pattern, holds in RULES:
         matching = [(name, count) for name, count in kernels if re.search(pattern, name)]
         if not matching:
-            broken.append(f'no kernel matches "{pattern}", of which is checked that it never {wrong}')
+            broken.append(f'no kernel is called "{pattern}": the rule "{wrong}" speaks of none')
         broken += [f"{name}: {wrong}" for name, count in matching if not holds(count)]
         shown += [kernel for kernel in matching if pattern and kernel not in shown]
     print(" ".join(f"{title:>9}" for title in (s.split(".")[-1] for s in SHOWN)) + "  kernel")
     for name, count in shown:
-        short = re.sub(r"octet::kernels::cuda::|octet::|void ", "", name).split("(")[0]
+        short = re.sub(r"octet::kernels::cuda::|octet::|void |\(octet[:\w]+\)(?=\d)", "", name).split("(")[0]
         print(" ".join(f"{count[title]:>9}" for title in SHOWN) + f"  {short}")
     for line in broken:
         print(f"check_sass: {line}")
