@@ -88,9 +88,9 @@ class Exchange {
                                              indices.stream());
     copies_ = RowExchange(ep_, copy_of_row_, Tensor(), rows_to_);
     const Tensor of_row = workspace({T * K, 1}, DType::kFloat32);
-    for (int64_t pair = 0; pair < T * K; ++pair) {
-      of_row.data<float>()[row_of[pair]] = weights.data<float>()[pair];
-    }
+    auto* weight_of_row = of_row.data<float>();
+    const float* weight_of_pair = weights.data<float>();
+    for (int64_t pair = 0; pair < T * K; ++pair) weight_of_row[row_of[pair]] = weight_of_pair[pair];
     weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_);
     if (!numerics_.is_fp8() || wire == Wire::kBf16) {
       tokens_ = on_wire(*route_, input.values());
@@ -121,9 +121,10 @@ class Exchange {
   Tensor wait_rows() {
     groups_ = order_rows(copies_.wait());
     const Tensor came = weights_.wait(), weights = empty({num_rows_}, DType::kFloat32);
-    for (int64_t i = 0; i < num_rows_; ++i) {
-      weights.data<float>()[row_at_.data<int32_t>()[i]] = came.data<float>()[i];
-    }
+    const int32_t* row_at = row_at_.data<int32_t>();
+    const float* from = came.data<float>();
+    auto* to = weights.data<float>();
+    for (int64_t i = 0; i < num_rows_; ++i) to[row_at[i]] = from[i];
     return weights;
   }
 
