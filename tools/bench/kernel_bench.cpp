@@ -186,8 +186,10 @@ void build(KernelCases& cases, const Sizes& sizes) {
   const Tensor row_weights = normal({R}, kF32, "row_weights"), dweights = made({R}, kF32);
   const Tensor h_codes = made({R, 2 * F}, kE4m3), h_scale = made({R, blocks(2 * F)}, kF32);
   const Tensor y_codes = made({R, F}, kE4m3), y_scale = made({R, blocks(F)}, kF32);
+  // Not the product's: of its arithmetic there are two, and where they differ a scale may be twice the other.
+  const Tensor h_in = normal({R, 2 * F}, kBf16, "h_in");
   cases.add<SwigluForwardFp8>(swiglu_forward_fp8,
-                              {.h = h,
+                              {.h = h_in,
                                .weights = row_weights,
                                .h_codes = h_codes,
                                .h_scale = h_scale,
