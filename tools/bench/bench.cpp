@@ -46,8 +46,7 @@ constexpr Benchmark kBenchmarks[] = {
      bench_moe_layer},
     {"products",
      "the products of a configuration's layers in fp8 and bf16, as precision.products: faster times them; args: "
-     "CONFIG, "
-     "repeats=N, device=cpu|cuda, section.key=value...",
+     "CONFIG, repeats=N, device=cpu|cuda, section.key=value...",
      bench_products},
     {"step",
      "a training step on made-up tokens, under mpirun on its ranks; args: CONFIG, steps=N, warmup=N, threads=N|all, "
