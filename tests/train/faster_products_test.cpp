@@ -141,6 +141,8 @@ TEST_CASE("only what is left open is measured", "[products]") {
     const ProductFormats earlier = {
         .attention = ProductFormat::kBf16, .dense = ProductFormat::kFp8, .experts = ProductFormat::kBf16};
     CHECK(decide(config, files, clockwork, earlier).formats == earlier);
+    config.precision.products = {};  // on a CPU too, where nothing is measured by itself
+    CHECK(decide(config, files, clockwork, earlier).formats == earlier);
     config.precision.products.experts = ProductFormat::kFp8;  // and what is said comes first
     CHECK(decide(config, files, clockwork, earlier).formats.experts == ProductFormat::kFp8);
   }

@@ -221,12 +221,12 @@ DecidedProducts decide_products(const Config& config, const std::optional<Produc
   for (ProductFormat ProductFormats::*const kind : kKinds) {
     ProductFormat& format = decided.formats.*kind;
     if (format == ProductFormat::kFp8 || format == ProductFormat::kBf16) continue;
-    if (config.precision.recipe != Recipe::kFp8Block || !is_measured(format, device)) {
-      format = ProductFormat::kFp8;
-      continue;
-    }
     if (earlier) {
       format = (*earlier).*kind;
+      continue;
+    }
+    if (config.precision.recipe != Recipe::kFp8Block || !is_measured(format, device)) {
+      format = ProductFormat::kFp8;
       continue;
     }
     if (!known) known.emplace(files, file);
