@@ -26,11 +26,6 @@ struct ModelContext {
 
   SwigluOptions swiglu() const { return {.limit = swiglu_limit, .recompute = recompute.swiglu}; }
   Recipe recipe_of(ProductFormat format) const { return octet::recipe_of(numerics.recipe, format); }
-  Numerics numerics_in(Recipe recipe) const {
-    Numerics other = numerics;
-    other.recipe = recipe;
-    return other;
-  }
 
   // Of the pass that runs.
   int64_t batch = 1;               // sequences side by side in a [T, D] activation

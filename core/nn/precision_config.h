@@ -84,6 +84,14 @@ struct ProductFormats {
   bool operator==(const ProductFormats&) const = default;
 };
 
+struct LayerKind {
+  ProductFormat ProductFormats::*format;
+  const char* name;  // of the key
+};
+inline constexpr LayerKind kLayerKinds[] = {{&ProductFormats::attention, "attention"},
+                                            {&ProductFormats::dense, "dense"},
+                                            {&ProductFormats::experts, "experts"}};
+
 // The recipe of products of this format in a model of that recipe. What nobody has decided yet is FP8.
 inline Recipe recipe_of(Recipe of_model, ProductFormat format) {
   return of_model == Recipe::kFp8Block && format == ProductFormat::kBf16 ? Recipe::kBf16 : of_model;

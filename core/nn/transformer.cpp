@@ -28,7 +28,7 @@ Block::Block(int64_t layer, const ModelConfig& config, const ModelContext& conte
 LinearInput Block::attention_input(const Tensor& x) {
   const NormUse use{.in_high_precision = false, .recompute = context_.recompute.norm};
   const Recipe recipe = context_.recipe_of(context_.products.attention);
-  return rms_norm_input(x, attention_norm_, eps_, context_.numerics_in(recipe), use);
+  return rms_norm_input(x, attention_norm_, eps_, context_.numerics.in(recipe), use);
 }
 LinearInput Block::ffn_input(const Tensor& x) {
   // In FP8 where one of those that read it is.
@@ -36,7 +36,7 @@ LinearInput Block::ffn_input(const Tensor& x) {
                of_experts = context_.recipe_of(context_.products.experts);
   const bool is_dense = !moe_ || (moe_->has_shared_experts() && of_dense == Recipe::kFp8Block);
   const NormUse use{.in_high_precision = moe_.has_value(), .recompute = context_.recompute.norm};  // for the router
-  return rms_norm_input(x, ffn_norm_, eps_, context_.numerics_in(is_dense ? of_dense : of_experts), use);
+  return rms_norm_input(x, ffn_norm_, eps_, context_.numerics.in(is_dense ? of_dense : of_experts), use);
 }
 
 Tensor Block::attend(const Tensor& x) { return attention_.forward(attention_input(x)); }

@@ -51,8 +51,7 @@ LinearInput LinearInput::at(const Tensor& place) const {
 
 LinearInput LinearInput::as(Recipe recipe) const {
   LinearInput other = *this;
-  other.numerics_.recipe = recipe;
-  if (!other.numerics_.is_fp8()) other.numerics_.expert_gradients = GradientWire::kActivation;
+  other.numerics_ = numerics_.in(recipe);
   return other;
 }
 

@@ -35,6 +35,13 @@ struct Numerics {
   GradientWire expert_gradients = GradientWire::kActivation;  // kFp8 in kFp8Block only
   Fp8Counts* health = nullptr;                                // null: nothing is counted
 
+  // Those of products of another recipe with the same activation dtype.
+  Numerics in(Recipe other) const {
+    Numerics numerics = *this;
+    numerics.recipe = other;
+    if (!numerics.is_fp8()) numerics.expert_gradients = GradientWire::kActivation;
+    return numerics;
+  }
   bool is_fp8() const { return recipe == Recipe::kFp8Block; }
   // Of activations and their gradients.
   DType activation_dtype() const { return recipe == Recipe::kFp32 ? DType::kFloat32 : DType::kBFloat16; }

@@ -58,13 +58,9 @@ int bench_products(const std::vector<std::string>& args) {
              name_of(emulation));
   fmt::print("{:<20} {:<44} {:>9} {:>9} {:>9}  {}\n", "layer", "size", "fp8 ms", "bf16 ms", "bf16/fp8", "faster");
   struct Sum {
-    std::string name;
-    ProductFormat ProductFormats::*kind;
     double fp8_s = 0, bf16_s = 0;
   };
-  Sum sums[] = {{"attention", &ProductFormats::attention},
-                {"dense", &ProductFormats::dense},
-                {"experts", &ProductFormats::experts}};
+  Sum sums[std::size(kLayerKinds)];
   for (const TimedLayer& layer : timed_layers(config)) {
     std::vector<double> fp8_s, bf16_s;
     for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
@@ -73,13 +69,14 @@ int bench_products(const std::vector<std::string>& args) {
     }
     const double fp8 = timing_of(fp8_s).median, bf16 = timing_of(bf16_s).median;
     print_row(layer.name, layer.shape(), fp8, bf16);
-    for (Sum& sum : sums) {
-      if (sum.kind == layer.kind) sum.fp8_s += double(layer.count) * fp8, sum.bf16_s += double(layer.count) * bf16;
+    for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
+      if (kLayerKinds[i].format != layer.kind) continue;
+      sums[i].fp8_s += double(layer.count) * fp8, sums[i].bf16_s += double(layer.count) * bf16;
     }
   }
   fmt::print("\n");
-  for (const Sum& sum : sums) {
-    if (sum.fp8_s > 0) print_row(sum.name, "all layers of the model", sum.fp8_s, sum.bf16_s);
+  for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
+    if (sums[i].fp8_s > 0) print_row(kLayerKinds[i].name, "all layers of the model", sums[i].fp8_s, sums[i].bf16_s);
   }
   return 0;
 }

@@ -20,9 +20,6 @@
 namespace octet {
 namespace {
 
-constexpr ProductFormat ProductFormats::*kKinds[] = {&ProductFormats::attention, &ProductFormats::dense,
-                                                     &ProductFormats::experts};
-
 // Numbers about zero, which repeat: zeros would take less power, and so less time, than those of a model.
 template <class T>
 void fill_made_up(const Tensor& x, float size) {
@@ -218,7 +215,7 @@ DecidedProducts decide_products(const Config& config, const std::optional<Produc
   DecidedProducts decided{.formats = config.precision.products, .times = {}};
   std::optional<TimesFile> known;
   const std::vector<TimedLayer> layers = timed_layers(config);
-  for (ProductFormat ProductFormats::*const kind : kKinds) {
+  for (const auto& [kind, name] : kLayerKinds) {
     ProductFormat& format = decided.formats.*kind;
     if (format == ProductFormat::kFp8 || format == ProductFormat::kBf16) continue;
     if (earlier) {

@@ -372,8 +372,9 @@ std::optional<ProductFormats> formats_of_run(FileSystem& files, const std::strin
   for (; !entries.empty(); entries.pop_back()) {
     try {
       ProductFormats formats = config_of(CheckpointReader(files, entries.back().path)).precision.products;
-      for (ProductFormat* format : {&formats.attention, &formats.dense, &formats.experts}) {
-        if (*format != ProductFormat::kBf16) *format = ProductFormat::kFp8;
+      for (const LayerKind& kind : kLayerKinds) {
+        ProductFormat& format = formats.*kind.format;
+        if (format != ProductFormat::kBf16) format = ProductFormat::kFp8;
       }
       return formats;
     } catch (const Error&) {

@@ -196,11 +196,7 @@ Trainer::~Trainer() = default;
 
 void Trainer::decide_product_formats() {
   ProductFormats& formats = config_.precision.products;
-  constexpr std::pair<ProductFormat ProductFormats::*, const char*> kKinds[] = {
-      {&ProductFormats::attention, "attention"},
-      {&ProductFormats::dense, "dense"},
-      {&ProductFormats::experts, "experts"}};
-  double decided[] = {0, 0, 0};
+  double decided[std::size(kLayerKinds)] = {};
   world_.set_phase("products");
   all_or_none(world_, [&] {
     if (!is_first()) return;
@@ -214,11 +210,11 @@ void Trainer::decide_product_formats() {
       log_info("{} ({}): {:.3g} ms in fp8, {:.3g} ms in bf16{}", times.layer.name, times.layer.shape(),
                times.fp8_s * 1e3, times.bf16_s * 1e3, times.is_remembered ? ", measured before" : "");
     }
-    for (size_t i = 0; i < std::size(kKinds); ++i) decided[i] = double(int(found.formats.*kKinds[i].first));
+    for (size_t i = 0; i < std::size(kLayerKinds); ++i) decided[i] = double(found.formats.*kLayerKinds[i].format);
   });
   world_.all_reduce(decided);
-  for (size_t i = 0; i < std::size(kKinds); ++i) {
-    const auto [kind, name] = kKinds[i];
+  for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
+    const auto [kind, name] = kLayerKinds[i];
     const auto format = ProductFormat(int(decided[i]));
     if (formats.*kind == format) continue;
     formats.*kind = format;
