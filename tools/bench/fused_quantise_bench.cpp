@@ -9,56 +9,18 @@
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
 #include "tools/bench/kernel_cases.h"
-#include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
 
 namespace octet {
 namespace {
 
-struct Sizes {
-  int64_t tokens, hidden, experts, top_k, expert_hidden;
-};
-constexpr Sizes kOnCpu = {.tokens = 512, .hidden = 1024, .experts = 16, .top_k = 4, .expert_hidden = 512};
-constexpr Sizes kOnGpu = {.tokens = 4096, .hidden = 7168, .experts = 256, .top_k = 8, .expert_hidden = 2048};
+constexpr CaseSizes kOnCpu = {.tokens = 512, .hidden = 1024, .experts = 16, .top_k = 4, .expert_hidden = 512};
+constexpr CaseSizes kOnGpu = {.tokens = 4096, .hidden = 7168, .experts = 256, .top_k = 8, .expert_hidden = 2048};
 // Of the answers that are compared: every kind of edge, and little to compute.
-constexpr Sizes kCompared = {.tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128};
-
-struct Options {
-  DeviceType device = DeviceType::kCpu;
-  Sizes sizes = kOnCpu;
-  int64_t repeats = 9;
-};
-Options parse(const std::vector<std::string>& args) {
-  Options options;
-  const auto refuse = [](const std::string& what) {
-    fail(ErrorKind::kArgument,
-         {.what = "bench quantise: " + what +
-                  "; wanted device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N or repeats=N",
-          .where = "command line",
-          .why = {},
-          .fix = "octet bench quantise device=cpu tokens=512 hidden=1024"});
-  };
-  for (const std::string& arg : args) {
-    if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = kOnGpu;
-  }
-  Sizes& s = options.sizes;
-  for (const std::string& arg : args) {
-    if (arg == "device=cuda" || arg == "device=cpu") continue;
-    if (!take_number(arg, {{"tokens", &s.tokens},
-                           {"hidden", &s.hidden},
-                           {"experts", &s.experts},
-                           {"top_k", &s.top_k},
-                           {"expert_hidden", &s.expert_hidden},
-                           {"repeats", &options.repeats}})) {
-      refuse(fmt::format("\"{}\" came", arg));
-    }
-  }
-  if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
-  return options;
-}
+constexpr CaseSizes kCompared = {.tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128};
 
 // In an order in which each kernel finds what an earlier one made.
-void build(KernelCases& cases, const Sizes& s) {
+void build(KernelCases& cases, const CaseSizes& s) {
   using namespace kernels;
   constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32, kE4m3 = DType::kFloat8E4M3;
   const auto blocks = [](int64_t n) { return (n + 127) / 128; };
@@ -162,9 +124,10 @@ void build(KernelCases& cases, const Sizes& s) {
 }  // namespace
 
 int bench_fused_quantise(const std::vector<std::string>& args) {
-  const Options options = parse(args);
+  const CaseOptions options =
+      parse_case_options(args, "quantise", "octet bench quantise device=cpu tokens=512 hidden=1024", kOnCpu, kOnGpu);
   const Device device = open_device(options.device);
-  const Sizes& s = options.sizes;
+  const CaseSizes& s = options.sizes;
   fmt::print("{}; {} tokens, width {}, {} experts of width {}, {} for each token\n", describe(device), s.tokens,
              s.hidden, s.experts, s.expert_hidden, s.top_k);
   return time_cases(

@@ -21,64 +21,36 @@
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
 #include "tools/bench/kernel_cases.h"
-#include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
 #include "tools/train/timing.h"
 
 namespace octet {
 namespace {
 
-struct Sizes {
-  int64_t tokens, hidden, experts, top_k, expert_hidden, vocab;
-};
-constexpr Sizes kOnCpu = {
+constexpr CaseSizes kOnCpu = {
     .tokens = 2048, .hidden = 1024, .experts = 16, .top_k = 2, .expert_hidden = 512, .vocab = 8192};
-constexpr Sizes kOnGpu = {
+constexpr CaseSizes kOnGpu = {
     .tokens = 32768, .hidden = 4096, .experts = 64, .top_k = 4, .expert_hidden = 1024, .vocab = 32768};
 // Of the answers that are compared: every kind of edge, and little to compute.
-constexpr Sizes kCompared = {.tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128, .vocab = 300};
+constexpr CaseSizes kCompared = {
+    .tokens = 96, .hidden = 256, .experts = 8, .top_k = 2, .expert_hidden = 128, .vocab = 300};
 constexpr int64_t kHeadDim = 128;
 
-struct Options {
-  DeviceType device = DeviceType::kCpu;
-  Sizes sizes = kOnCpu;
-  int64_t repeats = 9;
-};
-
-Options parse(const std::vector<std::string>& args) {
-  Options options;
-  const auto refuse = [](const std::string& what) {
+CaseOptions parse(const std::vector<std::string>& args) {
+  const std::string fix = "octet bench kernels tokens=2048 hidden=1024";
+  const CaseOptions options = parse_case_options(args, "kernels", fix, kOnCpu, kOnGpu);
+  if (options.sizes.hidden % kHeadDim != 0) {
     fail(ErrorKind::kArgument,
-         {.what = "bench kernels: " + what +
-                  "; wanted device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N, vocab=N or "
-                  "repeats=N",
+         {.what = fmt::format("bench kernels: hidden is {}, no multiple of {}", options.sizes.hidden, kHeadDim),
           .where = "command line",
           .why = {},
-          .fix = "octet bench kernels tokens=2048 hidden=1024"});
-  };
-  for (const std::string& arg : args) {
-    if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = kOnGpu;
+          .fix = fix});
   }
-  Sizes& s = options.sizes;
-  for (const std::string& arg : args) {
-    if (arg == "device=cuda" || arg == "device=cpu") continue;
-    if (!take_number(arg, {{"tokens", &s.tokens},
-                           {"hidden", &s.hidden},
-                           {"experts", &s.experts},
-                           {"top_k", &s.top_k},
-                           {"vocab", &s.vocab},
-                           {"repeats", &options.repeats},
-                           {"expert_hidden", &s.expert_hidden}})) {
-      refuse(fmt::format("\"{}\" came", arg));
-    }
-  }
-  if (s.hidden % kHeadDim != 0) refuse(fmt::format("hidden is {}, no multiple of {}", s.hidden, kHeadDim));
-  if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
   return options;
 }
 
 // In an order in which each kernel finds what an earlier one made.
-void build(KernelCases& cases, const Sizes& sizes) {
+void build(KernelCases& cases, const CaseSizes& sizes) {
   using namespace kernels;
   constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32, kE4m3 = DType::kFloat8E4M3;
   const auto blocks = [](int64_t n) { return (n + 127) / 128; };
@@ -325,10 +297,10 @@ void build(KernelCases& cases, const Sizes& sizes) {
 }  // namespace
 
 int bench_kernels(const std::vector<std::string>& args) {
-  const Options options = parse(args);
+  const CaseOptions options = parse(args);
   const Device device = open_device(options.device);
 
-  const Sizes& s = options.sizes;
+  const CaseSizes& s = options.sizes;
   fmt::print("{}; {} tokens, width {}, {} experts of width {}, {} for each token, vocabulary {}\n", describe(device),
              s.tokens, s.hidden, s.experts, s.expert_hidden, s.top_k, s.vocab);
   return time_cases(

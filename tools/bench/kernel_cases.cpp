@@ -13,6 +13,7 @@
 #include "core/tensor/transfer.h"
 #include "kernels/device_runtime.h"
 #include "tools/bench/made_up_tensors.h"
+#include "tools/bench/whole_number.h"
 #include "tools/train/timing.h"
 
 namespace octet {
@@ -70,6 +71,37 @@ double time_of(const std::function<void()>& run, int64_t calls, Stream& stream) 
 }
 
 }  // namespace
+
+CaseOptions parse_case_options(const std::vector<std::string>& args, const std::string& benchmark,
+                               const std::string& fix, const CaseSizes& on_cpu, const CaseSizes& on_gpu) {
+  const auto refuse = [&](const std::string& what) {
+    fail(ErrorKind::kArgument, {.what = fmt::format("bench {}: {}; wanted device=cpu|cuda, tokens=N, hidden=N, "
+                                                    "experts=N, top_k=N, expert_hidden=N{} or repeats=N",
+                                                    benchmark, what, on_cpu.vocab > 0 ? ", vocab=N" : ""),
+                                .where = "command line",
+                                .why = {},
+                                .fix = fix});
+  };
+  CaseOptions options{.sizes = on_cpu};
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda") options.device = DeviceType::kCuda, options.sizes = on_gpu;
+  }
+  CaseSizes& s = options.sizes;
+  for (const std::string& arg : args) {
+    if (arg == "device=cuda" || arg == "device=cpu") continue;
+    if (take_number(arg, {{"tokens", &s.tokens},
+                          {"hidden", &s.hidden},
+                          {"experts", &s.experts},
+                          {"top_k", &s.top_k},
+                          {"expert_hidden", &s.expert_hidden},
+                          {"repeats", &options.repeats}})) {
+      continue;
+    }
+    if (s.vocab == 0 || !take_number(arg, {{"vocab", &s.vocab}})) refuse(fmt::format("\"{}\" came", arg));
+  }
+  if (s.top_k > s.experts) refuse(fmt::format("top_k is {} of {} experts", s.top_k, s.experts));
+  return options;
+}
 
 Tensor KernelCases::made(Shape shape, DType dtype) { return keep(zeros(shape, dtype, device_)); }
 Tensor KernelCases::normal(Shape shape, DType dtype, const char* name) {

@@ -3,12 +3,27 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "core/tensor/tensor.h"
 #include "kernels/kernel_profile.h"
 
 namespace octet {
+
+struct CaseSizes {
+  int64_t tokens, hidden, experts, top_k, expert_hidden;
+  int64_t vocab = 0;  // 0: of no meaning
+};
+struct CaseOptions {
+  DeviceType device = DeviceType::kCpu;
+  CaseSizes sizes;
+  int64_t repeats = 9;
+};
+// args: device=cpu|cuda, a number for each of the sizes that mean something, repeats=N. benchmark: its name, and fix a
+// command line that is right, for messages.
+CaseOptions parse_case_options(const std::vector<std::string>& args, const std::string& benchmark,
+                               const std::string& fix, const CaseSizes& on_cpu, const CaseSizes& on_gpu);
 
 class KernelCases {
  public:
