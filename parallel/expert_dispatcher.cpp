@@ -1,6 +1,8 @@
 #include "parallel/expert_dispatcher.h"
 
+#include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
@@ -28,6 +30,7 @@ class Exchange {
       : ep_(*groups.ep),
         numerics_(input.numerics()),
         local_experts_(num_experts / ep_.size()),
+        indices_(indices),
         row_of_(empty(indices.shape(), DType::kInt32)),
         rows_to_(size_t(ep_.size())),
         rows_from_(size_t(ep_.size())) {
@@ -36,36 +39,31 @@ class Exchange {
     kernels::build_permutation({.indices = indices, .offsets = offsets, .row_of = row_of_, .source = source},
                                indices.stream());
     // Each token once for each rank that it goes to; and of each row, which of that rank's tokens it is.
-    const std::unique_ptr<int32_t[]> list(new int32_t[size_t(P * T)]);
-    std::vector<int32_t> num_tokens(size_t(P), 0), newest(size_t(P), -1);
     copy_of_row_ = workspace({T * K, 1}, DType::kInt32);
-    std::vector<int32_t> rank_of(static_cast<size_t>(num_experts));
-    for (int64_t e = 0; e < num_experts; ++e) rank_of[size_t(e)] = int32_t(e / local_experts_);
-    const int32_t *experts = indices.data<int32_t>(), *row_of = row_of_.data<int32_t>();
     auto* copy_of_row = copy_of_row_.data<int32_t>();
-    for (int64_t t = 0, pair = 0; t < T; ++t) {
-      for (int64_t k = 0; k < K; ++k, ++pair) {
-        // Without a branch: whether a token has been to a rank before is a coin toss.
-        const auto p = size_t(rank_of[size_t(experts[pair])]);
-        num_tokens[p] += newest[p] != int32_t(t);
-        newest[p] = int32_t(t);
-        const int32_t copy = num_tokens[p] - 1;
-        list[p * size_t(T) + size_t(copy)] = int32_t(t);
-        copy_of_row[row_of[pair]] = copy;
-      }
-    }
-    std::vector<std::vector<int32_t>> tokens;
     const auto* of_expert = offsets.data<int64_t>();
-    for (size_t p = 0; p < size_t(P); ++p) {
-      int32_t* const first = list.get() + p * size_t(T);
-      if (goes_whole(num_tokens[p], T)) {
-        std::iota(first, first + T, 0);
-        num_tokens[p] = int32_t(T);
-        const int64_t begin = of_expert[int64_t(p) * local_experts_];
-        std::copy(source.data<int32_t>() + begin, source.data<int32_t>() + of_expert[int64_t(p + 1) * local_experts_],
-                  copy_of_row + begin);
+    const int32_t* token_of_row = source.data<int32_t>();
+    std::vector<std::vector<int32_t>> tokens;
+    std::vector<int32_t> copy_of_token(static_cast<size_t>(T));
+    for (int64_t p = 0; p < P; ++p) {
+      const int64_t begin = of_expert[p * local_experts_], end = of_expert[(p + 1) * local_experts_];
+      rows_to_[size_t(p)] = end - begin;
+      std::fill(copy_of_token.begin(), copy_of_token.end(), 0);
+      for (int64_t r = begin; r < end; ++r) copy_of_token[size_t(token_of_row[r])] = 1;
+      auto& list = tokens.emplace_back(copy_of_token.size());
+      if (goes_whole(std::accumulate(copy_of_token.begin(), copy_of_token.end(), int64_t(0)), T)) {
+        std::iota(list.begin(), list.end(), 0);
+        std::copy(token_of_row + begin, token_of_row + end, copy_of_row + begin);
+        continue;
       }
-      tokens.emplace_back(first, first + num_tokens[p]);
+      size_t copies = 0;
+      for (size_t t = 0; t < list.size(); ++t) {
+        // Without a branch: whether a token goes to a rank is a coin toss.
+        list[copies] = int32_t(t);
+        copies += size_t(std::exchange(copy_of_token[t], int32_t(copies)));
+      }
+      list.resize(copies);
+      for (int64_t r = begin; r < end; ++r) copy_of_row[r] = copy_of_token[size_t(token_of_row[r])];
     }
     route_ = make_token_route(groups, tokens);
 
@@ -76,7 +74,6 @@ class Exchange {
       int64_t* counts = counts_sent_.view().row<int64_t>(p);
       for (int64_t e = 0; e < local_experts_; ++e) {
         counts[e] = of_expert[p * local_experts_ + e + 1] - of_expert[p * local_experts_ + e];
-        rows_to_[size_t(p)] += counts[e];
       }
       route_->fill_counts(int(p), counts + local_experts_);
     }
@@ -90,6 +87,7 @@ class Exchange {
     const Tensor of_row = workspace({T * K, 1}, DType::kFloat32);
     auto* weight_of_row = of_row.data<float>();
     const float* weight_of_pair = weights.data<float>();
+    const int32_t* row_of = row_of_.data<int32_t>();
     for (int64_t pair = 0; pair < T * K; ++pair) weight_of_row[row_of[pair]] = weight_of_pair[pair];
     weights_ = RowExchange(ep_, of_row, Tensor(), rows_to_);
     if (!numerics_.is_fp8() || wire == Wire::kBf16) {
@@ -194,30 +192,27 @@ class Exchange {
     const int32_t* copy = copy_of_row.data<int32_t>();
     int32_t *row_at = row_at_.data<int32_t>(), *token = source.data<int32_t>();
     runs_back_.assign(size_t(P * local_experts_), {});
-    // Where each of this rank's rows will be.
+    // Of each expert, from a row's place as it leaves to its place when it is back.
+    std::vector<int32_t> way_back(size_t(P * local_experts_), 0);
     const int64_t own = rows_to_[size_t(me)], num_come_back = row_of_.num_elements() - own;
-    std::vector<int32_t> places(size_t(row_of_.num_elements()));
-    const auto own_begin = places.begin() + std::accumulate(rows_to_.begin(), rows_to_.begin() + me, int64_t(0));
-    std::iota(places.begin(), own_begin, 0);
-    std::iota(own_begin + own, places.end(), int32_t(own_begin - places.begin()));
-    auto next_own = own_begin;
-    int64_t row = 0;
+    std::fill(way_back.begin() + (me + 1) * local_experts_, way_back.end(), int32_t(-own));
+    int64_t row = 0, leaves_at = std::accumulate(rows_to_.begin(), rows_to_.begin() + me, int64_t(0));
     for (int64_t e = 0; e < local_experts_; ++e) {
       offsets.data<int64_t>()[e] = row;
       for (int64_t p = 0; p < P; ++p) {
         const int64_t count = counts_received_.view().row<int64_t>(p)[e];
         if (p == me) {
-          std::iota(next_own, next_own + count, int32_t(num_come_back + row));
-          next_own += count;
+          way_back[size_t(me * local_experts_ + e)] = int32_t(num_come_back + row - leaves_at);
+          leaves_at += count;
         } else {
           runs_back_[size_t(p * local_experts_ + e)] = {.first = row, .count = count};
         }
-        const int64_t begin = next[size_t(p)], first_copy = route_->first_copy(int(p));
-        for (int64_t at = begin; at < begin + count; ++at, ++row) {
-          row_at[at] = int32_t(row);
-          token[row] = int32_t(first_copy + copy[at]);
-        }
-        next[size_t(p)] = begin + count;
+        int64_t& begin = next[size_t(p)];
+        std::iota(row_at + begin, row_at + begin + count, int32_t(row));
+        std::transform(copy + begin, copy + begin + count, token + row,
+                       [first = int32_t(route_->first_copy(int(p)))](int32_t of_rank) { return first + of_rank; });
+        begin += count;
+        row += count;
       }
     }
     offsets.data<int64_t>()[local_experts_] = row;
@@ -226,9 +221,10 @@ class Exchange {
       for (int64_t e = 0; e < local_experts_; ++e) counts_back_.push_back(p == me ? 0 : counts[e]);
     }
     place_ = empty(row_of_.shape(), DType::kInt32);
-    const int32_t* row_of = row_of_.data<int32_t>();
-    auto* place = place_.data<int32_t>();
-    for (int64_t pair = 0; pair < row_of_.num_elements(); ++pair) place[pair] = places[size_t(row_of[pair])];
+    const int32_t *row_of = row_of_.data<int32_t>(), *expert = indices_.data<int32_t>();
+    std::transform(row_of, row_of + row_of_.num_elements(), expert, place_.data<int32_t>(),
+                   [&way_back](int32_t leaves, int32_t e) { return leaves + way_back[size_t(e)]; });
+    indices_ = Tensor();
     return RowGroups::of_offsets(offsets, source, num_rows_);
   }
 
@@ -236,6 +232,7 @@ class Exchange {
   const Numerics numerics_;
   int64_t local_experts_, num_rows_ = 0;
   std::unique_ptr<TokenRoute> route_;
+  Tensor indices_;      // [T, K], until the rows have come
   Tensor row_of_;       // [T, K] of this rank's rows
   Tensor copy_of_row_;  // of each, which token of those that go to its rank
   std::vector<int64_t> rows_to_, rows_from_;
