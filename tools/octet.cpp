@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <new>
 
@@ -29,32 +28,22 @@ void prepare_process() {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Octet trains mixture-of-experts language models in 8-bit floating point.", "octet");
-  app.set_version_flag("--version", [] { return octet::version_text(); });
-  app.require_subcommand(1);
-  app.set_help_all_flag("--help-all", "Print the help of every command");
-  int code = 0;
-  octet::add_prepare_command(app, code);
-  octet::add_check_command(app, code);
-  octet::add_train_command(app, code);
-  octet::add_launch_command(app, code);
-  octet::add_verify_command(app, code);
-  octet::add_eval_command(app, code);
-  octet::add_sample_command(app, code);
-  octet::add_ckpt_command(app, code);
-  octet::add_report_command(app, code);
-  octet::add_bench_command(app, code);
-  octet::add_doctor_command(app, code);
-  octet::add_docs_command(app, code);
-  octet::add_help_command(app, code);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    octet::fail(octet::ErrorKind::kArgument,
-                {.what = error.what(), .where = "command line", .why = {}, .fix = "octet help lists the commands"});
-  }
-  return code;
+  octet::CommandLine line("octet", "Octet trains mixture-of-experts language models in 8-bit floating point.",
+                          octet::version_text);
+  octet::add_prepare_command(line);
+  octet::add_check_command(line);
+  octet::add_train_command(line);
+  octet::add_launch_command(line);
+  octet::add_verify_command(line);
+  octet::add_eval_command(line);
+  octet::add_sample_command(line);
+  octet::add_ckpt_command(line);
+  octet::add_report_command(line);
+  octet::add_bench_command(line);
+  octet::add_doctor_command(line);
+  octet::add_docs_command(line);
+  octet::add_help_command(line);
+  return line.run({argv + 1, argv + argc});
 }
 
 }  // namespace

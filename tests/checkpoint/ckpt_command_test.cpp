@@ -16,11 +16,10 @@ struct Outcome {
 
 // Runs "octet ckpt ..." with stdout going to a file.
 Outcome run_ckpt(const TemporaryDirectory& directory, std::vector<std::string> arguments) {
-  CLI::App app;
+  CommandLine line("octet", "", [] { return std::string(); });
+  add_ckpt_command(line);
+  arguments.insert(arguments.begin(), "ckpt");
   Outcome outcome;
-  add_ckpt_command(app, outcome.code);
-  std::reverse(arguments.begin(), arguments.end());  // as CLI::App::parse wants them
-  arguments.push_back("ckpt");
   const std::string path = directory / "stdout";
   std::fflush(stdout);
   const int kept = ::dup(STDOUT_FILENO);
@@ -33,7 +32,7 @@ Outcome run_ckpt(const TemporaryDirectory& directory, std::vector<std::string> a
     std::fclose(file);
   };
   try {
-    app.parse(arguments);
+    outcome.code = line.run(arguments);
   } catch (...) {
     restore();
     throw;

@@ -4,16 +4,22 @@
 
 namespace octet {
 
-void add_bench_command(CLI::App& app, int& exit_code) {
-  auto name = std::make_shared<std::string>();
-  auto rest = std::make_shared<std::vector<std::string>>();
-  CLI::App* command = app.add_subcommand("bench", "Measure a kernel or a step on this machine; prints a table");
-  command->add_option("name", *name, "What to measure")->required()->check(CLI::IsMember(bench_names()));
-  command->add_option("args", *rest, "Its arguments, see below");
-  command->add_flag_callback(
-      "--phases", [rest] { rest->emplace_back("phases"); }, "Of a step: the time of each kernel");
-  command->footer(bench_help());
-  command->callback([name, rest, &exit_code] { exit_code = run_bench(*name, *rest); });
+void add_bench_command(CommandLine& line) {
+  struct BenchOptions {
+    std::string name;
+    std::vector<std::string> rest;
+    bool phases = false;
+  };
+  auto options = std::make_shared<BenchOptions>();
+  Command command = line.subcommand("bench", "Measure a kernel or a step on this machine; prints a table");
+  command.option("name", &options->name, "What to measure").required().one_of(bench_names());
+  command.option("args", &options->rest, "Its arguments, see below");
+  command.flag("--phases", &options->phases, "Of a step: the time of each kernel");
+  command.footer(bench_help());
+  command.run([options] {
+    if (options->phases) options->rest.emplace_back("phases");
+    return run_bench(options->name, options->rest);
+  });
 }
 
 }  // namespace octet

@@ -133,27 +133,25 @@ void run_check(const CheckOptions& options) {
 
 }  // namespace
 
-void add_check_command(CLI::App& app, int& exit_code) {
+void add_check_command(CommandLine& line) {
   auto options = std::make_shared<CheckOptions>();
   options->out = "runs";
-  CLI::App* command =
-      app.add_subcommand("check", "Find everything that would stop a run, at once, and print what it would cost");
-  command->add_option("config", options->config, "The run: a YAML file (docs/configuration.md)")->required();
-  command->add_option("--set", options->overrides, "Override one key: --set optim.lr=3e-4 (may be repeated)")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-  command->add_option("--out", options->out, "Where the run would write; its free space is looked at; default runs")
-      ->type_name("DIR");
-  command->add_flag("--elsewhere", options->elsewhere,
-                    "The run is for other hosts: what this one has of data, memory and disk does not matter");
-  command->add_flag("--print-config", options->print_config,
-                    "Print the run as resolved, with the origin of each value, in place of its costs");
-  command->footer(
+  Command command =
+      line.subcommand("check", "Find everything that would stop a run, at once, and print what it would cost");
+  command.option("config", &options->config, "The run: a YAML file (docs/configuration.md)").required();
+  add_set_option(command, &options->overrides);
+  command.option("--out", &options->out, "Where the run would write; its free space is looked at; default runs")
+      .type_name("DIR");
+  command.flag("--elsewhere", &options->elsewhere,
+               "The run is for other hosts: what this one has of data, memory and disk does not matter");
+  command.flag("--print-config", &options->print_config,
+               "Print the run as resolved, with the origin of each value, in place of its costs");
+  command.footer(
       "Reads the configuration and its dataset and writes nothing. Exit code 0: the run can start; 2: the\n"
       "configuration is at fault; 3: the dataset; 5: the disk.");
-  command->callback([options, &exit_code] {
+  command.run([options] {
     run_check(*options);
-    exit_code = 0;
+    return 0;
   });
 }
 

@@ -119,17 +119,17 @@ int run_verify(FileSystem& fs, const CkptOptions& options) {
 
 }  // namespace
 
-void add_ckpt_command(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand("ckpt", "List checkpoints, or check every byte of them");
-  command->require_subcommand(1);
+void add_ckpt_command(CommandLine& line) {
+  Command command = line.subcommand("ckpt", "List checkpoints, or check every byte of them");
+  command.require_subcommand();
   auto options = std::make_shared<CkptOptions>();
   const auto add = [&](const std::string& name, const std::string& help, int (*run)(FileSystem&, const CkptOptions&)) {
-    CLI::App* sub = command->add_subcommand(name, help);
-    sub->add_option("path", options->path, "A run directory, its checkpoints directory, or one checkpoint")
-        ->type_name("DIR")
-        ->required();
-    sub->add_flag("--json", options->is_json, "Print one JSON record a line");
-    sub->callback([options, run, &exit_code] { exit_code = run(real_file_system(), *options); });
+    Command sub = command.subcommand(name, help);
+    sub.option("path", &options->path, "A run directory, its checkpoints directory, or one checkpoint")
+        .type_name("DIR")
+        .required();
+    sub.flag("--json", &options->is_json, "Print one JSON record a line");
+    sub.run([options, run] { return run(real_file_system(), *options); });
   };
   add("ls", "List the checkpoints of a run, or the tensors of one checkpoint", run_ls);
   add("verify",

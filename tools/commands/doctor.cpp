@@ -115,19 +115,17 @@ int run_doctor() {
 
 }  // namespace
 
-void add_doctor_command(CLI::App& app, int& exit_code) {
-  CLI::App* command =
-      app.add_subcommand("doctor", "Show what octet finds of this machine: CPU, driver, GPUs, NCCL; and what is wrong");
-  command->footer(
+void add_doctor_command(CommandLine& line) {
+  Command command =
+      line.subcommand("doctor", "Show what octet finds of this machine: CPU, driver, GPUs, NCCL; and what is wrong");
+  command.footer(
       "Exit code 0: all that this octet was built for can be used; 2: a GPU cannot, with the reason. Device: cpu\n"
       "works in either case.");
-  command->callback([&exit_code] { exit_code = run_doctor(); });
+  command.run(run_doctor);
 }
 
-void add_device_option(CLI::App& command, std::string& device) {
-  command.add_option("--device", device, "Where the model runs")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+void add_device_option(Command& command, std::string* device) {
+  command.option("--device", device, "Where the model runs").one_of({"cpu", "cuda"}).shows_default();
 }
 DeviceType device_type(const std::string& name) { return name == "cuda" ? DeviceType::kCuda : DeviceType::kCpu; }
 

@@ -49,23 +49,19 @@ int run_eval(const EvalOptions& options) {
 
 }  // namespace
 
-void add_eval_command(CLI::App& app, int& exit_code) {
+void add_eval_command(CommandLine& line) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* command =
-      app.add_subcommand("eval", "Measure the loss of a trained model on a dataset; prints one JSON record");
-  command->add_option("checkpoint", options->checkpoint, "A checkpoint, or a run directory for its newest good one")
-      ->required();
-  command->add_option("--data", options->data, "Directory that octet prepare wrote")->type_name("DIR")->required();
-  command->add_option("--split", options->split, "Which tokens of it")
-      ->check(CLI::IsMember({"train", "val"}))
-      ->capture_default_str();
-  command
-      ->add_option("--batches", options->batches, "Most batches of train.batch_size sequences; 0 reads the whole split")
-      ->type_name("N")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  add_device_option(*command, options->device);
-  command->callback([options, &exit_code] { exit_code = run_eval(*options); });
+  Command command = line.subcommand("eval", "Measure the loss of a trained model on a dataset; prints one JSON record");
+  command.option("checkpoint", &options->checkpoint, "A checkpoint, or a run directory for its newest good one")
+      .required();
+  command.option("--data", &options->data, "Directory that octet prepare wrote").type_name("DIR").required();
+  command.option("--split", &options->split, "Which tokens of it").one_of({"train", "val"}).shows_default();
+  command.option("--batches", &options->batches, "Most batches of train.batch_size sequences; 0 reads the whole split")
+      .type_name("N")
+      .not_negative()
+      .shows_default();
+  add_device_option(command, &options->device);
+  command.run([options] { return run_eval(*options); });
 }
 
 }  // namespace octet

@@ -13,25 +13,13 @@ std::string version_text() {
                      default_thread_pool().num_threads(), gpu::built_for());
 }
 
-void add_help_command(CLI::App& app, int& exit_code) {
+void add_help_command(CommandLine& line) {
   auto topic = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand("help", "Print this help, or that of one command");
-  command->add_option("command", *topic, "The command to explain");
-  command->callback([&app, topic, &exit_code] {
-    const CLI::App* of = topic->empty() ? &app : nullptr;
-    for (const CLI::App* each : app.get_subcommands([&topic](const CLI::App* a) { return a->get_name() == *topic; })) {
-      of = each;
-    }
-    if (of == nullptr) {
-      fail(ErrorKind::kArgument, {.what = fmt::format("there is no command {}", *topic),
-                                  .where = "command line",
-                                  .why = {},
-                                  .fix = "octet help lists the commands"});
-    }
-    // Not of->help(): of the whole program that would be the help of the command that runs, this one.
-    const std::string name = topic->empty() ? "octet" : "octet " + *topic;
-    std::fputs(of->get_formatter()->make_help(of, name, CLI::AppFormatMode::Normal).c_str(), stdout);
-    exit_code = 0;
+  Command command = line.subcommand("help", "Print this help, or that of one command");
+  command.option("command", topic.get(), "The command to explain");
+  command.run([&line, topic] {
+    std::fputs(line.help(*topic).c_str(), stdout);
+    return 0;
   });
 }
 

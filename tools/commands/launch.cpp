@@ -138,37 +138,33 @@ int run_launch(LaunchArguments args) {
 
 }  // namespace
 
-void add_launch_command(CLI::App& app, int& exit_code) {
+void add_launch_command(CommandLine& line) {
   auto args = std::make_shared<LaunchArguments>();
-  CLI::App* command = app.add_subcommand("launch", "Train on many ranks: here, on several hosts, or as a job of Slurm");
-  command->add_option("config", args->config, "The run: a YAML file (docs/configuration.md)")->required();
+  Command command = line.subcommand("launch", "Train on many ranks: here, on several hosts, or as a job of Slurm");
+  command.option("config", &args->config, "The run: a YAML file (docs/configuration.md)").required();
   command
-      ->add_option("-n,--ranks", args->ranks,
-                   "Ranks; must be parallel.dp of the run, which is what it is where it is left out")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
-  command->add_option("--set", args->overrides, "Override one key: --set optim.lr=3e-4 (may be repeated)")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-  command->add_option("--out", args->out, "Run directory; runs/<name of the config> where it is left out")
-      ->type_name("DIR");
-  command->add_option("--hosts", args->hosts, "Hosts and how many ranks each has room for: node1:4,node2:4")
-      ->type_name("HOST:RANKS,...");
+      .option("-n,--ranks", &args->ranks,
+              "Ranks; must be parallel.dp of the run, which is what it is where it is left out")
+      .range(int64_t(1), int64_t(1) << 20);
+  add_set_option(command, &args->overrides);
+  command.option("--out", &args->out, "Run directory; runs/<name of the config> where it is left out").type_name("DIR");
+  command.option("--hosts", &args->hosts, "Hosts and how many ranks each has room for: node1:4,node2:4")
+      .type_name("HOST:RANKS,...");
   command
-      ->add_option("--agent", args->agent,
-                   "What starts a command on a host, in place of ssh; run as COMMAND HOST WORDS-FOR-A-SHELL")
-      ->type_name("COMMAND");
-  command->add_option("--interface", args->interface,
-                      "The network between the hosts, where they have several: eth1, or 10.0.0.0/8");
-  command->add_flag("--slurm", args->slurm, "Print a batch script for Slurm instead");
-  command->add_flag("--submit", args->submit, "Give that script to sbatch");
-  command->add_option("--nodes", args->nodes, "Slurm: nodes; 1 where it is left out")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
-  command->add_option("--ranks-per-node", args->ranks_per_node, "Slurm: ranks on each node")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
-  command->add_option("--time", args->time, "Slurm: time limit, 12:00:00");
-  command->add_option("--partition", args->partition, "Slurm: partition");
-  command->add_flag("--with-mpirun", args->with_mpirun, "Slurm: start ranks by mpirun, where srun has no PMIx");
-  command->footer(
+      .option("--agent", &args->agent,
+              "What starts a command on a host, in place of ssh; run as COMMAND HOST WORDS-FOR-A-SHELL")
+      .type_name("COMMAND");
+  command.option("--interface", &args->interface,
+                 "The network between the hosts, where they have several: eth1, or 10.0.0.0/8");
+  command.flag("--slurm", &args->slurm, "Print a batch script for Slurm instead");
+  command.flag("--submit", &args->submit, "Give that script to sbatch");
+  command.option("--nodes", &args->nodes, "Slurm: nodes; 1 where it is left out").range(int64_t(1), int64_t(1) << 20);
+  command.option("--ranks-per-node", &args->ranks_per_node, "Slurm: ranks on each node")
+      .range(int64_t(1), int64_t(1) << 20);
+  command.option("--time", &args->time, "Slurm: time limit, 12:00:00");
+  command.option("--partition", &args->partition, "Slurm: partition");
+  command.flag("--with-mpirun", &args->with_mpirun, "Slurm: start ranks by mpirun, where srun has no PMIx");
+  command.footer(
       "Starts octet train as every rank, with Open MPI. Rank 0 has the terminal; every rank has a log file,\n"
       "<run directory>/logs/rank-000.log and so on.\n"
       "Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 makes all ranks save and exits with code 75; the same command goes on\n"
@@ -180,7 +176,7 @@ void add_launch_command(CLI::App& app, int& exit_code) {
       "  octet launch configs/moe_8.yaml --hosts node1:4,node2:4 --interface eth1\n"
       "  octet launch configs/moe_8.yaml --slurm --nodes 2 --time 12:00:00 > job.sh\n"
       "  octet launch configs/moe_8.yaml --submit --nodes 2 --partition long");
-  command->callback([args, &exit_code] { exit_code = run_launch(*args); });
+  command.run([args] { return run_launch(*args); });
 }
 
 }  // namespace octet

@@ -3,7 +3,6 @@
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "core/base/error.h"
@@ -86,58 +85,57 @@ void run(Arguments& arguments) {
 
 }  // namespace
 
-void add_prepare_command(CLI::App& app, int& exit_code) {
+void add_prepare_command(CommandLine& line) {
   auto arguments = std::make_shared<Arguments>();
   PrepareOptions& options = arguments->options;
-  CLI::App* command = app.add_subcommand("prepare",
-                                         "Make a dataset from text: train a tokenizer, or take one, and "
-                                         "write the tokens in shards with checksums");
-  command->footer(
+  Command command = line.subcommand("prepare",
+                                    "Make a dataset from text: train a tokenizer, or take one, and "
+                                    "write the tokens in shards with checksums");
+  command.footer(
       "Examples:\n"
       "  octet prepare --input book.txt --output data/book\n"
       "  octet prepare --input docs src --include '*.md' '*.cpp' --vocab-size 4096 --output data/code\n"
       "  octet prepare --input web.jsonl --tokenizer tokenizer.json --output data/web");
   command
-      ->add_option("--input", options.source.inputs,
-                   "Text files (a document each), .jsonl files (a document per line), and directories of them")
-      ->required();
-  command->add_option("--output", options.output, "Directory to write; must not exist, or be empty")->required();
-  CLI::Option* vocab =
+      .option("--input", &options.source.inputs,
+              "Text files (a document each), .jsonl files (a document per line), and directories of them")
+      .required();
+  command.option("--output", &options.output, "Directory to write; must not exist, or be empty").required();
+  const Option vocab =
       command
-          ->add_option(
-              "--vocab-size", options.vocab_size,
-              "Train a byte-level BPE tokenizer of this many tokens, the 256 bytes and <|endoftext|> among them")
-          ->capture_default_str();
+          .option("--vocab-size", &options.vocab_size,
+                  "Train a byte-level BPE tokenizer of this many tokens, the 256 bytes and <|endoftext|> among them")
+          .shows_default();
   command
-      ->add_option("--tokenizer", options.tokenizer_path,
-                   "Take this Hugging Face tokenizer.json (byte-level BPE) instead of training one")
-      ->excludes(vocab);
-  command->add_option("--eos-token", options.eos_token,
-                      "The special token of that tokenizer that ends a document, where it has no usual name");
+      .option("--tokenizer", &options.tokenizer_path,
+              "Take this Hugging Face tokenizer.json (byte-level BPE) instead of training one")
+      .excludes(vocab);
+  command.option("--eos-token", &options.eos_token,
+                 "The special token of that tokenizer that ends a document, where it has no usual name");
   command
-      ->add_option("--include", options.source.include,
-                   "Which files of a directory to take: patterns for the name, or with a slash for the path below it")
-      ->delimiter(',')
-      ->capture_default_str();
-  command->add_option("--text-key", options.source.text_key, "The field of a JSONL line that holds the text")
-      ->capture_default_str();
+      .option("--include", &options.source.include,
+              "Which files of a directory to take: patterns for the name, or with a slash for the path below it")
+      .separated_by(',')
+      .shows_default();
+  command.option("--text-key", &options.source.text_key, "The field of a JSONL line that holds the text")
+      .shows_default();
   command
-      ->add_option("--on-bad-line", arguments->on_bad_line,
-                   "What to do at a JSONL line without a text: stop, or skip it and count")
-      ->check(CLI::IsMember({"stop", "skip"}))
-      ->capture_default_str();
-  command->add_option("--val-fraction", options.val_fraction, "Share of the documents to keep for validation, 0 to 0.5")
-      ->capture_default_str();
-  command->add_option("--seed", options.seed, "Decides which documents are for validation")
-      ->check(CLI::Range(uint64_t(0), uint64_t(INT64_MAX)))
-      ->capture_default_str();
-  command->add_option("--threads", arguments->threads, "Threads to use; 0 is one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  command->add_flag("--overwrite", options.overwrite, "Replace a dataset that is there already");
-  command->callback([arguments, &exit_code] {
+      .option("--on-bad-line", &arguments->on_bad_line,
+              "What to do at a JSONL line without a text: stop, or skip it and count")
+      .one_of({"stop", "skip"})
+      .shows_default();
+  command.option("--val-fraction", &options.val_fraction, "Share of the documents to keep for validation, 0 to 0.5")
+      .shows_default();
+  command.option("--seed", &options.seed, "Decides which documents are for validation")
+      .range(uint64_t(0), uint64_t(INT64_MAX))
+      .shows_default();
+  command.option("--threads", &arguments->threads, "Threads to use; 0 is one per core")
+      .range(int64_t(0), int64_t(1024))
+      .shows_default();
+  command.flag("--overwrite", &options.overwrite, "Replace a dataset that is there already");
+  command.run([arguments] {
     run(*arguments);
-    exit_code = 0;
+    return 0;
   });
 }
 

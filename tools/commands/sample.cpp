@@ -36,30 +36,30 @@ int run_sample(const SampleOptions& options) {
 
 }  // namespace
 
-void add_sample_command(CLI::App& app, int& exit_code) {
+void add_sample_command(CommandLine& line) {
   auto options = std::make_shared<SampleOptions>();
-  CLI::App* command = app.add_subcommand("sample", "Continue a text with a trained model");
-  command->add_option("checkpoint", options->checkpoint, "A checkpoint, or a run directory for its newest good one")
-      ->required();
-  command->add_option("--prompt", options->prompt, "Text to continue; empty starts a new document")->type_name("TEXT");
-  command->add_option("--tokens", options->tokens, "Most tokens to add")
-      ->type_name("N")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 20))
-      ->capture_default_str();
-  command->add_option("--temperature", options->temperature, "Divides the logits; 0 always takes the likeliest token")
-      ->type_name("T")
-      ->check(CLI::Range(0.0f, 100.0f))
-      ->capture_default_str();
-  command->add_option("--top-p", options->top_p, "Choose among the likeliest tokens that sum to this probability")
-      ->type_name("P")
-      ->check(CLI::Range(0.0f, 1.0f))
-      ->capture_default_str();
-  command->add_option("--seed", options->seed, "Of the random numbers: the same seed gives the same text")
-      ->type_name("S")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  add_device_option(*command, options->device);
-  command->callback([options, &exit_code] { exit_code = run_sample(*options); });
+  Command command = line.subcommand("sample", "Continue a text with a trained model");
+  command.option("checkpoint", &options->checkpoint, "A checkpoint, or a run directory for its newest good one")
+      .required();
+  command.option("--prompt", &options->prompt, "Text to continue; empty starts a new document").type_name("TEXT");
+  command.option("--tokens", &options->tokens, "Most tokens to add")
+      .type_name("N")
+      .range(int64_t(1), int64_t(1) << 20)
+      .shows_default();
+  command.option("--temperature", &options->temperature, "Divides the logits; 0 always takes the likeliest token")
+      .type_name("T")
+      .range(0.0, 100.0)
+      .shows_default();
+  command.option("--top-p", &options->top_p, "Choose among the likeliest tokens that sum to this probability")
+      .type_name("P")
+      .range(0.0, 1.0)
+      .shows_default();
+  command.option("--seed", &options->seed, "Of the random numbers: the same seed gives the same text")
+      .type_name("S")
+      .not_negative()
+      .shows_default();
+  add_device_option(command, &options->device);
+  command.run([options] { return run_sample(*options); });
 }
 
 }  // namespace octet

@@ -68,22 +68,26 @@ std::string default_run_dir(const std::string& config_path) {
   return join_path("runs", name);
 }
 
-void add_train_command(CLI::App& app, int& exit_code) {
+void add_set_option(Command& command, std::vector<std::string>* overrides) {
+  command.option("--set", overrides, "Override one key: --set optim.lr=3e-4 (may be repeated)")
+      .type_name("KEY=VALUE")
+      .one_each();
+}
+
+void add_train_command(CommandLine& line) {
   auto options = std::make_shared<TrainOptions>();
-  CLI::App* command =
-      app.add_subcommand("train", "Train a model, or go on where an earlier run of the same directory stopped");
-  command->add_option("config", options->config, "The run: a YAML file (docs/configuration.md)")->required();
-  command->add_option("--set", options->overrides, "Override one key: --set optim.lr=3e-4 (may be repeated)")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-  command->add_option("--out", options->out, "Run directory; runs/<name of the config> where it is left out")
-      ->type_name("DIR");
-  command->add_flag("--print-config", options->print_config,
-                    "Print the run as resolved, with the origin of each value, and stop");
-  command->footer(
+  Command command =
+      line.subcommand("train", "Train a model, or go on where an earlier run of the same directory stopped");
+  command.option("config", &options->config, "The run: a YAML file (docs/configuration.md)").required();
+  add_set_option(command, &options->overrides);
+  command.option("--out", &options->out, "Run directory; runs/<name of the config> where it is left out")
+      .type_name("DIR");
+  command.flag("--print-config", &options->print_config,
+               "Print the run as resolved, with the origin of each value, and stop");
+  command.footer(
       "Writes config.yaml, metrics.jsonl, samples.txt, report.html and checkpoints/ into the run directory.\n"
       "Ctrl-C, SIGTERM or SIGUSR1 saves and exits with code 75; the same command goes on from there.");
-  command->callback([options, &exit_code] { exit_code = run_train(*options); });
+  command.run([options] { return run_train(*options); });
 }
 
 }  // namespace octet

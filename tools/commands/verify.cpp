@@ -209,28 +209,26 @@ int run_verify(const VerifyOptions& options) {
 
 }  // namespace
 
-void add_verify_command(CLI::App& app, int& exit_code) {
+void add_verify_command(CommandLine& line) {
   auto options = std::make_shared<VerifyOptions>();
-  CLI::App* command =
-      app.add_subcommand("verify", "Prove that layouts of ranks compute what one rank computes, bit for bit");
-  command->add_option("config", options->config, "The run: a YAML file (docs/configuration.md)")->required();
-  command->add_option("--layouts", options->layouts, "Which, separated by commas: dp2,dp4ep2,dp4ep4mb1il2+block")
-      ->delimiter(',')
-      ->type_name("LAYOUTS");
-  command->add_option("--steps", options->steps, "Optimizer steps of each")
-      ->check(CLI::Range(int64_t(1), int64_t(1000)))
-      ->capture_default_str();
-  command->add_option("--set", options->overrides, "Override one key: --set optim.lr=3e-4 (may be repeated)")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-  command->footer(
+  Command command =
+      line.subcommand("verify", "Prove that layouts of ranks compute what one rank computes, bit for bit");
+  command.option("config", &options->config, "The run: a YAML file (docs/configuration.md)").required();
+  command.option("--layouts", &options->layouts, "Which, separated by commas: dp2,dp4ep2,dp4ep4mb1il2+block")
+      .separated_by(',')
+      .type_name("LAYOUTS");
+  command.option("--steps", &options->steps, "Optimizer steps of each")
+      .range(int64_t(1), int64_t(1000))
+      .shows_default();
+  add_set_option(command, &options->overrides);
+  command.footer(
       "Trains the model for a few steps on one rank and on each layout, whose ranks are threads of this process, and\n"
       "compares the loss, the gradient norm, and every tensor's gradient and update. A layout is dpN (ranks), then\n"
       "epN (ranks that share the experts), mbN (train.micro_batch), ilN (parallel.interleave), then +block,\n"
       "+attention, +norm, +swiglu (train.recompute) or +two_stage (dispatch over two nodes). Without --layouts: those\n"
       "that the batch and the experts allow, of up to 8 ranks. Under mpirun: the layout of the configuration, between\n"
       "processes. Exit code 0: all equal; 6: a layout differs, and the first tensor is named.");
-  command->callback([options, &exit_code] { exit_code = run_verify(*options); });
+  command.run([options] { return run_verify(*options); });
 }
 
 }  // namespace octet
