@@ -119,7 +119,7 @@ std::vector<uint8_t> rows_of_column_codes(const std::vector<uint8_t>& codes, int
 // All memory of the test program is managed where there is a GPU, so that kernels may be given any vector. To make and
 // free managed memory waits for the GPU, so it is made in large chunks, which are cut into blocks of 2^n bytes.
 namespace {
-constexpr std::size_t kHeader = 64, kSmallest = 6, kClasses = 48;
+constexpr std::size_t kHeader = 64, kSmallest = 7, kClasses = 48;
 constexpr std::size_t kChunk = std::size_t(64) << 20;
 struct Free {
   Free* next;
@@ -143,6 +143,7 @@ char* more(std::size_t bytes) {
 }
 void* allocate(std::size_t bytes) {
   const std::size_t size_class = std::max(std::size_t(std::bit_width(bytes + kHeader - 1)), kSmallest);
+  if (size_class >= kClasses) throw std::bad_alloc();
   const std::size_t block = std::size_t(1) << size_class;
   if (is_in_cuda) {  // under the lock already
     char* const memory = static_cast<char*>(std::aligned_alloc(kHeader, block));
