@@ -104,7 +104,7 @@ sanitized_step() {
   "${tool[@]}" "$build/octet" bench step "${small[@]}"
 }
 bench_all() {
-  local config=configs/bench_small.yaml sizes=() fused=() experts=4x8192x4096x7168
+  local config=configs/bench_small.yaml sizes=() fused=() steps=() experts=4x8192x4096x7168
   local layers=("tokens=32768 hidden=4096 expert_hidden=1024 experts=64 top_k=4"
     "tokens=40960 hidden=768 expert_hidden=256 experts=128 top_k=8")
   [ "$slower" -eq 1 ] || {
@@ -112,6 +112,7 @@ bench_all() {
     sizes=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128 vocab=512 repeats=1)
     fused=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128)
     layers=("tokens=128 hidden=256 expert_hidden=128 experts=4 top_k=2")
+    steps=(model.layers=1 train.batch_size=1 warmup=0 steps=3)
   }
   "$build/octet" bench kernels device=cuda "${sizes[@]}" || return
   "$build/octet" bench quantise device=cuda "${fused[@]}" repeats=5 || return
@@ -121,7 +122,7 @@ bench_all() {
   done
   "$build/octet" bench products "$config" device=cuda || return
   for recipe in bf16 fp8_block; do
-    "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" || return
+    "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" "${steps[@]}" || return
   done
 }
 export -f configure_and_build run_tests sanitized_step bench_all
