@@ -251,8 +251,7 @@ class Exchange {
 }  // namespace
 
 ExpertDispatcher::ExpertDispatcher(const RouteGroups& groups, Wire wire) : groups_(groups), wire_(wire) {
-  require(groups.ep != nullptr && (groups.rail == nullptr) == (groups.node == nullptr),
-          "expert_dispatcher: wanted an ep group, and a rail and a node group or neither");
+  groups_.check();
 }
 
 ExpertRange experts_of_rank(const Communicator& ep, int64_t num_experts) {

@@ -24,7 +24,7 @@ Ranks::Ranks(Communicator& world, const ParallelConfig& config, const ModelConfi
       ep_(world.group(mesh_.ep_group, "ep")),
       experts_(world.group(mesh_.expert_data_group, "experts")) {
   route_.ep = ep_.get();
-  if (!device.is_cpu() || !config.wants_two_stages(model.moe)) return;  // on GPUs tokens go straight
+  if (!config.wants_two_stages(model.moe)) return;
   rail_ = world.group(mesh_.ep_rail_group, "rail");
   node_ = world.group(mesh_.ep_node_group, "node");
   route_.rail = rail_.get();
@@ -39,7 +39,7 @@ std::vector<Communicator*> Ranks::groups() const {
 
 std::unique_ptr<Dispatcher> Ranks::make_dispatcher() const {
   if (ep_->size() == 1) return std::make_unique<LocalDispatcher>();
-  if (!device_.is_cpu()) return std::make_unique<DeviceDispatcher>(*ep_, config_.wire, config_.dispatch_bound);
+  if (!device_.is_cpu()) return std::make_unique<DeviceDispatcher>(route_, config_.wire, config_.dispatch_bound);
   return std::make_unique<ExpertDispatcher>(route_, config_.wire);
 }
 

@@ -81,7 +81,6 @@ class NodeRoute final : public TokenRoute {
  public:
   NodeRoute(const RouteGroups& groups, const std::vector<std::vector<int32_t>>& tokens)
       : rail_(*groups.rail), node_(*groups.node) {
-    require(node_.size() <= 64, "token_route: {} ranks on a node; wanted at most 64", node_.size());
     std::vector<int32_t> all;
     std::vector<int64_t> masks;
     for (int node = 0; node < rail_.size(); ++node) {
@@ -172,6 +171,13 @@ class NodeRoute final : public TokenRoute {
 };
 
 }  // namespace
+
+void RouteGroups::check() const {
+  require(ep != nullptr && (rail == nullptr) == (node == nullptr),
+          "token_route: wanted an ep group, and a rail and a node group or neither");
+  // A bit for each, in a word that goes with a token.
+  if (is_two_stage()) require(node->size() <= 64, "token_route: {} ranks on a node; wanted at most 64", node->size());
+}
 
 std::unique_ptr<TokenRoute> make_token_route(const RouteGroups& groups,
                                              const std::vector<std::vector<int32_t>>& tokens) {

@@ -22,6 +22,9 @@ struct RouteGroups {
   Communicator* rail = nullptr;  // of ep, the rank at this one's place on each node, in order
   Communicator* node = nullptr;  // of ep, the ranks of this node, in order
 
+  // Throws Error(kArgument) unless there is an ep group, and both of the others, of nodes of at most 64 ranks, or
+  // neither.
+  void check() const;
   bool is_two_stage() const { return rail != nullptr && rail->size() > 1 && node->size() > 1; }
 };
 

@@ -123,9 +123,10 @@ TEST_CASE("rows without room are left out, and all that is listed is inside", "[
 TEST_CASE("rows from ranks lie by expert, then rank, then token", "[kernels][rank_rows]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
-  const int64_t P = GENERATE(1, 2, 5), L = GENERATE(1, 4, 40), C = GENERATE(0, 3, 50);
+  const auto [P, nodes] = GENERATE(std::pair{1, 1}, std::pair{2, 1}, std::pair{5, 1}, std::pair{4, 2}, std::pair{6, 3});
+  const int64_t L = GENERATE(1, 4, 40), C = GENERATE(0, 3, 50);
   const int64_t R = 7 * C;  // 350 at most: more than a block of threads has
-  CAPTURE(backend.name, P, L, C);
+  CAPTURE(backend.name, P, nodes, L, C);
   const RandomStream random(11, "heads");
   std::vector<int32_t> heads(size_t(P * (L + R)), 0), source(size_t(P * R), -7), slot_of_row = source,
                                                                                  row_of_slot = source;
@@ -147,7 +148,8 @@ TEST_CASE("rows from ranks lie by expert, then rank, then token", "[kernels][ran
                             .source = view(source, {P * R}),
                             .slot_of_row = view(slot_of_row, {P * R}),
                             .row_of_slot = view(row_of_slot, {P, R}),
-                            .copies = C},
+                            .copies = C,
+                            .nodes = nodes},
                            here());
   std::vector<int32_t> want_source, want_slots, want_rows(size_t(P * R), -1);
   std::vector<int64_t> want_offsets = {0};
@@ -157,7 +159,8 @@ TEST_CASE("rows from ranks lie by expert, then rank, then token", "[kernels][ran
       for (int64_t before = 0; before < e; ++before) j += heads[size_t(p * (L + R) + before)];
       for (int64_t i = 0; i < heads[size_t(p * (L + R) + e)]; ++i, ++j) {
         want_rows[size_t(p * R + j)] = int32_t(want_source.size());
-        want_source.push_back(int32_t(p * C) + heads[size_t(p * (L + R) + L + j)]);
+        const int64_t message = p % (P / nodes) * nodes + p / (P / nodes);
+        want_source.push_back(int32_t(message * C) + heads[size_t(p * (L + R) + L + j)]);
         want_slots.push_back(int32_t(p * R + j));
       }
     }
@@ -168,6 +171,57 @@ TEST_CASE("rows from ranks lie by expert, then rank, then token", "[kernels][ran
   CHECK(source == want_source);
   CHECK(slot_of_row == want_slots);
   CHECK(row_of_slot == want_rows);
+}
+
+TEST_CASE("tokens for nodes are listed as in plain words, and handed on to each place", "[kernels][rank_rows]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const int64_t T = GENERATE(0, 1, 37, 600), K = GENERATE(1, 3), N = GENERATE(1, 2, 3), S = GENERATE(1, 2, 9);
+  const int64_t L = GENERATE(1, 4), E = N * S * L;
+  if (K > E) return;
+  const bool to_one = GENERATE(false, true);
+  const int64_t C1 = T / GENERATE(1, 2);  // with room for all, and without
+  CAPTURE(backend.name, T, K, N, S, L, to_one, C1);
+  std::vector<int32_t> indices = choices(T, K, E, to_one), tokens(size_t(N * C1), -7);
+  std::vector<int64_t> places(size_t(N * C1), -7);
+  indices.reserve(1), tokens.reserve(1), places.reserve(1);
+  kernels::tokens_to_nodes({.indices = view(indices, {T, K}),
+                            .tokens = view(tokens, {N, C1}),
+                            .places = view(places, {N, C1}),
+                            .num_experts = E,
+                            .ranks_per_node = S},
+                           here());
+  std::vector<int32_t> want_tokens;
+  std::vector<int64_t> want_places;
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t t = 0; t < T && int64_t(want_tokens.size()) < (n + 1) * C1; ++t) {
+      int64_t needed = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const int64_t rank = indices[size_t(t * K + k)] / L;
+        if (rank / S == n) needed |= int64_t(1) << rank % S;
+      }
+      if (needed != 0) want_tokens.push_back(int32_t(t)), want_places.push_back(needed);
+    }
+    want_tokens.resize(size_t((n + 1) * C1), -1), want_places.resize(size_t((n + 1) * C1), 0);
+  }
+  CHECK(tokens == want_tokens);
+  CHECK(places == want_places);
+
+  const int64_t C = C1 / GENERATE(1, 3);
+  CAPTURE(C);
+  std::vector<int32_t> copies(size_t(S * N * C), -7), want_copies;
+  copies.reserve(1);
+  kernels::copies_to_places({.places = view(want_places, {N, C1}), .copies = view(copies, {S, N, C})}, here());
+  for (int64_t s = 0; s < S; ++s) {
+    for (int64_t n = 0; n < N; ++n) {
+      const auto end = want_copies.size() + size_t(C);
+      for (int64_t i = n * C1; i < (n + 1) * C1 && want_copies.size() < end; ++i) {
+        if ((want_places[size_t(i)] >> s & 1) != 0) want_copies.push_back(int32_t(i));
+      }
+      want_copies.resize(end, -1);
+    }
+  }
+  CHECK(copies == want_copies);
 }
 
 }  // namespace octet::test

@@ -37,7 +37,7 @@ std::vector<int32_t> choices(Choice choice, int64_t begin, int64_t end) {
 }
 
 struct Pass : LayerPass {
-  Traffic traffic;
+  Traffic ep, rail, node;
 };
 
 LayerPass run_chosen(Dispatcher& dispatcher, const Numerics& numerics, Choice choice, int64_t begin, int64_t end,
@@ -90,9 +90,15 @@ TEST_CASE("experts on several ranks, counted on the device, are experts on one",
                                    Numbers{Recipe::kBf16, Wire::kFp8, GradientWire::kActivation},
                                    Numbers{Recipe::kFp8Block, Wire::kFp8, GradientWire::kFp8},
                                    Numbers{Recipe::kFp8Block, Wire::kBf16, GradientWire::kActivation});
-  const auto [ranks, choice] = GENERATE(std::pair{2, Choice::kEven}, std::pair{4, Choice::kEven},
-                                        std::pair{4, Choice::kOneExpert}, std::pair{2, Choice::kOneRank});
-  CAPTURE(device, name_of(numbers.recipe), name_of(numbers.wire), ranks, int(choice));
+  struct Case {
+    int ranks, ranks_per_node;
+    Choice choice;
+  };
+  const auto [ranks, ranks_per_node, choice] =
+      GENERATE(Case{2, 2, Choice::kEven}, Case{4, 4, Choice::kEven}, Case{4, 4, Choice::kOneExpert},
+               Case{2, 2, Choice::kOneRank}, Case{4, 2, Choice::kEven}, Case{4, 2, Choice::kOneExpert},
+               Case{8, 2, Choice::kEven}, Case{8, 4, Choice::kOneRank});
+  CAPTURE(device, name_of(numbers.recipe), name_of(numbers.wire), ranks, ranks_per_node, int(choice));
   const Numerics numerics{
       .recipe = numbers.recipe, .emulation = kernels::Emulation::kHopper, .expert_gradients = numbers.gradients};
   std::vector<int64_t> begin = {0};
@@ -103,11 +109,16 @@ TEST_CASE("experts on several ranks, counted on the device, are experts on one",
   const auto errors =
       run_local_ranks(ranks, {.communicator = {}, .seed = 5, .max_delay_us = 50, .faults = {}}, [&](Communicator& c) {
         const auto staged = device.is_cpu() ? nullptr : make_staged_communicator(c, device);
-        Communicator& ep = staged ? *staged : c;
-        DeviceDispatcher dispatcher(ep, numbers.wire, /*bound=*/0);
+        Communicator& world = staged ? *staged : c;
+        const int S = ranks_per_node;
+        const Mesh mesh = make_mesh({.world = ranks, .ranks_per_node = S, .dp = ranks, .ep = ranks}, c.rank());
+        const auto ep = world.group(mesh.ep_group, "ep"), rail = world.group(mesh.ep_rail_group, "rail"),
+                   node = world.group(mesh.ep_node_group, "node");
+        DeviceDispatcher dispatcher({.ep = ep.get(), .rail = rail.get(), .node = node.get()}, numbers.wire,
+                                    /*bound=*/0);
         const auto r = size_t(c.rank());
         static_cast<LayerPass&>(got[r]) = run_chosen(dispatcher, numerics, choice, begin[r], begin[r + 1], device);
-        got[r].traffic = ep.traffic();
+        got[r].ep = ep->traffic(), got[r].rail = rail->traffic(), got[r].node = node->traffic();
       });
   rethrow_first(errors);
   LayerPass all;
@@ -118,14 +129,19 @@ TEST_CASE("experts on several ranks, counted on the device, are experts on one",
   CHECK(all.w2 == wanted.w2);
 
   // Room for the rank that has the most tokens, whatever they choose; and how many tokens each has.
-  const int64_t P = ranks, L = kExperts / P, T = ranks == 2 ? 11 : 14, R = T * std::min<int64_t>(kTopK, L);
+  const int64_t P = ranks, L = kExperts / P, T = ranks == 2 ? 11 : 10 + ranks, R = T * std::min<int64_t>(kTopK, L);
   const bool is_fp8 = numbers.recipe == Recipe::kFp8Block;
   const int64_t value_bytes = kHidden * (numbers.recipe == Recipe::kFp32 ? 4 : 2), code_bytes = kHidden + 2 * 4;
   const int64_t token_bytes = is_fp8 && numbers.wire == Wire::kFp8 ? code_bytes : value_bytes;
   const int64_t gradient_bytes = numbers.gradients == GradientWire::kFp8 ? code_bytes : value_bytes;
-  const int64_t of_rank =
-      8 * P + 4 * (L + R) + T * token_bytes + R * value_bytes + T * gradient_bytes + 4 * R + R * (value_bytes + 4);
-  for (const Pass& pass : got) CHECK(pass.traffic.bytes() == (P - 1) * of_rank);
+  const int64_t tokens = T * (token_bytes + gradient_bytes);
+  const int64_t others = 8 * P + 4 * (L + R) + R * value_bytes + 4 * R + R * (value_bytes + 4);
+  const int64_t N = ranks / ranks_per_node, S = ranks_per_node;
+  for (const Pass& pass : got) {
+    CHECK(pass.ep.bytes() == (P - 1) * (others + (N == 1 ? tokens : 0)));
+    CHECK(pass.rail.bytes() == (N == 1 ? 0 : (N - 1) * (tokens + 8 * T)));
+    CHECK(pass.node.bytes() == (N == 1 ? 0 : (S - 1) * N * tokens));
+  }
 }
 
 TEST_CASE("without tokens there is nothing to send", "[train][gpu][dispatch]") {
@@ -133,7 +149,7 @@ TEST_CASE("without tokens there is nothing to send", "[train][gpu][dispatch]") {
   CAPTURE(device);
   const auto errors = run_local_ranks(2, {}, [&](Communicator& c) {
     const auto staged = device.is_cpu() ? nullptr : make_staged_communicator(c, device);
-    DeviceDispatcher dispatcher(staged ? *staged : c, Wire::kFp8, /*bound=*/2);
+    DeviceDispatcher dispatcher({.ep = staged ? staged.get() : &c}, Wire::kFp8, /*bound=*/2);
     const Numerics numerics{.recipe = Recipe::kFp8Block, .emulation = kernels::Emulation::kHopper};
     const LayerPass pass = run_chosen(dispatcher, numerics, Choice::kEven, 0, 0, device);
     require(pass.y.empty() && pass.dx.empty(), "rows out of nothing");
@@ -142,16 +158,18 @@ TEST_CASE("without tokens there is nothing to send", "[train][gpu][dispatch]") {
 }
 
 TEST_CASE("room in a message", "[train][dispatch]") {
-  const auto is = [](const DispatchRoom& room, int64_t copies, int64_t rows) {
-    CAPTURE(room.copies, room.rows);
-    CHECK((room.copies == copies && room.rows == rows));
+  const auto is = [](const DispatchRoom& room, int64_t copies, int64_t rows, int64_t node_copies) {
+    CAPTURE(room.copies, room.rows, room.node_copies);
+    CHECK((room.copies == copies && room.rows == rows && room.node_copies == node_copies));
   };
-  is(dispatch_room(/*tokens=*/100, /*top_k=*/6, /*num_experts=*/64, /*ranks=*/8, /*bound=*/0), 100, 600);
-  is(dispatch_room(100, 6, 64, 32, 0), 100, 200);   // two experts on a rank
-  is(dispatch_room(100, 6, 64, 8, 1), 75, 75);      // the even share
-  is(dispatch_room(100, 6, 64, 8, 1.5), 100, 113);  // rounded up
-  is(dispatch_room(100, 6, 64, 8, 50), 100, 600);   // never more than there can be
-  is(dispatch_room(0, 6, 64, 8, 2), 0, 0);
+  is(dispatch_room(/*tokens=*/100, /*top_k=*/6, /*num_experts=*/64, /*ranks=*/8, /*ranks_per_node=*/2, /*bound=*/0),
+     100, 600, 100);
+  is(dispatch_room(100, 6, 64, 32, 8, 0), 100, 200, 100);   // two experts on a rank
+  is(dispatch_room(100, 6, 64, 8, 1, 1), 75, 75, 75);       // the even share
+  is(dispatch_room(100, 6, 64, 32, 4, 1), 19, 19, 76);      // of each rank of a node
+  is(dispatch_room(100, 6, 64, 8, 4, 1.5), 100, 113, 100);  // rounded up
+  is(dispatch_room(100, 6, 64, 8, 4, 50), 100, 600, 100);   // never more than there can be
+  is(dispatch_room(0, 6, 64, 8, 4, 2), 0, 0, 0);
 }
 
 TEST_CASE("experts spread over ranks on GPUs are one rank, bit for bit", "[train][gpu][layout]") {
@@ -161,6 +179,12 @@ TEST_CASE("experts spread over ranks on GPUs are one rank, bit for bit", "[train
   SECTION("room for all, two groups, FP8") {
     config.precision.recipe = Recipe::kFp8Block;
     config.parallel.dp = 4;
+  }
+  SECTION("by way of nodes") {
+    config.precision.recipe = Recipe::kFp8Block;
+    config.parallel.dp = config.parallel.ep = 4;
+    config.parallel.ranks_per_node = 2;
+    config.parallel.two_stage = TwoStage::kOn;
   }
   SECTION("bounded, in turn, blocks computed again") {
     config.parallel.dispatch_bound = 1.9;  // of 2 at most
@@ -185,14 +209,16 @@ TEST_CASE("what ranks on GPUs send and hold is predicted", "[train][gpu][layout]
   Config config = spread_config(GENERATE(Recipe::kBf16, Recipe::kFp8Block));
   config.model.layers = 2, config.model.moe.expert_hidden = 128;
   config.data.seq_len = 64;
-  config.parallel.dp = config.parallel.ep = 2;
+  const int ranks_here = GENERATE(2, 4);
+  config.parallel.dp = config.parallel.ep = ranks_here;
+  config.parallel.ranks_per_node = 2, config.parallel.two_stage = TwoStage::kOn;  // of one node or of two
   config.parallel.dispatch_bound = config.precision.recipe == Recipe::kBf16 ? 0.0 : 1.9;
-  CAPTURE(name_of(config.precision.recipe), config.parallel.dispatch_bound);
+  CAPTURE(name_of(config.precision.recipe), config.parallel.dispatch_bound, ranks_here);
   release_kept_memory();
   const MemoryUse before = memory_use(kGpu);
-  std::vector<Traffic> sent(2);
+  std::vector<int64_t> sent(size_t(ranks_here), 0);
   MemoryUse after;
-  const auto errors = run_local_ranks(2, {}, [&](Communicator& host) {
+  const auto errors = run_local_ranks(ranks_here, {}, [&](Communicator& host) {
     const auto world = make_staged_communicator(host, kGpu);
     const Ranks ranks(*world, config.parallel, config.model, kGpu);
     Transformer model(config.model, config.precision, recompute_parts(config.train), config.data.seq_len,
@@ -215,17 +241,20 @@ TEST_CASE("what ranks on GPUs send and hold is predicted", "[train][gpu][layout]
     optimizer.measure();
     sum_step(model, optimizer, plan, losses, together);
     apply_update(model, optimizer, losses, nullptr, together);
-    sent[size_t(world->rank())] = ranks.ep().traffic();
+    // Of the dispatch: not those who hold the same experts.
+    for (Communicator* group : ranks.groups()) {
+      if (group != &ranks.experts()) sent[size_t(world->rank())] += group->traffic().bytes();
+    }
     world->barrier();
     if (world->rank() == 0) after = memory_use(kGpu);
     world->barrier();
   });
   rethrow_first(errors);
   int64_t predicted = 0;
-  for (int64_t rank = 0; rank < 2; ++rank) {
+  for (int64_t rank = 0; rank < ranks_here; ++rank) {
     const WireBytes wire = wire_bytes(config, 0, rank);
-    CHECK(double(sent[size_t(rank)].bytes()) == wire.counts.bytes + wire.tokens_out.bytes + wire.rows_back.bytes +
-                                                    wire.gradients_out.bytes + wire.gradients_back.bytes);
+    CHECK(double(sent[size_t(rank)]) == wire.counts.bytes + wire.tokens_out.bytes + wire.rows_back.bytes +
+                                            wire.gradients_out.bytes + wire.gradients_back.bytes);
     const MemoryEstimate memory = estimate_memory(config, 0, rank);
     CAPTURE(memory.activations, memory.workspace);
     predicted +=
@@ -233,7 +262,9 @@ TEST_CASE("what ranks on GPUs send and hold is predicted", "[train][gpu][layout]
   }
   int64_t held_before = 0;
   for (const int64_t bytes : before.current_bytes) held_before += bytes;
-  CHECK(double(predicted) == Approx(double(after.peak_total_bytes - held_before)).epsilon(0.1));
+  // The sum of the ranks' peaks, which of four come at moments of their own.
+  const double tolerance = ranks_here == 2 ? 0.1 : 0.2;
+  CHECK(double(predicted) == Approx(double(after.peak_total_bytes - held_before)).epsilon(tolerance));
 }
 
 TEST_CASE("rows for which a message has no room end the step, with rank, count and bound", "[train][gpu][dispatch]") {

@@ -65,9 +65,6 @@ struct Config {
     problems.require(device != DeviceType::kCpu || parallel.dispatch_bound == 0, "parallel.dispatch_bound",
                      "is {} with device {}, where messages are as long as what is in them; wanted 0",
                      parallel.dispatch_bound, name_of(device));
-    problems.require(device == DeviceType::kCpu || parallel.two_stage != TwoStage::kOn, "parallel.two_stage",
-                     "is {} with device {}, where a token goes straight to each rank; wanted auto or off",
-                     name_of(parallel.two_stage), name_of(device));
   }
 
  private:

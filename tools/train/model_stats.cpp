@@ -88,11 +88,12 @@ struct DispatchShape {
         of_node(config.parallel.ranks_per_node == 0 ? ranks : std::min(ranks, config.parallel.ranks_per_node)),
         nodes(ranks / of_node),
         on_gpus(config.device != DeviceType::kCpu) {
-    two_stage = !on_gpus && config.parallel.wants_two_stages(config.model.moe) && nodes > 1 && of_node > 1;
+    two_stage = config.parallel.wants_two_stages(config.model.moe) && nodes > 1 && of_node > 1;
     const MoeConfig& moe = config.model.moe;
     if (on_gpus && ranks > 1 && moe.num_experts > 0) {
       const int64_t tokens = config.sequences_per_micro_batch() * config.data.seq_len;
-      room = dispatch_room(tokens, moe.top_k, moe.num_experts, ranks, config.parallel.dispatch_bound);
+      room = dispatch_room(tokens, moe.top_k, moe.num_experts, ranks, two_stage ? of_node : ranks,
+                           config.parallel.dispatch_bound);
     }
   }
   int64_t ranks, of_node, nodes;  // P = N L
@@ -119,6 +120,7 @@ class Activations {
     if (!is_spread()) return;
     if (dispatch_.on_gpus) {
       copies_ = ep_ * dispatch_.room.copies, rows_ = ep_ * dispatch_.room.rows;
+      if (dispatch_.two_stage) node_copies_ = dispatch_.nodes * dispatch_.room.node_copies;
       return;
     }
     const double tokens = double(T_), of_rank = chance_of_visit(model_.moe, model_.moe.num_experts / ep_);
@@ -225,7 +227,8 @@ class Activations {
     // Choices, weights, and the permutation; and the weight of each row.
     bytes += score_tables * floats(T_ * moe.num_experts) + 4 * floats(pairs) + floats(R);
     if (is_spread() && dispatch_.on_gpus) {
-      bytes += received() - floats(pairs) + 2 * floats(R) + floats(copies_);  // the lists of kernels/rank_rows.h
+      // The lists of kernels/rank_rows.h.
+      bytes += received() - floats(pairs) + 2 * floats(R) + floats(copies_) + floats(node_copies_);
     } else if (is_spread()) {
       // What came, and where everything goes: a number or two for each row and for each copy.
       bytes += received() + 2 * floats(R) + floats(copies_);
@@ -436,10 +439,21 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   const double forward = passes * (config.train.recomputes(Recompute::kBlock) ? 2 : 1);  // what is sent again
   if (shape.on_gpus) {
     const double others = P - 1, room = double(shape.room.rows), copies = double(shape.room.copies);
+    const double to_nodes = (N - 1) * double(shape.room.node_copies);
+    const auto out = [&](WireBytes::Line& line, double times, double bytes) {
+      if (shape.two_stage) {
+        line.add(times * bytes * to_nodes, 1);
+        line.add(times * bytes * (L - 1) * N * copies, 0);
+      } else {
+        line.add(times * bytes * others * copies, off_rank);
+      }
+    };
     wire.counts.add(forward * others * (8 * P + 4 * (double(E) / P + room)), off_rank);
-    wire.tokens_out.add(forward * others * (copies * token + 4 * room), off_rank);
+    if (shape.two_stage) wire.counts.add(forward * 8 * to_nodes, 1);
+    out(wire.tokens_out, forward, token);
+    wire.tokens_out.add(forward * others * 4 * room, off_rank);
     wire.rows_back.add(forward * others * room * value_row, off_rank);
-    wire.gradients_out.add(passes * others * copies * gradient, off_rank);
+    out(wire.gradients_out, passes, gradient);
     wire.gradients_back.add(passes * others * room * (value_row + 4), off_rank);
     return wire;
   }
