@@ -50,22 +50,26 @@ struct SwigluForwardFp8 {
   }
 };
 struct SwigluBackwardFp8 {
-  ConstView dy;                           // [R, F] bfloat16
-  ConstView h_codes, h_scale;             // as the forward pass left them: h here is codes * scale
-  ConstView weights = {};                 // [R] float32
-  float limit = 0.0f;                     // 0: none
-  ConstView offsets;                      // [G + 1] int64: the groups of rows, as for QuantizeColumns
-  ConstView block_offsets;                // [G + 1] int64
-  View y_codes, y_scale;                  // column_codes_shape(P, F) and [P/128, F]: columns of y, made again from h
-  View dh_codes, dh_scale;                // [R, 2F] and [R, ceil(2F/128)]: rows of dh
-  View dh_column_codes, dh_column_scale;  // column_codes_shape(P, 2F) and [P/128, 2F]
-  View dweights = {};                     // [R] float32; not defined: none
+  ConstView dy;                // [R, F] bfloat16
+  ConstView h_codes, h_scale;  // as the forward pass left them: h here is codes * scale
+  ConstView weights = {};      // [R] float32
+  float limit = 0.0f;          // 0: none
+  ConstView offsets;           // [G + 1] int64: the groups of rows, as for QuantizeColumns
+  ConstView block_offsets;     // [G + 1] int64
+  // y is made again from h, in one of two forms: columns, column_codes_shape(P, F) and [P/128, F], or rows, [R, F] and
+  // [R, ceil(F/128)]. The other is not defined.
+  View y_codes = {}, y_scale = {};
+  View y_row_codes = {}, y_row_scale = {};
+  View dh_codes, dh_scale;  // [R, 2F] and [R, ceil(2F/128)]: rows of dh
+  // column_codes_shape(P, 2F) and [P/128, 2F]; not defined: none.
+  View dh_column_codes = {}, dh_column_scale = {};
+  View dweights = {};                                   // [R] float32; not defined: none
   QuantizeStats *y_stats, *dh_stats, *dh_column_stats;  // all or none
 
   KernelCost cost() const {
     return {.name = "swiglu_backward_fp8",
-            .bytes = bytes_of(dy, h_codes, h_scale, weights, y_codes, y_scale, dh_codes, dh_scale, dh_column_codes,
-                              dh_column_scale, dweights)};
+            .bytes = bytes_of(dy, h_codes, h_scale, weights, y_codes, y_scale, y_row_codes, y_row_scale, dh_codes,
+                              dh_scale, dh_column_codes, dh_column_scale, dweights)};
   }
 };
 namespace cpu {

@@ -1,6 +1,7 @@
 // A weight of the model: its float32 master, its float32 gradient, and the form that the forward pass reads.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -102,6 +103,14 @@ class Parameter {
   };
   const Fp8& fp8() const;
 
+  // How the operands of the gradient's FP8 product are made: as tiles (kernels/requantize_tiles.h), whose losses are
+  // added to these counts; or as columns, where there are none. core/nn/wgrad_tiles.h decides.
+  struct TileCounts {
+    kernels::QuantizeStats *grad = nullptr, *input = nullptr;  // of the output's gradient and of the input
+  };
+  const std::optional<TileCounts>& wgrad_tiles() const { return wgrad_tiles_; }
+  void set_wgrad_tiles(const std::optional<TileCounts>& counts) { wgrad_tiles_ = counts; }
+
   // Makes the own rows of the forms above from the master; call it when the master was filled. The optimizer keeps them
   // up to date itself, in the pass that changes the master.
   void refresh();
@@ -128,6 +137,7 @@ class Parameter {
   bool grad_is_clear_ = true;  // its numbers are old, and stand for 0
   bool is_refreshed_ = false;
   Fp8 fp8_;
+  std::optional<TileCounts> wgrad_tiles_;
 };
 
 }  // namespace octet

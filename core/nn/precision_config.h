@@ -97,12 +97,28 @@ inline Recipe recipe_of(Recipe of_model, ProductFormat format) {
   return of_model == Recipe::kFp8Block && format == ProductFormat::kBf16 ? Recipe::kBf16 : of_model;
 }
 
+// The form of both operands of a weight gradient in FP8.
+enum class WgradOperands {
+  kColumns,  // a scale for 128 rows of a column: quantised along the rows, again where the codes of rows are all there
+             // is
+  kTiles,    // a scale for 128 rows by 128 columns: codes of rows with their exponents shifted (core/nn/wgrad_tiles.h)
+};
+template <>
+struct EnumNames<WgradOperands> {
+  static constexpr std::pair<WgradOperands, std::string_view> values[] = {{WgradOperands::kColumns, "columns"},
+                                                                          {WgradOperands::kTiles, "tiles"}};
+};
+
 struct PrecisionConfig {
   Recipe recipe = Recipe::kFp8Block;
   Fp8Arithmetic emulation = Fp8Arithmetic::kAuto;
   GradientWire expert_gradients = GradientWire::kActivation;
   MomentType moments = MomentType::kBf16;  // as DeepSeek-V3; half the memory of float32 and no loss seen from it
   ProductFormats products = {};
+  WgradOperands wgrad = WgradOperands::kColumns;
+  double wgrad_underflow_limit = 0.01;
+
+  bool has_wgrad_tiles() const { return recipe == Recipe::kFp8Block && wgrad == WgradOperands::kTiles; }
 
   void fields(auto&& visit) {
     visit("recipe", recipe, "formats of weights, activations and gradients");
@@ -118,8 +134,18 @@ struct PrecisionConfig {
         "products", products,
         "under fp8_block, fp8 or bf16 by kind of layer; faster: what a measurement at the start finds faster, kept by "
         "the run's checkpoints; auto: faster on GPUs, fp8 on CPUs");
+    visit(
+        "wgrad", wgrad,
+        "operands of weight gradients in FP8: columns, with a scale for each 128 rows of a column; tiles, with one for "
+        "128 rows by 128 columns, made of the codes of rows by shifting exponents; only fp8_block reads it");
+    visit("wgrad_underflow_limit", wgrad_underflow_limit,
+          "with tiles, the share of an operand's codes that may become 0 in a step, 0 to 1: a weight that loses more "
+          "takes columns from the next step on");
   }
-  void validate(Problems&) const {}  // every combination runs
+  void validate(Problems& problems) const {
+    problems.require(0 <= wgrad_underflow_limit && wgrad_underflow_limit <= 1, "wgrad_underflow_limit",
+                     "is {}; wanted 0 to 1", wgrad_underflow_limit);
+  }
 };
 
 }  // namespace octet

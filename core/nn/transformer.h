@@ -11,6 +11,7 @@
 #include "core/nn/feed_forward.h"
 #include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
+#include "core/nn/wgrad_tiles.h"
 #include "core/ops/head_loss.h"
 
 namespace octet {
@@ -103,6 +104,8 @@ class Transformer {
   // (ModelContext::on_unit_done): the embedding, each block, and the final norm with the head.
   std::vector<std::vector<Parameter*>> units();
   std::vector<Router*> routers();  // of the mixture-of-experts layers, in order
+  // Null where no gradient is a product of tiles.
+  WgradTiles* wgrad_tiles() { return wgrad_tiles_ ? &*wgrad_tiles_ : nullptr; }
   ModelContext& context() { return context_; }
   const ModelConfig& config() const { return config_; }
   int64_t max_positions() const { return rotary_.cos_sin.size(0); }
@@ -122,6 +125,7 @@ class Transformer {
   std::vector<std::unique_ptr<Block>> blocks_;
   Parameter final_norm_;
   std::optional<Parameter> head_;  // [V, D]; none where tied
+  std::optional<WgradTiles> wgrad_tiles_;
 };
 
 }  // namespace octet

@@ -1,9 +1,12 @@
 #include "core/ops/product.h"
 
+#include <utility>
+
 #include "kernels/elementwise.h"
 #include "kernels/fp8_gemm.h"
 #include "kernels/gemm.h"
 #include "kernels/permute.h"
+#include "kernels/requantize_tiles.h"
 
 namespace octet {
 namespace {
@@ -33,6 +36,25 @@ Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels
                                .stats = stats},
                               rows.codes.stream());
   return columns;
+}
+
+Fp8Rows requantize_tiles(const Fp8Rows& rows, const RowGroups& groups, const Tensor& source,
+                         kernels::QuantizeStats* stats) {
+  const AllocateAs workspace(MemoryCategory::kWorkspace);
+  const int64_t padded = groups.num_padded_rows(), C = rows.codes.cols();
+  const Device device = rows.codes.device();
+  Fp8Rows tiles{.codes = empty(kernels::column_codes_shape(padded, C, device), DType::kFloat8E4M3, device),
+                .scale = empty({padded / 128, (C + 127) / 128}, DType::kFloat32, device)};
+  kernels::requantize_tiles({.codes = rows.codes,
+                             .scale = rows.scale,
+                             .rows = source,
+                             .offsets = groups.offsets,
+                             .block_offsets = groups.block_offsets,
+                             .out_codes = tiles.codes,
+                             .out_scale = tiles.scale,
+                             .stats = stats},
+                            rows.codes.stream());
+  return tiles;
 }
 
 Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter& weight, kernels::Emulation emulation,
@@ -69,9 +91,11 @@ OutputGradient::OutputGradient(const Tensor& dy, const RowGroups& groups, const 
     : groups_(groups), weight_(weight), numerics_(numerics) {
   if (weight.form() == WeightForm::kFp8Block) {
     const AllocateAs workspace(MemoryCategory::kWorkspace);
-    if (source.is_defined()) {
-      // Each row once, however many experts read it; and columns when they are asked for.
-      dy_ = dy, source_ = source;
+    const bool by_tiles = weight.wgrad_tiles().has_value();
+    if (source.is_defined() || by_tiles) {
+      // Each row once, however many experts read it; and columns or tiles when they are asked for.
+      source_ = source;
+      if (!by_tiles) dy_ = dy;
       rows_ = quantize_rows(dy, numerics.stats(&Fp8Counts::grad_output));
       return;
     }
@@ -128,6 +152,10 @@ Tensor OutputGradient::dgrad() const {
 }
 
 void OutputGradient::wgrad(SavedInput& x, Parameter& weight) const {
+  if (weight.wgrad_tiles()) {
+    wgrad_tiles(requantize_tiles(x.quantized(), groups_, groups_.source, weight.wgrad_tiles()->input), weight);
+    return;
+  }
   if (weight.form() == WeightForm::kFp8Block) {
     wgrad_columns(requantize_columns(x.quantized(), groups_, numerics_.stats(&Fp8Counts::wgrad_activation)), weight);
     return;
@@ -163,19 +191,33 @@ Fp8Rows OutputGradient::gathered_columns() const {
 }
 
 void OutputGradient::wgrad_columns(const Fp8Rows& columns_of_x, Parameter& weight) const {
-  const Fp8Rows columns = source_.is_defined() ? gathered_columns() : columns_;
+  multiply(source_.is_defined() ? gathered_columns() : columns_, columns_of_x, /*by_tiles=*/false, weight);
+}
+
+void OutputGradient::wgrad_rows(Fp8Rows rows_of_x, Parameter& weight) const {
+  const Fp8Rows tiles = requantize_tiles(std::exchange(rows_of_x, {}), groups_, Tensor(), weight.wgrad_tiles()->input);
+  wgrad_tiles(tiles, weight);
+}
+
+void OutputGradient::wgrad_tiles(const Fp8Rows& tiles_of_x, Parameter& weight) const {
+  multiply(requantize_tiles(rows_, groups_, source_, weight.wgrad_tiles()->grad), tiles_of_x, /*by_tiles=*/true,
+           weight);
+}
+
+void OutputGradient::multiply(const Fp8Rows& dy, const Fp8Rows& x, bool by_tiles, Parameter& weight) const {
   const Parameter::GradTarget target = weight.grad_target();
-  kernels::fp8_grouped_wgrad({.dy = columns.codes,
-                              .dy_scale = columns.scale,
-                              .x = columns_of_x.codes,
-                              .x_scale = columns_of_x.scale,
+  kernels::fp8_grouped_wgrad({.dy = dy.codes,
+                              .dy_scale = dy.scale,
+                              .x = x.codes,
+                              .x_scale = x.scale,
                               .offsets = groups_.offsets,
                               .block_offsets = groups_.block_offsets,
                               .dw = target.grad,
                               .accumulate = target.accumulate,
+                              .by_tiles = by_tiles,
                               .num_rows = groups_.num_rows,
                               .emulation = numerics_.emulation},
-                             columns.codes.stream());
+                             dy.codes.stream());
 }
 
 }  // namespace octet

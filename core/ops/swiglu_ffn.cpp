@@ -52,33 +52,47 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
                   Tensor dweights = gradient_of(weights);
                   const AllocateAs workspace(MemoryCategory::kWorkspace);
                   const int64_t rows = kept.codes.rows(), width = kept.codes.cols();
-                  Fp8Rows dh_rows = empty_rows(rows, width, dout.device()), dh_columns = empty_columns(width, in_order);
+                  Fp8Rows dh_rows = empty_rows(rows, width, dout.device()), dh_columns;
+                  if (!w13.wgrad_tiles()) dh_columns = empty_columns(width, in_order);
                   {
                     const OutputGradient out_gradient(dout, in_order, w2, numerics, groups.source);
-                    const Fp8Rows y_columns = empty_columns(width / 2, in_order);
+                    const bool by_tiles = w2.wgrad_tiles().has_value();
+                    Fp8Rows y_rows, y_columns;
+                    if (by_tiles) {
+                      y_rows = empty_rows(rows, width / 2, dout.device());
+                    } else {
+                      y_columns = empty_columns(width / 2, in_order);
+                    }
                     {
                       const Tensor dy = out_gradient.dgrad();  // [R, F]
-                      kernels::swiglu_backward_fp8({.dy = dy,
-                                                    .h_codes = kept.codes,
-                                                    .h_scale = kept.scale,
-                                                    .weights = weights,
-                                                    .limit = limit,
-                                                    .offsets = in_order.offsets,
-                                                    .block_offsets = in_order.block_offsets,
-                                                    .y_codes = y_columns.codes,
-                                                    .y_scale = y_columns.scale,
-                                                    .dh_codes = dh_rows.codes,
-                                                    .dh_scale = dh_rows.scale,
-                                                    .dh_column_codes = dh_columns.codes,
-                                                    .dh_column_scale = dh_columns.scale,
-                                                    .dweights = dweights,
-                                                    .y_stats = numerics.stats(&Fp8Counts::wgrad_activation),
-                                                    .dh_stats = numerics.stats(&Fp8Counts::grad_output),
-                                                    .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
-                                                   dy.stream());
+                      kernels::swiglu_backward_fp8(
+                          {.dy = dy,
+                           .h_codes = kept.codes,
+                           .h_scale = kept.scale,
+                           .weights = weights,
+                           .limit = limit,
+                           .offsets = in_order.offsets,
+                           .block_offsets = in_order.block_offsets,
+                           .y_codes = y_columns.codes,
+                           .y_scale = y_columns.scale,
+                           .y_row_codes = y_rows.codes,
+                           .y_row_scale = y_rows.scale,
+                           .dh_codes = dh_rows.codes,
+                           .dh_scale = dh_rows.scale,
+                           .dh_column_codes = dh_columns.codes,
+                           .dh_column_scale = dh_columns.scale,
+                           .dweights = dweights,
+                           .y_stats = numerics.stats(by_tiles ? &Fp8Counts::activation : &Fp8Counts::wgrad_activation),
+                           .dh_stats = numerics.stats(&Fp8Counts::grad_output),
+                           .dh_column_stats = numerics.stats(&Fp8Counts::wgrad_grad)},
+                          dy.stream());
                     }
                     kept = Fp8Rows();
-                    out_gradient.wgrad_columns(y_columns, w2);
+                    if (by_tiles) {
+                      out_gradient.wgrad_rows(std::move(y_rows), w2);
+                    } else {
+                      out_gradient.wgrad_columns(y_columns, w2);
+                    }
                   }
                   OutputGradient(dh_rows, std::exchange(dh_columns, {}), groups, w13, numerics).wgrad(*saved, w13);
                   return {OutputGradient(std::move(dh_rows), {}, groups, w13, numerics).dgrad(), dweights};

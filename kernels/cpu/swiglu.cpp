@@ -181,6 +181,10 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
           quantize_row<counting>(dh + r * 2 * width + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
                                  args.dh_scale.row<float>(block.first + r) + column / kBlock, row_counts);
         };
+        if (args.y_row_codes.is_defined()) {
+          quantize_row<counting>(y + r * width, width, args.y_row_codes.row<uint8_t>(block.first + r) + f0,
+                                 args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_counts);
+        }
         if (width == F) {
           quantize_part(0, 2 * F, 0);
         } else {
@@ -194,11 +198,12 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
             block.rows, width, [=](int64_t r) -> const bfloat16* { return from + r * step; },
             codes.row<uint8_t>(kBlock * b) + column, codes.row_stride(), scales.row<float>(b) + column, counts);
       };
-      quantize_columns(y, width, args.y_codes, args.y_scale, f0, y_counts);
-      quantize_columns(dh, 2 * width, args.dh_column_codes, args.dh_column_scale, f0, column_counts);
-      quantize_columns(dh + width, 2 * width, args.dh_column_codes, args.dh_column_scale, F + f0, column_counts);
+      if (args.y_codes.is_defined()) quantize_columns(y, width, args.y_codes, args.y_scale, f0, y_counts);
       y_counts.add_to(args.y_stats, block.rows * width);
       row_counts.add_to(args.dh_stats, block.rows * 2 * width);
+      if (!args.dh_column_codes.is_defined()) return;
+      quantize_columns(dh, 2 * width, args.dh_column_codes, args.dh_column_scale, f0, column_counts);
+      quantize_columns(dh + width, 2 * width, args.dh_column_codes, args.dh_column_scale, F + f0, column_counts);
       column_counts.add_to(args.dh_column_stats, block.rows * 2 * width);
     });
     if (dots == nullptr) return;

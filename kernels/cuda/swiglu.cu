@@ -106,21 +106,26 @@ __global__ void __launch_bounds__(kRowThreads)
   add_counts<kRowThreads>(counts, blockIdx.x == 0 ? R * F * (h_codes != nullptr ? 3 : 1) : 0, stats);
 }
 
-// A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up; 128 divides F.
+// A tile of y and the two of dh from 128 rows of a group and 128 columns of the gate and of up; 128 divides F. Those
+// whose columns nobody wants, where y_codes and column_codes are null, take no memory.
 __global__ void __launch_bounds__(kTileThreads)
     backward_fp8_kernel(const bfloat16* dy, int64_t dy_stride, const uint8_t* h_codes, int64_t h_codes_stride,
                         const float* h_scale, int64_t h_scale_stride, const float* weights, float limit, float* dots,
                         const int64_t* offsets, const int64_t* block_offsets, int groups, uint8_t* y_codes,
-                        int64_t y_stride, float* y_scale, int64_t y_scale_stride, uint8_t* dh_codes, int64_t dh_stride,
-                        float* dh_scale, int64_t dh_scale_stride, uint8_t* column_codes, int64_t column_stride,
-                        float* column_scale, int64_t column_scale_stride, QuantizeStats* y_stats,
+                        int64_t y_stride, float* y_scale, int64_t y_scale_stride, uint8_t* y_row_codes,
+                        int64_t y_row_stride, float* y_row_scale, int64_t y_row_scale_stride, uint8_t* dh_codes,
+                        int64_t dh_stride, float* dh_scale, int64_t dh_scale_stride, uint8_t* column_codes,
+                        int64_t column_stride, float* column_scale, int64_t column_scale_stride, QuantizeStats* y_stats,
                         QuantizeStats* dh_stats, QuantizeStats* column_stats, int64_t F) {
   const RowBlock block = row_block(offsets, block_offsets, groups, blockIdx.x);
   if (!block.is_there) return;
   const int64_t f = int64_t(blockIdx.y) * kBlock, up_block = F / kBlock + blockIdx.y;
   const int column = tile_column();
   using Bf16Tile = Tile<Bf16Piece>;
-  const Bf16Tile y = Bf16Tile::number(0), gate = Bf16Tile::number(1), up = Bf16Tile::number(2);
+  const int tiles_of_y = y_codes == nullptr ? 0 : 1;
+  const auto y = [] { return Bf16Tile::number(0); };
+  const auto gate = [tiles_of_y] { return Bf16Tile::number(tiles_of_y); };
+  const auto up = [tiles_of_y] { return Bf16Tile::number(tiles_of_y + 1); };
   Counts y_counts, row_counts, column_counts;
   for (int pass = 0; pass < kTilePasses; ++pass) {
     const bool is_there = tile_row(pass) < block.rows;
@@ -140,22 +145,33 @@ __global__ void __launch_bounds__(kTileThreads)
       dot = warp_sum<kTileLanes>(dot);
       if (is_there && column == 0) dots[row * gridDim.y + blockIdx.y] = dot;
     }
-    y.set(pass, Bf16Piece::of(ys)), gate.set(pass, Bf16Piece::of(gates)), up.set(pass, Bf16Piece::of(ups));
+    const Bf16Piece y_piece = Bf16Piece::of(ys), gate_piece = Bf16Piece::of(gates), up_piece = Bf16Piece::of(ups);
+    if (y_codes != nullptr) {
+      y().set(pass, y_piece);
+    } else {
+      quantize_row_block(y_piece.numbers(), n, y_row_codes + row * y_row_stride + f + column,
+                         y_row_scale + row * y_row_scale_stride + blockIdx.y, y_counts);
+    }
+    if (column_codes != nullptr) gate().set(pass, gate_piece), up().set(pass, up_piece);
     uint8_t* const to = dh_codes + row * dh_stride + f + column;
-    quantize_row_block(gate.row(pass), n, to, dh_scale + row * dh_scale_stride + blockIdx.y, row_counts);
-    quantize_row_block(up.row(pass), n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
+    quantize_row_block(gate_piece.numbers(), n, to, dh_scale + row * dh_scale_stride + blockIdx.y, row_counts);
+    quantize_row_block(up_piece.numbers(), n, to + F, dh_scale + row * dh_scale_stride + up_block, row_counts);
   }
   const int64_t first = kBlock * int64_t(blockIdx.x);
-  quantize_tile_columns(y, kBlock, y_codes + f * y_stride + first, y_stride, y_scale + blockIdx.x * y_scale_stride + f,
-                        y_counts);
-  uint8_t* const to = column_codes + f * column_stride + first;
-  float* const to_scale = column_scale + blockIdx.x * column_scale_stride + f;
-  quantize_tile_columns(gate, kBlock, to, column_stride, to_scale, column_counts);
-  quantize_tile_columns(up, kBlock, to + F * column_stride, column_stride, to_scale + F, column_counts);
+  if (y_codes != nullptr) {
+    quantize_tile_columns(y(), kBlock, y_codes + f * y_stride + first, y_stride,
+                          y_scale + blockIdx.x * y_scale_stride + f, y_counts);
+  }
   const int64_t count = int64_t(block.rows) * kBlock;
+  if (column_codes != nullptr) {
+    uint8_t* const to = column_codes + f * column_stride + first;
+    float* const to_scale = column_scale + blockIdx.x * column_scale_stride + f;
+    quantize_tile_columns(gate(), kBlock, to, column_stride, to_scale, column_counts);
+    quantize_tile_columns(up(), kBlock, to + F * column_stride, column_stride, to_scale + F, column_counts);
+    add_counts<kTileThreads>(column_counts, 2 * count, column_stats);
+  }
   add_counts<kTileThreads>(y_counts, count, y_stats);
   add_counts<kTileThreads>(row_counts, 2 * count, dh_stats);
-  add_counts<kTileThreads>(column_counts, 2 * count, column_stats);
 }
 
 // y and dh of codes of h, for the sizes at which a block of h has columns of both the gate and up. Sixteen threads to
@@ -238,15 +254,15 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   const int64_t R = args.dy.rows(), F = args.dy.cols();
   if (F == 0) return;
-  const int64_t blocks_of_row = ceil_div<int64_t>(F, kBlock);
+  const int64_t blocks_of_row = ceil_div<int64_t>(F, kBlock), groups = args.offsets.num_elements() - 1;
   // Of each row and 128 columns what they add to the gradient of its weight.
   const bool has_dots = args.dweights.is_defined();
   Workspace<float> dots("swiglu_backward_fp8", has_dots ? R * blocks_of_row : 0, stream);
   const auto add_dots = [&] {
     if (!has_dots) return;
     launch("swiglu_backward_fp8, weights", blocks(ceil_div<int64_t>(R, kRowThreads)), kRowThreads, 0, stream,
-           add_dots_kernel, dots.data(), args.dweights.data<float>(),
-           args.offsets.data<int64_t>() + args.offsets.num_elements() - 1, blocks_of_row);
+           add_dots_kernel, dots.data(), args.dweights.data<float>(), args.offsets.data<int64_t>() + groups,
+           blocks_of_row);
   };
   if (F % kBlock != 0) {
     Workspace<bfloat16> y("swiglu_backward_fp8", R * F, stream), dh("swiglu_backward_fp8", R * 2 * F, stream);
@@ -257,14 +273,31 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
            dots.data(), y.data(), dh.data(), R, F, uint32_t(pieces));
     add_dots();
     const Device device = args.dy.device();
-    quantize_columns({.x = View(y.data(), {R, F}, DType::kBFloat16, device),
-                      .offsets = args.offsets,
-                      .block_offsets = args.block_offsets,
-                      .codes = args.y_codes,
-                      .scale = args.y_scale,
-                      .stats = args.y_stats},
-                     stream);
-    return quantize_columns({.x = View(dh.data(), {R, 2 * F}, DType::kBFloat16, device),
+    const View y_there(y.data(), {R, F}, DType::kBFloat16, device),
+        dh_there(dh.data(), {R, 2 * F}, DType::kBFloat16, device);
+    const ConstView num_rows(args.offsets.data<int64_t>() + groups, {1}, DType::kInt64, device);
+    if (args.y_codes.is_defined()) {
+      quantize_columns({.x = y_there,
+                        .offsets = args.offsets,
+                        .block_offsets = args.block_offsets,
+                        .codes = args.y_codes,
+                        .scale = args.y_scale,
+                        .stats = args.y_stats},
+                       stream);
+    } else {
+      quantize_rows({.x = y_there,
+                     .codes = args.y_row_codes,
+                     .scale = args.y_row_scale,
+                     .stats = args.y_stats,
+                     .num_rows = num_rows},
+                    stream);
+    }
+    if (!args.dh_column_codes.is_defined()) {
+      return quantize_rows(
+          {.x = dh_there, .codes = args.dh_codes, .scale = args.dh_scale, .stats = args.dh_stats, .num_rows = num_rows},
+          stream);
+    }
+    return quantize_columns({.x = dh_there,
                              .offsets = args.offsets,
                              .block_offsets = args.block_offsets,
                              .codes = args.dh_column_codes,
@@ -275,16 +308,19 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
                              .row_stats = args.dh_stats},
                             stream);
   }
-  launch("swiglu_backward_fp8", blocks(args.y_scale.rows(), F / kBlock), kTileThreads,
-         3 * Tile<Bf16Piece>::kSharedBytes, stream, backward_fp8_kernel, args.dy.data<bfloat16>(), args.dy.row_stride(),
-         args.h_codes.data<uint8_t>(), args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(),
-         args.weights.data<float>(), limit_of(args.limit), dots.data(), args.offsets.data<int64_t>(),
-         args.block_offsets.data<int64_t>(), int(args.offsets.num_elements() - 1), args.y_codes.data<uint8_t>(),
-         args.y_codes.row_stride(), args.y_scale.data<float>(), args.y_scale.row_stride(),
-         args.dh_codes.data<uint8_t>(), args.dh_codes.row_stride(), args.dh_scale.data<float>(),
-         args.dh_scale.row_stride(), args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(),
-         args.dh_column_scale.data<float>(), args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats,
-         args.dh_column_stats, F);
+  // As many blocks as R rows of so many groups can be.
+  const int64_t row_blocks = (R + groups * (kBlock - 1)) / kBlock;
+  const int tiles = (args.y_codes.is_defined() ? 1 : 0) + (args.dh_column_codes.is_defined() ? 2 : 0);
+  launch("swiglu_backward_fp8", blocks(row_blocks, F / kBlock), kTileThreads, tiles * Tile<Bf16Piece>::kSharedBytes,
+         stream, backward_fp8_kernel, args.dy.data<bfloat16>(), args.dy.row_stride(), args.h_codes.data<uint8_t>(),
+         args.h_codes.row_stride(), args.h_scale.data<float>(), args.h_scale.row_stride(), args.weights.data<float>(),
+         limit_of(args.limit), dots.data(), args.offsets.data<int64_t>(), args.block_offsets.data<int64_t>(),
+         int(groups), args.y_codes.data<uint8_t>(), args.y_codes.row_stride(), args.y_scale.data<float>(),
+         args.y_scale.row_stride(), args.y_row_codes.data<uint8_t>(), args.y_row_codes.row_stride(),
+         args.y_row_scale.data<float>(), args.y_row_scale.row_stride(), args.dh_codes.data<uint8_t>(),
+         args.dh_codes.row_stride(), args.dh_scale.data<float>(), args.dh_scale.row_stride(),
+         args.dh_column_codes.data<uint8_t>(), args.dh_column_codes.row_stride(), args.dh_column_scale.data<float>(),
+         args.dh_column_scale.row_stride(), args.y_stats, args.dh_stats, args.dh_column_stats, F);
   add_dots();
 }
 

@@ -187,6 +187,10 @@ TEST_CASE("bytes on the wire are predicted exactly where every token visits ever
   }
   SECTION("blocks computed again") { config.train.recompute = {Recompute::kBlock}; }
   SECTION("experts in bfloat16") { config.precision.products.experts = ProductFormat::kBf16; }
+  SECTION("experts in bfloat16, the rest by tiles") {
+    config.precision.products.experts = ProductFormat::kBf16;
+    config.precision.wgrad = WgradOperands::kTiles;
+  }
   CAPTURE(name_of(config.precision.recipe), dp, ep);
   check_traffic(config, train(config), /*tolerance=*/1e-12);
 }

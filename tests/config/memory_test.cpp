@@ -37,17 +37,21 @@ int64_t measured_peak(const Config& config) {
 
 TEST_CASE("memory is predicted within 5 % of what training takes", "[config][memory]") {
   constexpr auto kBf16 = ProductFormat::kBf16;
-  const auto [recipe, products] = GENERATE(
-      std::pair(Recipe::kFp32, ProductFormats{}), std::pair(Recipe::kBf16, ProductFormats{}),
-      std::pair(Recipe::kFp8Block, ProductFormats{}), std::pair(Recipe::kFp8Block, ProductFormats{.attention = kBf16}),
-      std::pair(Recipe::kFp8Block, ProductFormats{.dense = kBf16}),
-      std::pair(Recipe::kFp8Block, ProductFormats{.experts = kBf16}));
+  static constexpr auto kColumns = WgradOperands::kColumns;
+  const auto [recipe, products, wgrad] = GENERATE(
+      std::tuple(Recipe::kFp32, ProductFormats{}, kColumns), std::tuple(Recipe::kBf16, ProductFormats{}, kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{}, kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{}, WgradOperands::kTiles),
+      std::tuple(Recipe::kFp8Block, ProductFormats{.attention = kBf16}, kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{.dense = kBf16}, kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{.experts = kBf16}, kColumns));
   const auto recompute = GENERATE(std::vector<Recompute>{}, std::vector{Recompute::kNorm, Recompute::kSwiglu},
                                   std::vector{Recompute::kAttention}, std::vector{Recompute::kBlock});
   const bool has_experts = GENERATE(true, false);
   Config config;
   config.precision.recipe = recipe;
   config.precision.products = products;
+  config.precision.wgrad = wgrad;
   config.train.recompute = recompute;
   config.train.sample_tokens = 1;
   config.train.batch_size = 4, config.data.seq_len = 64;
@@ -60,7 +64,7 @@ TEST_CASE("memory is predicted within 5 % of what training takes", "[config][mem
   }
   const MemoryEstimate estimate = estimate_memory(config, 0);
   const int64_t measured = measured_peak(config);
-  CAPTURE(name_of(recipe), recompute.size(), has_experts, estimate.activations, estimate.workspace);
+  CAPTURE(name_of(recipe), name_of(wgrad), recompute.size(), has_experts, estimate.activations, estimate.workspace);
   // Nothing is saved here.
   const int64_t predicted = estimate.masters + estimate.weights + estimate.gradients + estimate.moments +
                             estimate.activations + estimate.workspace;

@@ -257,6 +257,8 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   kernels::QuantizeStats& want_dh = *want_dh_memory;
   const auto want_dh_columns_memory = std::make_unique<kernels::QuantizeStats>();
   kernels::QuantizeStats& want_dh_columns = *want_dh_columns_memory;
+  const auto want_y_of_rows_memory = std::make_unique<kernels::QuantizeStats>();
+  kernels::QuantizeStats& want_y_of_rows = *want_y_of_rows_memory;
   CHECK(y_columns == columns(view(y, {R, F}), &want_y));
   CHECK(dh_rows == rows(dh_view, &want_dh));
   CHECK(dh_columns == columns(dh_view, &want_dh_columns));
@@ -266,6 +268,47 @@ TEST_CASE("swiglu in FP8 has the bits of swiglu and quantisation one after the o
   std::string bytes, want_bytes;  // NaN too
   append_bytes(bytes, dweights), append_bytes(want_bytes, want_dweights);
   CHECK(bytes == want_bytes);
+
+  // The other forms: y in rows, and dh in rows alone.
+  const Codes want_y_rows = rows(view(y, {R, F}), &want_y_of_rows);
+  for (const auto& [y_in_rows, has_columns] :
+       {std::pair(true, true), std::pair(true, false), std::pair(false, false)}) {
+    CAPTURE(y_in_rows, has_columns);
+    Codes y_form = y_in_rows ? Codes({R, F}, {R, blocks(F)}) : Codes(y_columns.codes_shape, y_columns.scale_shape);
+    Codes dh_form({R, 2 * F}, {R, blocks(2 * F)}), dh_columns_form(dh_columns.codes_shape, dh_columns.scale_shape);
+    y_stats = dh_stats = dh_column_stats = {};
+    std::fill(dweights.begin(), dweights.end(), 7.0f);
+    const View none;
+    kernels::swiglu_backward_fp8({.dy = dy_view,
+                                  .h_codes = h_codes.codes_view(),
+                                  .h_scale = h_codes.scale_view(),
+                                  .weights = w,
+                                  .limit = limit,
+                                  .offsets = starts,
+                                  .block_offsets = block_starts,
+                                  .y_codes = y_in_rows ? none : y_form.codes_view(),
+                                  .y_scale = y_in_rows ? none : y_form.scale_view(),
+                                  .y_row_codes = y_in_rows ? y_form.codes_view() : none,
+                                  .y_row_scale = y_in_rows ? y_form.scale_view() : none,
+                                  .dh_codes = dh_form.codes_view(),
+                                  .dh_scale = dh_form.scale_view(),
+                                  .dh_column_codes = has_columns ? dh_columns_form.codes_view() : none,
+                                  .dh_column_scale = has_columns ? dh_columns_form.scale_view() : none,
+                                  .dweights = dw,
+                                  .y_stats = &y_stats,
+                                  .dh_stats = &dh_stats,
+                                  .dh_column_stats = &dh_column_stats},
+                                 here());
+    CHECK(y_form == (y_in_rows ? want_y_rows : y_columns));
+    CHECK(dh_form == dh_rows);
+    if (has_columns) CHECK(dh_columns_form == dh_columns);
+    CHECK(y_stats == (y_in_rows ? want_y_of_rows : want_y));
+    CHECK(dh_stats == want_dh);
+    CHECK(dh_column_stats == (has_columns ? want_dh_columns : kernels::QuantizeStats()));
+    bytes.clear();
+    append_bytes(bytes, dweights);
+    CHECK(bytes == want_bytes);
+  }
 }
 
 TEST_CASE("swiglu leaves room without rows as it is", "[kernels][swiglu]") {

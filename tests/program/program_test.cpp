@@ -320,7 +320,8 @@ TEST_CASE("bench quantise times what a layer of experts fuses and finds its answ
                                 "expert_hidden=72", "repeats=1"});
   CAPTURE(ended.out, ended.err);
   CHECK(ended.code == 0);
-  for (const char* kernel : {"rms_norm, codes alone", "swiglu_backward_fp8", "requantize_columns"}) {
+  for (const char* kernel : {"rms_norm, codes alone", "swiglu_backward_fp8", "swiglu_backward_fp8, rows alone",
+                             "requantize_columns", "requantize_tiles"}) {
     CHECK_THAT(ended.out, Catch::Contains(kernel));
   }
   CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
@@ -332,7 +333,8 @@ TEST_CASE("bench moe-layer times a layer in both recipes, which agree", "[progra
       {"bench", "moe-layer", "tokens=300", "hidden=136", "expert_hidden=40", "experts=8", "top_k=3", "repeats=1"});
   CAPTURE(ended.out, ended.err);
   CHECK(ended.code == 0);
-  for (const char* row : {"T300 d136 n40 E8 K3", "bf16", "fp8_block"}) CHECK_THAT(ended.out, Catch::Contains(row));
+  for (const char* row : {"T300 d136 n40 E8 K3", "bf16", "fp8_block", "  tiles"})
+    CHECK_THAT(ended.out, Catch::Contains(row));
   CHECK_THAT(ended.out, !Catch::Contains("WRONG"));
   const auto refused = place.run({"bench", "moe-layer", "experts=2", "top_k=3"});
   CHECK(refused.code == 2);

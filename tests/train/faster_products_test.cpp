@@ -108,6 +108,9 @@ TEST_CASE("what was measured is remembered by size, and not measured again", "[p
   config.precision.emulation = Fp8Arithmetic::kFp64;  // other kernels
   decide(config, files, clockwork);
   CHECK(clockwork.asked == 3 * asked);
+  config.precision.wgrad = WgradOperands::kTiles;  // and other operands
+  decide(config, files, clockwork);
+  CHECK(clockwork.asked == 4 * asked);
 }
 
 TEST_CASE("a file of times that cannot be used is measured anew, and replaced where it can be", "[products]") {
@@ -162,9 +165,13 @@ TEST_CASE("layers are timed in both formats", "[products]") {
   Config config = run_that_measures();
   config.model.moe.num_experts = 4;
   for (TimedLayer layer : timed_layers(config)) {
-    for (const Recipe recipe : {Recipe::kFp8Block, Recipe::kBf16}) {
+    for (const auto& [recipe, wgrad] :
+         {std::pair(Recipe::kFp8Block, WgradOperands::kColumns), std::pair(Recipe::kFp8Block, WgradOperands::kTiles),
+          std::pair(Recipe::kBf16, WgradOperands::kTiles)}) {
+      PrecisionConfig precision;
+      precision.wgrad = wgrad;
       int progress = 0;
-      CHECK(time_layer(layer, recipe, kernels::Emulation::kIdeal, Device{}, [&] { ++progress; }) > 0);
+      CHECK(time_layer(layer, recipe, precision, Device{}, [&] { ++progress; }) > 0);
       CHECK(progress > 1);
     }
   }

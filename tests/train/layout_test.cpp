@@ -89,6 +89,11 @@ TEST_CASE("what a layout adds changes no bit", "[train][layout]") {
     config.precision.products.attention = config.precision.products.dense = ProductFormat::kBf16;
   }
   SECTION("the tensor core's arithmetic") { config.precision.emulation = Fp8Arithmetic::kHopper; }
+  SECTION("weight gradients by tiles") {
+    config.precision.wgrad = WgradOperands::kTiles;
+    config.precision.wgrad_underflow_limit = GENERATE(1.0, 1e-4);  // at which some weights go back to columns
+    config.train.recompute = {Recompute::kBlock};
+  }
   SECTION("a tied head, and the load of the global batch") {
     config.model.tied_head = true;
     config.model.moe.aux_loss = AuxLoss::kGlobalBatch;

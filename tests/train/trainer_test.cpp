@@ -223,6 +223,54 @@ TEST_CASE("a run that goes on keeps the formats that it began with", "[train][re
   CHECK_THAT(files.read_text("run/config.yaml"), Catch::Contains("experts: bf16"));
 }
 
+TEST_CASE("a run by tiles learns as one by columns, and goes on with the weights that went back",
+          "[train][resume][wgrad]") {
+  struct Step {
+    double loss, norm;
+    std::vector<std::string> columns;  // after it
+    bool operator==(const Step&) const = default;
+  };
+  Config config = small_run();
+  config.train.log_every_steps = 2;
+  constexpr int64_t kSteps = 12, kSaved = 5;
+  const auto one_step = [](Trainer& trainer) {
+    const StepRecord record = trainer.train_step();
+    const WgradTiles* tiles = trainer.model().wgrad_tiles();
+    return Step{record.loss, record.grad_norm, tiles == nullptr ? std::vector<std::string>() : tiles->columns()};
+  };
+  const auto run = [&](WgradOperands wgrad, double limit, FaultFileSystem& files) {
+    config.precision.wgrad = wgrad, config.precision.wgrad_underflow_limit = limit;
+    write_dataset(files);
+    Trainer trainer(config, {}, "run", files, real_clock());
+    trainer.resume();
+    std::vector<Step> steps;
+    while (trainer.steps_done() < kSteps) {
+      steps.push_back(one_step(trainer));
+      if (trainer.steps_done() == kSaved) trainer.save();
+    }
+    return steps;
+  };
+  FaultFileSystem of_columns, of_tiles, of_both;
+  const std::vector<Step> columns = run(WgradOperands::kColumns, 0, of_columns);
+  const std::vector<Step> tiles = run(WgradOperands::kTiles, 1, of_tiles);
+  constexpr double kLimit = 6e-4;
+  const std::vector<Step> both = run(WgradOperands::kTiles, kLimit, of_both);
+  CHECK(tiles.back().columns.empty());
+  CHECK(tiles != columns);
+  CHECK(tiles.back().loss < 0.95 * tiles.front().loss);
+  CHECK(tiles.back().loss == Approx(columns.back().loss).epsilon(0.01));
+  // Some went back before the checkpoint, some after it, and some never did.
+  const size_t saved = both[kSaved - 1].columns.size(), last = both.back().columns.size();
+  CHECK(both.front() == Step{tiles.front().loss, tiles.front().norm, both.front().columns});
+  CHECK((0 < saved && saved < last && last < 10));
+
+  of_both.restart();
+  Trainer trainer(config, {}, "run", of_both, real_clock());
+  REQUIRE(trainer.resume() == kSaved);
+  CHECK(trainer.model().wgrad_tiles()->columns() == both[kSaved - 1].columns);
+  for (int64_t step = kSaved; step < kSteps; ++step) CHECK(one_step(trainer) == both[size_t(step)]);
+}
+
 TEST_CASE("a format that is left to measurement is decided once, and stands in the run's files", "[train][products]") {
   Config config = small_run();
   config.train.steps = 3;

@@ -5,6 +5,7 @@
 #include "core/tensor/transfer.h"
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
+#include "kernels/requantize_tiles.h"
 #include "kernels/rms_norm.h"
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
@@ -75,24 +76,30 @@ void build(KernelCases& cases, const CaseSizes& s) {
   const Tensor dh_codes = cases.made({R, 2 * F}, kE4m3), dh_scale = cases.made({R, blocks(2 * F)}, kF32);
   const Tensor dh_columns = cases.made(column_codes_shape(P, 2 * F, cases.device()), kE4m3),
                dh_column_scale = cases.made({P / 128, 2 * F}, kF32);
-  cases.add<SwigluBackwardFp8>(swiglu_backward_fp8,
-                               {.dy = dy,
-                                .h_codes = h_codes,
-                                .h_scale = h_scale,
-                                .weights = w,
-                                .offsets = offsets,
-                                .block_offsets = starts,
-                                .y_codes = y_columns,
-                                .y_scale = y_column_scale,
-                                .dh_codes = dh_codes,
-                                .dh_scale = dh_scale,
-                                .dh_column_codes = dh_columns,
-                                .dh_column_scale = dh_column_scale,
-                                .dweights = dw,
-                                .y_stats = nullptr,
-                                .dh_stats = nullptr,
-                                .dh_column_stats = nullptr},
+  SwigluBackwardFp8 backward{.dy = dy,
+                             .h_codes = h_codes,
+                             .h_scale = h_scale,
+                             .weights = w,
+                             .offsets = offsets,
+                             .block_offsets = starts,
+                             .y_codes = y_columns,
+                             .y_scale = y_column_scale,
+                             .dh_codes = dh_codes,
+                             .dh_scale = dh_scale,
+                             .dh_column_codes = dh_columns,
+                             .dh_column_scale = dh_column_scale,
+                             .dweights = dw,
+                             .y_stats = nullptr,
+                             .dh_stats = nullptr,
+                             .dh_column_stats = nullptr};
+  cases.add<SwigluBackwardFp8>(swiglu_backward_fp8, backward,
                                {y_columns, y_column_scale, dh_codes, dh_scale, dh_columns, dh_column_scale, dw});
+  // The same for weight gradients by tiles.
+  backward.y_codes = backward.y_scale = backward.dh_column_codes = backward.dh_column_scale = {};
+  const Tensor y_again = cases.made({R, F}, kE4m3), y_again_scale = cases.made({R, blocks(F)}, kF32);
+  backward.y_row_codes = y_again, backward.y_row_scale = y_again_scale;
+  cases.add<SwigluBackwardFp8>(swiglu_backward_fp8, backward, {y_again, y_again_scale, dh_codes, dh_scale, dw},
+                               "swiglu_backward_fp8, rows alone");
 
   // What weight gradients read, permuted and padded: of tokens kept in FP8, and of the gradient of the results.
   const Tensor columns = cases.made(column_codes_shape(P, D, cases.device()), kE4m3),
@@ -107,6 +114,18 @@ void build(KernelCases& cases, const CaseSizes& s) {
                                 .out_scale = column_scale,
                                 .stats = nullptr},
                                {columns, column_scale});
+  const Tensor tiles = cases.made(column_codes_shape(P, D, cases.device()), kE4m3),
+               tile_scale = cases.made({P / 128, blocks(D)}, kF32);
+  cases.add<RequantizeTiles>(requantize_tiles,
+                             {.codes = codes,
+                              .scale = scale,
+                              .rows = source,
+                              .offsets = offsets,
+                              .block_offsets = starts,
+                              .out_codes = tiles,
+                              .out_scale = tile_scale,
+                              .stats = nullptr},
+                             {tiles, tile_scale});
   cases.add<QuantizeColumns>(quantize_columns,
                              {.x = x,
                               .rows = source,

@@ -64,8 +64,8 @@ int bench_products(const std::vector<std::string>& args) {
   for (const TimedLayer& layer : timed_layers(config)) {
     std::vector<double> fp8_s, bf16_s;
     for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
-      fp8_s.push_back(time_layer(layer, Recipe::kFp8Block, emulation, device, [] {}));
-      bf16_s.push_back(time_layer(layer, Recipe::kBf16, emulation, device, [] {}));
+      fp8_s.push_back(time_layer(layer, Recipe::kFp8Block, config.precision, device, [] {}));
+      bf16_s.push_back(time_layer(layer, Recipe::kBf16, config.precision, device, [] {}));
     }
     const double fp8 = timing_of(fp8_s).median, bf16 = timing_of(bf16_s).median;
     print_row(layer.name, layer.shape(), fp8, bf16);

@@ -77,6 +77,12 @@ void print_costs(const std::string& path, const CheckedRun& run) {
       run.elsewhere ? fmt::format("{} tokens", format_thousands(tokens))
                     : fmt::format("{} tokens, {:.2f} times the training split", format_thousands(tokens),
                                   double(tokens) / double(run.dataset.train.num_tokens)));
+  if (config.precision.recipe == Recipe::kFp8Block) {
+    row("weight gradients", std::string(name_of(config.precision.wgrad)),
+        config.precision.has_wgrad_tiles() ? fmt::format("columns where more than {:.4g} % of the codes would be lost",
+                                                         100 * config.precision.wgrad_underflow_limit)
+                                           : std::string());
+  }
   const ParallelConfig& parallel = config.parallel;
   if (parallel.dp > 1) {
     fmt::print("layout\n");

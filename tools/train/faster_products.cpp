@@ -10,6 +10,7 @@
 #include "core/base/random.h"
 #include "core/io/json.h"
 #include "core/nn/attention_layer.h"
+#include "core/nn/wgrad_tiles.h"
 #include "core/ops/linear.h"
 #include "core/ops/swiglu_ffn.h"
 #include "core/tensor/transfer.h"
@@ -58,8 +59,9 @@ RowGroups even_groups(int64_t groups, int64_t rows, Device device) {
 }
 
 std::string key_of(const Config& config, const TimedLayer& layer, Device device) {
-  return fmt::format("{}; octet {}; {}; {}; {} arithmetic", describe(device), OCTET_VERSION, layer.name, layer.shape(),
-                     name_of(emulation_on(device, config.precision.emulation)));
+  return fmt::format("{}; octet {}; {}; {}; {} arithmetic{}", describe(device), OCTET_VERSION, layer.name,
+                     layer.shape(), name_of(emulation_on(device, config.precision.emulation)),
+                     config.precision.wgrad == WgradOperands::kTiles ? "; wgrad of tiles" : "");
 }
 
 // {"version": 1, "seconds": {key: {"fp8": 1.5e-3, "bf16": 2.5e-3}}}
@@ -175,14 +177,20 @@ std::vector<TimedLayer> timed_layers(const Config& config) {
   return layers;
 }
 
-double time_layer(const TimedLayer& layer, Recipe recipe, kernels::Emulation emulation, Device device,
+double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig& precision, Device device,
                   const std::function<void()>& progress) {
   constexpr int kWarmUps = 2, kRuns = 5;
-  const Numerics numerics{.recipe = recipe, .emulation = emulation};
+  const Numerics numerics{.recipe = recipe, .emulation = emulation_on(device, precision.emulation)};
   const bool is_ffn = layer.inner > 0;
   Weight first(layer.groups, is_ffn ? 2 * layer.inner : layer.out, layer.in, recipe, device);
   std::optional<Weight> second;
   if (is_ffn) second.emplace(layer.groups, layer.out, layer.inner, recipe, device);
+  std::optional<WgradTiles> tiles;
+  if (recipe == Recipe::kFp8Block && precision.wgrad == WgradOperands::kTiles) {
+    std::vector<Parameter*> weights = {&first.get()};
+    if (second) weights.push_back(&second->get());
+    tiles.emplace(std::move(weights), precision.wgrad_underflow_limit, device);
+  }
   const Tensor x = empty({layer.rows, layer.in}, DType::kBFloat16, device);
   const Tensor dy = empty({layer.rows, layer.out}, DType::kBFloat16, device);
   fill_made_up<bfloat16>(x, 1.0f);

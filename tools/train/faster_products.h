@@ -28,8 +28,9 @@ struct TimedLayer {
 // Those of one micro-batch on one rank, the rows of experts spread evenly.
 std::vector<TimedLayer> timed_layers(const Config& config);
 
-// Seconds of a forward and a backward pass, the median of some. progress is called between them.
-double time_layer(const TimedLayer& layer, Recipe recipe, kernels::Emulation emulation, Device device,
+// Seconds of a forward and a backward pass, the median of some, in the arithmetic and with the operands of weight
+// gradients of `precision`. progress is called between them.
+double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig& precision, Device device,
                   const std::function<void()>& progress);
 
 struct LayerTimes {

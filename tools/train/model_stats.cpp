@@ -110,6 +110,7 @@ class Activations {
         attention_fp8_(is_fp8(config.precision, config.precision.products.attention)),
         dense_fp8_(is_fp8(config.precision, config.precision.products.dense)),
         experts_fp8_(is_fp8(config.precision, config.precision.products.experts)),
+        by_tiles_(config.precision.has_wgrad_tiles()),
         value_bytes_(config.precision.recipe == Recipe::kFp32 ? 4 : 2),
         T_(config.sequences_per_micro_batch() * config.data.seq_len),
         V_(config.model.vocab_size == 0 ? vocab_size : config.model.vocab_size),
@@ -166,10 +167,18 @@ class Activations {
       const int64_t inner_columns = columns(P, 2 * F), let_go = codes(R, 2 * F);  // what was kept of it
       const int64_t result = codes(results, D) + columns(P, F), result_columns = columns(P, D);
       ffn += codes(R, 2 * F);  // of the gradient of the inner activation
-      // Those that experts read through an index have their columns made when the inner gradient is gone.
-      ffn += std::max({inner_columns + values(R, F) + result + (is_moe ? 0 : result_columns),
-                       inner_columns + result + result_columns - let_go, inner_columns + columns(P, D) - let_go,
-                       values(R, D) - let_go});
+      if (by_tiles_) {
+        // Tiles are made of rows, those of the activation first, whose rows then go.
+        const int64_t rows = codes(results, D);
+        ffn += std::max({values(R, F) + rows + codes(R, F), rows + codes(R, F) + tiles(P, F) - let_go,
+                         rows + tiles(P, F) + tiles(P, D) - let_go, tiles(P, 2 * F) + tiles(P, D) - let_go,
+                         values(R, D) - let_go});
+      } else {
+        // Those that experts read through an index have their columns made when the inner gradient is gone.
+        ffn += std::max({inner_columns + values(R, F) + result + (is_moe ? 0 : result_columns),
+                         inner_columns + result + result_columns - let_go, inner_columns + columns(P, D) - let_go,
+                         values(R, D) - let_go});
+      }
     } else {
       // The same, but that experts read the output's gradient in rows of their own.
       ffn += values(R, 2 * F) + std::max(values(R, F) + (is_moe ? values(R, D) : 0), values(R, D));
@@ -203,6 +212,8 @@ class Activations {
   int64_t codes(int64_t rows, int64_t cols) const { return allocated_bytes(rows * cols) + floats(rows * blocks(cols)); }
   // Columns of P rows in E4M3 with a float32 scale for each 128 rows.
   int64_t columns(int64_t P, int64_t cols) const { return allocated_bytes(P * cols) + floats(P / 128 * cols); }
+  // The same with a scale for each 128 rows and columns.
+  int64_t tiles(int64_t P, int64_t cols) const { return allocated_bytes(P * cols) + floats(P / 128 * blocks(cols)); }
   int64_t query_width() const { return model_.heads * model_.head_width(); }
   int64_t qkv_width() const { return (model_.heads + 2 * model_.num_kv_heads()) * model_.head_width(); }
 
@@ -254,7 +265,7 @@ class Activations {
 
   const ModelConfig& model_;
   const TrainConfig& train_;
-  const bool attention_fp8_, dense_fp8_, experts_fp8_;
+  const bool attention_fp8_, dense_fp8_, experts_fp8_, by_tiles_;
   const int64_t value_bytes_;
   const int64_t T_, V_, interleave_, ep_;
   const DispatchShape dispatch_;
@@ -414,8 +425,11 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   }
   if (dp > 1) {
     const double off_node = double(dp - per_node) / double(dp - 1);
-    const int64_t values =
-        kStepSums + slabs + config.num_micro_batches() + model.num_moe_layers() * model.moe.num_experts;
+    int64_t values = kStepSums + slabs + config.num_micro_batches() + model.num_moe_layers() * model.moe.num_experts;
+    for (const auto& parameter : shapes.all()) {
+      // What tiles have lost of each operand, and of how many codes.
+      if (config.precision.has_wgrad_tiles() && parameter->form() == WeightForm::kFp8Block) values += 4;
+    }
     const int64_t mine = values * (rank + 1) / dp - values * rank / dp;
     const int64_t sent = 8 * values <= kWholeReduceBytes ? values * (dp - 1) : values - mine + mine * (dp - 1);
     wire.sums.add(8 * double(sent), off_node);

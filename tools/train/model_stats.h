@@ -74,7 +74,8 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t
 // The rank that owns the most rows, the first where several do.
 int64_t fullest_rank(const Config& config, int64_t vocab_size);
 
-inline constexpr int64_t kStepSums = 3;  // summed beside losses, loads and squares of gradients: StepSums
+inline constexpr int64_t kStepSums =
+    3;  // summed beside losses, loads, squares of gradients and losses of tiles: StepSums
 
 // What one rank sends in a step to other ranks, as Traffic counts it (parallel/communicator.h); off_node is the part
 // that goes to other nodes (parallel.ranks_per_node; 0 there means one node). The first three depend on shapes alone.
@@ -92,7 +93,7 @@ struct WireBytes {
   };
   Line reduce;          // gradients: reduce-scatter
   Line gather;          // updated weights: all-gather
-  Line sums;            // gradient norm, losses, loads of experts: one message of a step
+  Line sums;            // gradient norm, losses, loads of experts, losses of tiles: one message of a step
   Line counts;          // how many rows come; and masks
   Line tokens_out;      // forward, to the experts
   Line rows_back;       // forward, from the experts

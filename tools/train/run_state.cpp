@@ -15,6 +15,7 @@
 namespace octet {
 namespace {
 
+constexpr std::string_view kWgradColumns = "wgrad_columns";  // in the manifest's meta
 constexpr std::string_view kConfigFile = "config.yaml", kTokenizerFile = "tokenizer.json";
 
 std::string bias_name(const Router& router) { return router.prefix() + "e_score_correction_bias"; }
@@ -281,6 +282,11 @@ std::string save_run_state(FileSystem& files, const std::string& directory, cons
       .set("permutation_key", state.cursor.permutation_key)
       .set("dataset", state.data_digest);
   info.meta.set("vocab_size", model.config().vocab_size);
+  if (const WgradTiles* tiles = model.wgrad_tiles()) {
+    Json names = Json::array();
+    for (const std::string& name : tiles->columns()) names.push_back(name);
+    info.meta.set(kWgradColumns, std::move(names));
+  }
   const std::string path = save_checkpoint(
       files, directory, info, pieces,
       {{std::string(kConfigFile), print_config(config)}, {std::string(kTokenizerFile), tokenizer.json()}}, {}, world);
@@ -309,7 +315,14 @@ RunState load_run_state(const CheckpointReader& reader, Transformer& model, cons
   });
   const CheckpointInfo& info = reader.info();
   const JsonSource source{.kind = ErrorKind::kCheckpoint, .file = join_path(reader.path(), kManifestName)};
-  const JsonCursor cursor(info.data_cursor, source);
+  const JsonCursor cursor(info.data_cursor, source), meta(info.meta, source);
+  if (WgradTiles* tiles = model.wgrad_tiles()) {
+    std::vector<std::string> names;
+    if (const std::optional<JsonCursor> saved = meta.find(kWgradColumns)) {
+      for (size_t i = 0; i < saved->size(); ++i) names.push_back(saved->at(i).as_string());
+    }
+    tiles->set_columns(names);
+  }
   return {.run_id = info.run_id,
           .step = info.step,
           .tokens = info.tokens,

@@ -4,6 +4,7 @@
 //          logits of the model in training, bit for bit.
 //   optim  <name>.master (float32, where the weight itself is not), <name>.exp_avg, <name>.exp_avg_sq
 //   state  <gate>.last_load_share
+// The manifest names the weights whose gradients are no longer products of tiles (core/nn/wgrad_tiles.h).
 // Many ranks. Each gives the rows that it owns (Parameter::own) of the masters and moments, as boxes of those tensors;
 // so any ranks read what any others wrote. A weight is written whole by the rank that owns its first row; what exists
 // in FP8 only, it collects from the masters of the other owners. Rank 0 gives the routers' tensors.

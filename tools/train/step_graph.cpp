@@ -17,6 +17,8 @@ StepGraph::Known* StepGraph::find(const Kind& kind) {
 
 void StepGraph::run(const Kind& kind, const std::function<void()>& ask, const std::function<void()>& forget) {
   if (!may_capture_ || kernels::KernelProfile::current() != nullptr) return ask();
+  // What was captured before a weight changed its form is never launched again.
+  std::erase_if(known_, [&](const Known& one) { return one.kind.wgrad_columns != kind.wgrad_columns; });
   Known* const known = find(kind);
   if (known == nullptr) {
     known_.push_back({.kind = kind, .graph = {}});
@@ -50,7 +52,9 @@ void ask_for_step(StepGraph& graph, Transformer& model, AdamW& optimizer, const 
     optimizer.measure();
     apply_update(model, optimizer, losses, counts, ranks);
   };
-  graph.run({.plan = plan, .counts = counts}, ask, [&optimizer] { optimizer.clear_gradients(); });
+  const WgradTiles* const tiles = model.wgrad_tiles();
+  graph.run({.plan = plan, .counts = counts, .wgrad_columns = tiles == nullptr ? 0 : tiles->num_columns()}, ask,
+            [&optimizer] { optimizer.clear_gradients(); });
 }
 
 }  // namespace octet

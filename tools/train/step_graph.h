@@ -17,6 +17,7 @@ class StepGraph {
   struct Kind {
     StepPlan plan;
     const Fp8Counts* counts = nullptr;  // what quantising did is counted there; null: it is not
+    int64_t wgrad_columns = 0;          // weights that take no tiles (core/nn/wgrad_tiles.h), never fewer than before
 
     bool operator==(const Kind&) const = default;
   };

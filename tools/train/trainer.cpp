@@ -200,11 +200,10 @@ void Trainer::decide_product_formats() {
   world_.set_phase("products");
   all_or_none(world_, [&] {
     if (!is_first()) return;
-    const kernels::Emulation emulation = emulation_on(device_, config_.precision.emulation);
     const DecidedProducts found =
         decide_products(config_, formats_of_run(files_, join_path(run_dir_, "checkpoints")), device_, files_,
                         product_times_file(), [&](const TimedLayer& layer, Recipe recipe) {
-                          return time_layer(layer, recipe, emulation, device_, [this] { world_.progress(); });
+                          return time_layer(layer, recipe, config_.precision, device_, [this] { world_.progress(); });
                         });
     for (const LayerTimes& times : found.times) {
       log_info("{} ({}): {:.3g} ms in fp8, {:.3g} ms in bf16{}", times.layer.name, times.layer.shape(),
@@ -295,6 +294,13 @@ StepRecord Trainer::train_step() {
     sums = sum();
   }
   asks_to_stop_ = sums.asks_to_stop;
+  for (const WgradTiles::Fallback& fallback : sums.fallbacks) {
+    log_warning(
+        "step {}: of {}, {:.2f} % of the codes of {} are lost in tiles, more than the {:.2f} % of "
+        "precision.wgrad_underflow_limit; its gradient takes columns from step {} on",
+        step, fallback.weight, 100 * fallback.lost, fallback.is_of_grad ? "the output's gradient" : "the input",
+        100 * model_->wgrad_tiles()->limit(), step + 1);
+  }
   StepRecord record{
       .step = step, .tokens = state_.tokens + tokens, .loss = sums.loss, .lr = lr, .grad_norm = sums.grad_norm};
   if (!model_->routers().empty()) record.aux_loss = sums.balance_loss, record.z_loss = sums.z_loss;
@@ -360,7 +366,10 @@ void Trainer::add_router_metrics(StepRecord& record, const std::vector<std::vect
 
 void Trainer::add_machine_metrics(StepRecord& record) {
   if (model_->context().numerics.is_fp8()) {
+    const WgradTiles* const tiles = model_->wgrad_tiles();
+    const WgradTiles::Reading lost = tiles == nullptr ? WgradTiles::Reading() : tiles->read();
     Fp8Counts counts = fp8_tally_->take();
+    if (tiles != nullptr) lost.add_to(counts.wgrad_grad, counts.wgrad_activation);
     sum_over_ranks(counts, world_);
     record.fp8 = {health_of("weight", counts.weight), health_of("activation", counts.activation),
                   health_of("grad_output", counts.grad_output), health_of("wgrad_activation", counts.wgrad_activation),

@@ -1,7 +1,8 @@
 // The training loop: from a configuration and a run directory to a trained model, resumed wherever an earlier process
 // stopped.
 //
-// The state of a run is the weights, Adam's moments, the routers' biases and last loads, and the number of steps done.
+// The state of a run is the weights, Adam's moments, the routers' biases and last loads, the weights whose gradients
+// have gone back from tiles to columns, and the number of steps done.
 // All else follows from it: the data cursor is steps * batch_size samples, random numbers are functions of the seed. So
 // a run that was stopped, or killed, and started again is bit for bit the run that was never stopped.
 //

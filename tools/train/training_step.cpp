@@ -125,6 +125,7 @@ void run_micro_batches(Transformer& model, const StepPlan& plan,
           "run_micro_batches: {} micro-batches in {} groups, {} at a time; wanted whole numbers", plan.count,
           plan.groups, plan.interleave);
   for (Router* router : model.routers()) router->begin_step();
+  if (WgradTiles* tiles = model.wgrad_tiles()) tiles->begin_step();
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
@@ -148,6 +149,8 @@ StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, co
   const std::vector<Router*> routers = model.routers();
   std::vector<Router::Reading> readings;
   for (const Router* router : routers) readings.push_back(router->read());
+  WgradTiles* const tiles = model.wgrad_tiles();
+  const WgradTiles::Reading lost_on_the_way = tiles == nullptr ? WgradTiles::Reading() : tiles->read();
   const StepLosses::Reading losses_on_the_way = step_losses.read();
   const AdamW::SquareSums squares_on_the_way = optimizer.square_sums();
   // The last that was asked for is the first that the host waits for: then all the others are there.
@@ -162,14 +165,19 @@ StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, co
   }
   sums.insert(sums.end(), losses.begin(), losses.end());
   sums.insert(sums.end(), squares.begin(), squares.end());
-  // Loads are whole numbers below 2^53.
+  // Loads and counts are whole numbers below 2^53.
   for (const Router::Reading& reading : readings) {
     const std::vector<int64_t> load = reading.load();
     sums.insert(sums.end(), load.begin(), load.end());
   }
+  if (tiles != nullptr) {
+    const std::vector<int64_t> lost = lost_on_the_way.wait();
+    sums.insert(sums.end(), lost.begin(), lost.end());
+  }
   if (ranks.world != nullptr) ranks.world->all_reduce(sums);
 
-  StepSums result{.balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0, .loads = {}};
+  StepSums result{
+      .balance_loss = sums[1], .z_loss = sums[2], .asks_to_stop = sums[0] > 0, .loads = {}, .fallbacks = {}};
   auto next = sums.begin() + kStepSums;
   for (size_t i = 0; i < losses.size(); ++i) result.loss += *next++;
   result.loss /= double(plan.tokens());
@@ -182,6 +190,7 @@ StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, co
     for (int64_t& count : load) count = int64_t(*next++);
     if (is_of_many) router->set_load(load);
   }
+  if (tiles != nullptr) result.fallbacks = tiles->decide(std::vector<int64_t>(next, sums.end()));
   return result;
 }
 

@@ -94,17 +94,18 @@ void run_micro_batches(Transformer& model, const StepPlan& plan,
 
 // What a step sums over ranks besides its gradients; the same on every rank.
 struct StepSums {
-  double loss = 0;                          // mean over the global batch, nats per token
-  double grad_norm = 0;                     // AdamW::gradient_norm
-  double balance_loss = 0, z_loss = 0;      // of all routers
-  bool asks_to_stop = false;                // any rank does
-  std::vector<std::vector<int64_t>> loads;  // of each router
+  double loss = 0;                              // mean over the global batch, nats per token
+  double grad_norm = 0;                         // AdamW::gradient_norm
+  double balance_loss = 0, z_loss = 0;          // of all routers
+  bool asks_to_stop = false;                    // any rank does
+  std::vector<std::vector<int64_t>> loads;      // of each router
+  std::vector<WgradTiles::Fallback> fallbacks;  // weights that take columns from the next step on
 
   bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
-// Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers and the squares of the
-// optimizer, which become those of all ranks. The gradients are those of the whole step. The host waits for a GPU,
-// once.
+// Sums all of it in one message (model_stats.h, kStepSums), with the loads of the routers, the squares of the optimizer
+// and what tiles have lost, which become those of all ranks. The gradients are those of the whole step. The host waits
+// for a GPU, once.
 StepSums sum_step(Transformer& model, AdamW& optimizer, const StepPlan& plan, const StepLosses& losses,
                   const StepRanks& ranks = {}, bool asks_to_stop = false);
 

@@ -47,6 +47,7 @@ class Reference {
     const int64_t of_rank = plan.count;
     plan.first = 0, plan.count = plan.micro_batches, plan.interleave = 1;
     std::vector<Tensor> of_experts;
+    Tensor lost;  // of tiles, in the joined micro-batches
     if (parallel.ep > 1) {
       StepPlan joined = plan;
       joined.sequences *= parallel.ep;
@@ -70,6 +71,10 @@ class Reference {
         of_experts.push_back(empty_like(parameter->grad()));
         kernels::cast({.x = parameter->grad(), .y = of_experts.back()}, parameter->grad().stream());
       }
+      if (WgradTiles* tiles = model_.wgrad_tiles()) {
+        lost = empty_like(tiles->counts());
+        copy(tiles->counts(), lost);
+      }
       optimizer_.clear_gradients();
     }
     plan.groups = parallel.dp;
@@ -83,6 +88,13 @@ class Reference {
     for (Parameter* parameter : model_.parameters()) {
       if (next == of_experts.end() || !is_expert(*parameter)) continue;
       kernels::cast({.x = *next++, .y = parameter->grad()}, parameter->grad().stream());
+    }
+    if (lost.is_defined()) {
+      WgradTiles& tiles = *model_.wgrad_tiles();
+      for (size_t i = 0; i < tiles.weights().size(); ++i) {
+        if (!is_expert(*tiles.weights()[i])) continue;
+        copy(lost.slice_rows(int64_t(i), 1), tiles.counts().slice_rows(int64_t(i), 1));
+      }
     }
     optimizer_.measure();
     return sum_step(model_, optimizer_, plan, *losses_);
