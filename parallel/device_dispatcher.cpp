@@ -254,7 +254,7 @@ class Exchange {
   Tensor token_of_copy_, slots_, row_of_slot_;  // as kernels/rank_rows.h has them; copies to nodes, if that is the way
   std::optional<WayInNode> way_in_node_;
   RowGroups groups_;  // until they are handed on
-  EqualExchange heads_, places_, back_, weights_;
+  EqualExchange heads_, back_, weights_;
   TokensOnWire tokens_;
 };
 

@@ -122,12 +122,7 @@ Transformer::Transformer(const ModelConfig& config, const PrecisionConfig& preci
     head_.emplace("lm_head.weight", Shape{config.vocab_size, config.hidden}, high_precision_form(precision.recipe),
                   /*decays=*/true, device);
   }
-  if (!precision.has_wgrad_tiles()) return;
-  std::vector<Parameter*> in_fp8;
-  for (Parameter* parameter : parameters()) {
-    if (parameter->form() == WeightForm::kFp8Block) in_fp8.push_back(parameter);
-  }
-  wgrad_tiles_.emplace(std::move(in_fp8), precision.wgrad_underflow_limit, device);
+  if (precision.has_wgrad_tiles()) wgrad_tiles_.emplace(parameters(), precision.wgrad_underflow_limit, device);
 }
 
 std::vector<std::vector<Parameter*>> Transformer::units() {

@@ -7,10 +7,18 @@ namespace {
 
 constexpr int64_t kFields = sizeof(kernels::QuantizeStats) / sizeof(int64_t);
 
+std::vector<Parameter*> in_fp8(const std::vector<Parameter*>& parameters) {
+  std::vector<Parameter*> weights;
+  for (Parameter* parameter : parameters) {
+    if (parameter->form() == WeightForm::kFp8Block) weights.push_back(parameter);
+  }
+  return weights;
+}
+
 }  // namespace
 
-WgradTiles::WgradTiles(std::vector<Parameter*> weights, double limit, Device device)
-    : weights_(std::move(weights)),
+WgradTiles::WgradTiles(const std::vector<Parameter*>& parameters, double limit, Device device)
+    : weights_(in_fp8(parameters)),
       limit_(limit),
       counts_(zeros({int64_t(weights_.size()), 2 * kFields}, DType::kInt64, MemoryCategory::kWorkspace, device)) {
   for (size_t i = 0; i < weights_.size(); ++i) use_tiles(i, true);
@@ -54,10 +62,13 @@ std::vector<WgradTiles::Fallback> WgradTiles::decide(std::span<const int64_t> co
     const double grad = share(of[1], of[0]), input = share(of[3], of[2]);
     if (std::max(grad, input) <= limit_) continue;
     use_tiles(i, false);
-    ++num_columns_;
     fallbacks.push_back({.weight = weights_[i]->name(), .is_of_grad = grad >= input, .lost = std::max(grad, input)});
   }
   return fallbacks;
+}
+
+int64_t WgradTiles::num_columns() const {
+  return std::count_if(weights_.begin(), weights_.end(), [](const Parameter* w) { return !w->wgrad_tiles(); });
 }
 
 std::vector<std::string> WgradTiles::columns() const {
@@ -69,11 +80,9 @@ std::vector<std::string> WgradTiles::columns() const {
 }
 
 void WgradTiles::set_columns(const std::vector<std::string>& names) {
-  num_columns_ = 0;
   for (size_t i = 0; i < weights_.size(); ++i) {
     const bool is_named = std::find(names.begin(), names.end(), weights_[i]->name()) != names.end();
     use_tiles(i, !is_named);
-    num_columns_ += is_named ? 1 : 0;
   }
 }
 

@@ -16,8 +16,9 @@ namespace octet {
 
 class WgradTiles {
  public:
-  // weights: those in FP8, which outlive this; from now on all of them take tiles. limit: of the share that is lost.
-  WgradTiles(std::vector<Parameter*> weights, double limit, Device device);
+  // Of the parameters, which outlive this, those in FP8: from now on all of them take tiles. limit: of the share that
+  // is lost.
+  WgradTiles(const std::vector<Parameter*>& parameters, double limit, Device device);
   WgradTiles(const WgradTiles&) = delete;  // weights point into the counts
   WgradTiles& operator=(const WgradTiles&) = delete;
 
@@ -51,7 +52,7 @@ class WgradTiles {
   double limit() const { return limit_; }
   // Those that take columns, in the order of the weights; never fewer than before, but for set_columns.
   std::vector<std::string> columns() const;
-  int64_t num_columns() const { return num_columns_; }
+  int64_t num_columns() const;
   // As a checkpoint names them; names of others are left out.
   void set_columns(const std::vector<std::string>& names);
 
@@ -61,7 +62,6 @@ class WgradTiles {
   std::vector<Parameter*> weights_;
   double limit_;
   Tensor counts_;
-  int64_t num_columns_ = 0;
 };
 
 }  // namespace octet

@@ -14,6 +14,27 @@ namespace {
 int64_t out_features(const Parameter& weight) { return weight.shape()[-2]; }
 int64_t in_features(const Parameter& weight) { return weight.shape()[-1]; }
 
+// Rows of the groups, row r of them row source[r] of rows, in tiles: codes of column_codes_shape(P, C), P the rows in
+// whole blocks of 128, and scale [P/128, ceil(C/128)].
+Fp8Rows requantize_tiles(const Fp8Rows& rows, const RowGroups& groups, const Tensor& source,
+                         kernels::QuantizeStats* stats) {
+  const AllocateAs workspace(MemoryCategory::kWorkspace);
+  const int64_t padded = groups.num_padded_rows(), C = rows.codes.cols();
+  const Device device = rows.codes.device();
+  Fp8Rows tiles{.codes = empty(kernels::column_codes_shape(padded, C, device), DType::kFloat8E4M3, device),
+                .scale = empty({padded / 128, (C + 127) / 128}, DType::kFloat32, device)};
+  kernels::requantize_tiles({.codes = rows.codes,
+                             .scale = rows.scale,
+                             .rows = source,
+                             .offsets = groups.offsets,
+                             .block_offsets = groups.block_offsets,
+                             .out_codes = tiles.codes,
+                             .out_scale = tiles.scale,
+                             .stats = stats},
+                            rows.codes.stream());
+  return tiles;
+}
+
 }  // namespace
 
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups) {
@@ -36,25 +57,6 @@ Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels
                                .stats = stats},
                               rows.codes.stream());
   return columns;
-}
-
-Fp8Rows requantize_tiles(const Fp8Rows& rows, const RowGroups& groups, const Tensor& source,
-                         kernels::QuantizeStats* stats) {
-  const AllocateAs workspace(MemoryCategory::kWorkspace);
-  const int64_t padded = groups.num_padded_rows(), C = rows.codes.cols();
-  const Device device = rows.codes.device();
-  Fp8Rows tiles{.codes = empty(kernels::column_codes_shape(padded, C, device), DType::kFloat8E4M3, device),
-                .scale = empty({padded / 128, (C + 127) / 128}, DType::kFloat32, device)};
-  kernels::requantize_tiles({.codes = rows.codes,
-                             .scale = rows.scale,
-                             .rows = source,
-                             .offsets = groups.offsets,
-                             .block_offsets = groups.block_offsets,
-                             .out_codes = tiles.codes,
-                             .out_scale = tiles.scale,
-                             .stats = stats},
-                            rows.codes.stream());
-  return tiles;
 }
 
 Tensor fprop_fp8(const Fp8Rows& input, const RowGroups& groups, const Parameter& weight, kernels::Emulation emulation,

@@ -25,10 +25,6 @@ Fp8Rows requantize_columns(const Fp8Rows& rows, const RowGroups& groups, kernels
 // blocks of 128.
 Fp8Rows empty_columns(int64_t columns, const RowGroups& groups);
 
-// The same in tiles: row r is row source[r] of rows. Scale [P/128, ceil(C/128)].
-Fp8Rows requantize_tiles(const Fp8Rows& rows, const RowGroups& groups, const Tensor& source,
-                         kernels::QuantizeStats* stats);
-
 // An output gradient in the forms that dgrad and wgrad read: in FP8 rows and columns are made at once, from one look at
 // dy; tiles are made of the rows when wgrad reads them.
 class OutputGradient {

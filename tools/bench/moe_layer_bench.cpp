@@ -109,11 +109,9 @@ class Subject {
       parameter.refresh();
     });
     if (form.wgrad != WgradOperands::kTiles) return;
-    std::vector<Parameter*> in_fp8;
-    layer_.visit_parameters([&in_fp8](Parameter& parameter) {
-      if (parameter.form() == WeightForm::kFp8Block) in_fp8.push_back(&parameter);
-    });
-    tiles_.emplace(std::move(in_fp8), /*limit=*/1.0, device);
+    std::vector<Parameter*> parameters;
+    layer_.visit_parameters([&parameters](Parameter& parameter) { parameters.push_back(&parameter); });
+    tiles_.emplace(parameters, /*limit=*/1.0, device);
   }
 
   // What a pass takes beside weights, their gradients and its own input and output gradient.
