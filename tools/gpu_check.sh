@@ -104,11 +104,11 @@ sanitized_step() {
   "${tool[@]}" "$build/octet" bench step "${small[@]}"
 }
 bench_all() {
-  local config=configs/bench_small.yaml sizes=() fused=() steps=() experts=4x8192x4096x7168
+  local config=configs/bench_small.yaml sizes=() fused=() steps=() experts=(4x8192x4096x7168)
   local layers=("tokens=32768 hidden=4096 expert_hidden=1024 experts=64 top_k=4"
     "tokens=40960 hidden=768 expert_hidden=256 experts=128 top_k=8")
   [ "$slower" -eq 1 ] || {
-    config=configs/bench_tiny.yaml experts=2x70x256x128
+    config=configs/bench_tiny.yaml experts=(2x70x256x128 peak=128)
     sizes=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128 vocab=512 repeats=1)
     fused=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128)
     layers=("tokens=128 hidden=256 expert_hidden=128 experts=4 top_k=2")
@@ -116,7 +116,7 @@ bench_all() {
   }
   "$build/octet" bench kernels device=cuda "${sizes[@]}" || return
   "$build/octet" bench quantise device=cuda "${fused[@]}" repeats=5 || return
-  "$build/octet" bench grouped-gemm device=cuda "$experts" repeats=5 || return
+  "$build/octet" bench grouped-gemm device=cuda "${experts[@]}" repeats=5 || return
   for layer in "${layers[@]}"; do
     "$build/octet" bench moe-layer device=cuda repeats=5 $layer || return
   done

@@ -52,9 +52,13 @@ Description describe(const DenseProduct& product) {
   const auto operation = [](const DenseOperand& x) { return x.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
   set(description, CUBLASLT_MATMUL_DESC_TRANSA, operation(product.left));
   set(description, CUBLASLT_MATMUL_DESC_TRANSB, operation(product.right));
-  if (product.left_scale != nullptr) {
-    set(description, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
-    set(description, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+  if (product.scales != DenseScales::kNone) {
+    const bool is_one = product.scales == DenseScales::kOne;
+    if (is_one) set(description, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t(1));
+    set(description, CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
+        is_one ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
+    set(description, CUBLASLT_MATMUL_DESC_B_SCALE_MODE,
+        is_one ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
     set(description, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.left_scale);
     set(description, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product.right_scale);
   }
@@ -85,7 +89,7 @@ Key key_of(const DenseProduct& p) {
           p.left.is_transposed,
           p.right.is_transposed,
           p.accumulate,
-          p.left_scale != nullptr,
+          int64_t(p.scales),
           boundary_of(p.left.data),
           boundary_of(p.right.data),
           boundary_of(p.result)};

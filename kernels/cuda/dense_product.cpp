@@ -21,6 +21,28 @@ DenseGemm chosen_at_start() {
                             .fix = "unset OCTET_DENSE_GEMM to have cuBLASLt for bfloat16 and Octet for FP8"});
 }
 
+// What the FP8 of Hopper has a form of: the header says it.
+std::optional<DenseProduct> product_of_codes(const ConstView& a, const ConstView& b, const View& c,
+                                             DenseScales scales) {
+  const int64_t m = c.cols(), n = c.rows(), k = a.cols();
+  const DenseProduct product{.operands = DType::kFloat8E4M3,
+                             .left = {.data = b.data<uint8_t>(), .step = k, .is_transposed = true},
+                             .right = {.data = a.data<uint8_t>(), .step = a.row_stride()},
+                             .result_type = c.dtype(),
+                             .result = c.raw(),
+                             .result_step = c.row_stride(),
+                             .m = m,
+                             .n = n,
+                             .k = k,
+                             .scales = scales};
+  const bool fits = m > 0 && n > 0 && k > 0 && m % 8 == 0 && n % 8 == 0 &&
+                    is_on_boundary(product.left.data, product.left.step) &&
+                    is_on_boundary(product.right.data, product.right.step) &&
+                    is_on_boundary(product.result, product.result_step * int64_t(size_of(product.result_type)));
+  if (!fits) return std::nullopt;
+  return product;
+}
+
 DenseGemm& chosen() {
   static DenseGemm who = chosen_at_start();
   return who;
@@ -67,21 +89,12 @@ std::optional<DenseProduct> as_dense_product(const GroupedWgrad& args) {
 
 std::optional<DenseProduct> as_dense_product(const Fp8GroupedGemm& args) {
   if (args.offsets.is_defined() || args.rows.is_defined() || args.b_is_kn) return std::nullopt;
-  const int64_t m = args.c.cols(), n = args.c.rows(), k = args.a.cols();
-  const DenseProduct product{.operands = DType::kFloat8E4M3,
-                             .left = {.data = args.b.data<uint8_t>(), .step = k, .is_transposed = true},
-                             .right = {.data = args.a.data<uint8_t>(), .step = args.a.row_stride()},
-                             .result_type = args.c.dtype(),
-                             .result = args.c.raw(),
-                             .result_step = args.c.row_stride(),
-                             .m = m,
-                             .n = n,
-                             .k = k};
-  const bool fits = m > 0 && n > 0 && k > 0 && m % 8 == 0 && n % 8 == 0 &&
-                    is_on_boundary(product.left.data, product.left.step) &&
-                    is_on_boundary(product.right.data, product.right.step) &&
-                    is_on_boundary(product.result, product.result_step * int64_t(size_of(product.result_type)));
-  if (!fits) return std::nullopt;
+  return product_of_codes(args.a, args.b, args.c, DenseScales::kBlocks);
+}
+
+std::optional<DenseProduct> as_dense_product(const Fp8TensorGemm& args) {
+  std::optional<DenseProduct> product = product_of_codes(args.a, args.b, args.c, DenseScales::kOne);
+  if (product) product->left_scale = args.b_scale.data<float>(), product->right_scale = args.a_scale.data<float>();
   return product;
 }
 

@@ -33,7 +33,9 @@ constexpr Benchmark kBenchmarks[] = {
      "device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N, repeats=N",
      quantise},
     {"grouped-gemm",
-     "experts' products in FP8 and bfloat16 against a dense bfloat16 one; args: device=cpu|cuda, GxMxNxK..., repeats=N",
+     "experts' products in FP8 and bfloat16 against a dense bfloat16 one; args: device=cpu|cuda, GxMxNxK..., "
+     "repeats=N, "
+     "peak=N (rows, columns and k of the products whose speed is a GPU's peak)",
      bench_grouped_gemm},
     {"kernels",
      "each kernel of a step against a copy of its bytes; args: device=cpu|cuda, tokens=N, hidden=N, experts=N, "

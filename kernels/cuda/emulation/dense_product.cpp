@@ -34,6 +34,9 @@ float sum_of(const DenseProduct& p, int64_t i, int64_t j, int64_t begin, int64_t
 
 float element(const DenseProduct& p, int64_t i, int64_t j) {
   if (p.operands == DType::kBFloat16) return sum_of<emulation::Bf16, uint16_t>(p, i, j, 0, p.k);
+  if (p.scales == DenseScales::kOne) {
+    return sum_of<emulation::E4m3, uint8_t>(p, i, j, 0, p.k) * (*p.left_scale * *p.right_scale);
+  }
   float sum = 0.0f;
   for (int64_t block = 0; block * 128 < p.k; ++block) {
     const float left = p.left_scale[i / 128 * scale_step((p.k + 127) / 128) + block];
