@@ -9,6 +9,7 @@ readonly most_mib=40
 deps=.deps
 new=$deps.new
 rm -rf "$new"
+trap 'rm -rf "$new"' EXIT
 mkdir -p "$new/include" "$new/lib"
 
 # first PATH...: the first of these that exists.
@@ -49,6 +50,8 @@ function(bundled_library name)
   target_link_libraries(${name} INTERFACE ${ARG_LINKS})
 endfunction()
 bundled_library(fmt::fmt DEFINITIONS FMT_HEADER_ONLY=1)
+# nvcc takes what fmt does with a long double for device code.
+target_compile_options(fmt::fmt INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=20208>)
 bundled_library(spdlog::spdlog DEFINITIONS SPDLOG_FMT_EXTERNAL LINKS fmt::fmt)
 bundled_library(yaml-cpp ARCHIVE libyaml-cpp.a)
 bundled_library(nlohmann_json::nlohmann_json)
