@@ -104,7 +104,7 @@ sanitized_step() {
   "${tool[@]}" "$build/octet" bench step "${small[@]}"
 }
 bench_all() {
-  local config=configs/bench_small.yaml sizes=() fused=() steps=() experts=(4x8192x4096x7168)
+  local config=configs/bench_small.yaml sizes=() fused=() products=() steps=() experts=(4x8192x4096x7168)
   local layers=("tokens=32768 hidden=4096 expert_hidden=1024 experts=64 top_k=4"
     "tokens=40960 hidden=768 expert_hidden=256 experts=128 top_k=8")
   [ "$slower" -eq 1 ] || {
@@ -112,6 +112,7 @@ bench_all() {
     sizes=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128 vocab=512 repeats=1)
     fused=(tokens=128 hidden=256 experts=4 top_k=2 expert_hidden=128)
     layers=("tokens=128 hidden=256 expert_hidden=128 experts=4 top_k=2")
+    products=(repeats=1 train.batch_size=1)
     steps=(model.layers=1 train.batch_size=1 warmup=0 steps=3)
   }
   "$build/octet" bench kernels device=cuda "${sizes[@]}" || return
@@ -120,7 +121,7 @@ bench_all() {
   for layer in "${layers[@]}"; do
     "$build/octet" bench moe-layer device=cuda repeats=5 $layer || return
   done
-  "$build/octet" bench products "$config" device=cuda || return
+  "$build/octet" bench products "$config" device=cuda "${products[@]}" || return
   for recipe in bf16 fp8_block; do
     "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" "${steps[@]}" || return
   done
