@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 PACKAGES = ["nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"]
-SHOWN = ["QGMMA", "HGMMA", "HMMA", "WARPGROUP.DEPBAR", "UTMALDG", "UTMASTG", "LDL", "STL"]
+SHOWN = ["QGMMA", "HGMMA", "HMMA", "WARPGROUP.DEPBAR", "UTMALDG", "LDGSTS", "UTMASTG", "LDL", "STL"]
 
 # (what is wrong, kernels that it speaks of, whether it holds of the count of instructions)
 RULES = [
@@ -29,6 +29,8 @@ RULES = [
     ("products wait for each other", r"E4m3Products|Bf16Products",
      lambda n: n["WARPGROUP.DEPBAR"] * 2 <= n["QGMMA"] + n["HGMMA"]),
     ("tiles do not come by TMA", r"persistent_", lambda n: n["UTMALDG"] > 0),
+    ("weight gradients of bfloat16 do not copy by rows where a group ends", r"persistent_kernel<.*Bf16Products.*SumSpans",
+     lambda n: n["LDGSTS"] > 0),
     ("bfloat16 results do not leave by TMA", r"persistent_kernel<.*, octet::bfloat16> ?>\(",
      lambda n: n["UTMASTG"] > 0),
     ("attention is not on the tensor cores", r"tensor_(forward|backward)_kernel<", lambda n: n["HMMA"] > 0),

@@ -45,6 +45,30 @@ bool is_done_by_tiles(const GroupedGemm& args, Stream& stream) {
   persistent.launch("grouped_gemm", stream);
   return true;
 }
+bool is_done_by_tiles(const GroupedWgrad& args, Stream& stream) {
+  const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols();
+  if (args.dy.dtype() != DType::kBFloat16 || R == 0 || N == 0 || K == 0) return false;
+  const int groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1;
+  const PersistentProduct<bfloat16, SumSpans, float> product{
+      .a = args.dy.data<bfloat16>(),
+      .a_step = args.dy.row_stride(),
+      .b = args.x.data<bfloat16>(),
+      .b_step = args.x.row_stride(),
+      .lines = rows_of(args.rows),
+      .spans = {args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr, /*block_offsets=*/nullptr, int(N),
+                int(R), args.accumulate},
+      .groups = groups,
+      .R = groups * N,
+      .N = K,
+      .K = R,
+      .c = {args.dw.data<float>(), args.dw.row_stride(), args.accumulate}};
+  const PersistentLaunch<Bf16Products, Scales::kNone, SumSpans, float> persistent(
+      N, {args.x.raw(), args.x.rows(), args.x.row_stride() * int64_t(sizeof(bfloat16))}, /*b_is_transposed=*/true,
+      product);
+  if (!persistent.is_possible()) return false;
+  persistent.launch("grouped_wgrad", stream);
+  return true;
+}
 
 }  // namespace
 
@@ -67,7 +91,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
 }
 
 void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
-  if (is_done_by_library(args, stream)) return;
+  if (is_done_by_library(args, stream) || is_done_by_tiles(args, stream)) return;
   const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols();
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     const Operand<Scalar> dy{.data = args.dy.data<Scalar>(), .line_step = 1, .k_step = args.dy.row_stride()};

@@ -1,8 +1,8 @@
 // Grouped matrix products as Hopper wants them: one block for each multiprocessor takes tile after tile
 // (tile_schedule.h). Of its three warpgroups one brings 128 bytes of k of A and B at a time into a ring of stages in
-// shared memory, by copies of whole tiles, or row by row where rows are gathered; two multiply, 64 rows each, so that
-// one promotes its sums while the tensor cores work for the other. The sums are those of TensorTile (gemm_tensor.cuh),
-// in the same order.
+// shared memory, by copies of whole tiles, or row by row where rows are gathered or end in the middle of a tile; two
+// multiply, 64 rows each, so that one promotes its sums while the tensor cores work for the other. The sums are those
+// of TensorTile (gemm_tensor.cuh), in the same order.
 //
 // A tile that reaches behind its group reads rows of the next, whose sums are not stored. Whole tiles of bfloat16 are
 // stored through shared memory; others, and float32, by their threads.
@@ -32,22 +32,28 @@ enum class Scales {
   kTiles,         // 128 rows of A, 128 columns of B
 };
 
-// Spans: what groups are ranges of (tile_schedule.h). B lies along k, or, transposed, along the columns of the result.
-// A tile is 128 rows by 128 columns for each part.
-template <class ProductsOf, class SpansOf, Scales scales, bool is_gathered, bool b_is_transposed, int parts,
+// Which operands lie not along k, but along their lines: A along the rows of the result, B along its columns.
+enum class Transposed { kNone, kB, kBoth };
+
+// Spans: what groups are ranges of (tile_schedule.h). is_gathered: the rows of A are, or, where both operands are
+// transposed, those of B. A tile is 128 rows by 128 columns for each part.
+template <class ProductsOf, class SpansOf, Scales scales, bool is_gathered, Transposed transposed, int parts,
           class ResultOf>
 struct ProductForm {
   using Products = ProductsOf;
   using Spans = SpansOf;
   using Element = typename Products::Element;
   using Result = ResultOf;
-  static constexpr bool kIsGathered = is_gathered, kBIsTransposed = b_is_transposed;
+  static constexpr bool kIsGathered = is_gathered;
+  static constexpr bool kAIsTransposed = transposed == Transposed::kBoth;
+  static constexpr bool kBIsTransposed = transposed != Transposed::kNone;
   static constexpr int kParts = parts;
   static constexpr bool kIsScaled = scales != Scales::kNone;
   static constexpr bool kAIsByLines = scales == Scales::kLinesByTiles || scales == Scales::kLines;
   static constexpr bool kBIsByLines = scales == Scales::kLines;
   static constexpr bool kIsStoredByTiles = std::is_same_v<Result, bfloat16>;
   static_assert(kIsScaled == Products::kIsScaled);
+  static_assert(!kAIsTransposed || (Spans::kIsOfSums && !kIsScaled));
 };
 
 // Where things lie in shared memory, in bytes from a boundary of 1024.
@@ -78,9 +84,11 @@ struct Ring {
 // What a product is, beside its maps.
 template <class Element, class Spans, class Result>
 struct PersistentProduct {
-  const Element* a;  // of gathered rows
+  const Element* a;  // of rows that are not copied by tiles
   int64_t a_step;
-  const int32_t* lines = nullptr;  // where row r of A lies; null: at r
+  const Element* b = nullptr;
+  int64_t b_step = 0;
+  const int32_t* lines = nullptr;  // where row r of A lies, or of B where both are transposed; null: at r
   const float* a_scale = nullptr;
   int64_t a_scale_line = 0, a_scale_block = 0;  // steps
   const float* b_scale = nullptr;
@@ -88,7 +96,7 @@ struct PersistentProduct {
   int64_t b_group_rows = 0;  // from one group to the next
   Spans spans;
   int groups;
-  int64_t R, N, K;  // rows of the result in all groups, its columns, and those of A
+  int64_t R, N, K;  // rows of the result in all groups, its columns, and what there is of k
   ResultMatrix<Result> c;
   bool c_by_tiles = false, c_by_pairs = false;
 };
@@ -100,12 +108,14 @@ struct PersistentKernel {
   using Result = typename Form::Result;
   using Product = PersistentProduct<Element, typename Form::Spans, Result>;
   using Layout = Ring<Form>;
-  static constexpr bool is_gathered = Form::kIsGathered, b_is_transposed = Form::kBIsTransposed;
+  static constexpr bool is_gathered = Form::kIsGathered;
+  static constexpr bool a_is_transposed = Form::kAIsTransposed, b_is_transposed = Form::kBIsTransposed;
   static constexpr int parts = Form::kParts;
   static constexpr int kStages = Layout::kStages, kTileRows = int(Layout::kRows), kPart = 128;
   static constexpr int kDepth = kSwizzledRowBytes / int(sizeof(Element));
-  static constexpr bool kCopies = Form::kIsScaled || is_gathered;  // by all threads of the producer
-  static constexpr uint32_t kBytesByTiles = Layout::kTile * ((is_gathered ? 0 : 1) + parts);
+  static constexpr bool kCopies = Form::kIsScaled || is_gathered || a_is_transposed;  // by all threads of the producer
+  static constexpr int kTilesOfGathered = !is_gathered ? 0 : a_is_transposed ? parts : 1;
+  static constexpr uint32_t kBytesByTiles = Layout::kTile * (1 + parts - kTilesOfGathered);
 
   static __device__ __forceinline__ TileWalk<typename Form::Spans> walk_of(const Product& p) {
     return {p.spans, p.groups, kTileRows, int((p.N + parts * kPart - 1) / (parts * kPart))};
@@ -213,17 +223,98 @@ struct PersistentKernel {
     }
   }
 
+  // Where both operands are transposed: 64 rows of k of 64 lines at a time. A group begins and ends at any k, and what
+  // lies behind its end may be anything: the stage in which it ends is copied row by row, zeros for what is behind.
+  static constexpr int kPieces = kSwizzledRowBytes / 16, kRowsAtOnce = kWarpgroup / kPieces;
+  static constexpr int kRowsEach = kDepth / kRowsAtOnce;  // that a thread copies its piece of
+  static constexpr uint32_t kHalfTile = Layout::kTile / 2;
+
+  // rows: where they lie, -1 for zeros. line: the first of this thread's, of `lines` that there are.
+  template <int halves>
+  static __device__ __forceinline__ void copy_rows(uint32_t to, const Element* from, int64_t step,
+                                                   const int (&rows)[kRowsEach], int line, int64_t lines) {
+    const uint32_t thread = threadIdx.x;
+    to += swizzled_offset(thread / kPieces, thread % kPieces * 16);
+    OCTET_UNROLL
+    for (int i = 0; i < kRowsEach; ++i) {
+      const Element* const row = from + (rows[i] >= 0 ? rows[i] * step + line : 0);
+      OCTET_UNROLL
+      for (int half = 0; half < halves; ++half) {
+        const bool is_there = rows[i] >= 0 && line + half * kDepth < lines;
+        ptx::copy_async(to + uint32_t(half) * kHalfTile + uint32_t(i * kRowsAtOnce * kSwizzledRowBytes),
+                        is_there ? row + half * kDepth : from, is_there);
+      }
+    }
+  }
+  static __device__ __forceinline__ void produce_transposed(const TensorMap& a_map, const TensorMap& b_map,
+                                                            const Product& p, uint32_t base) {
+    const int thread = int(threadIdx.x), first_row = thread / kPieces, first_line = thread % kPieces * (16 / 2);
+    // The rows of this thread of those from k on, of which so many are left.
+    const auto find_rows = [&](int(&rows)[kRowsEach], int k, int left, bool by_lines) {
+      OCTET_UNROLL
+      for (int i = 0; i < kRowsEach; ++i) {
+        const int row = first_row + i * kRowsAtOnce;
+        rows[i] = row >= left ? -1 : by_lines ? p.lines[k + row] : k + row;
+      }
+    };
+    auto walk = walk_of(p);
+    RingPlace<kStages> at;
+    GroupTile tile;
+    for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
+      const int column = tile.column * parts * kPart;
+      int gathered[kRowsEach];
+      if constexpr (is_gathered) find_rows(gathered, tile.first_k, tile.depth, true);
+      int k = tile.first_k;
+      for (int left = tile.depth; left > 0; left -= kDepth) {
+        ptx::wait_for_phase(base + Layout::empty(at.stage), at.parity ^ 1);
+        const uint32_t full = base + Layout::full(at.stage), a = base + Layout::a(at.stage);
+        const uint32_t b = base + Layout::b(at.stage, 0);
+        const bool is_whole = left >= kDepth;
+        if (thread == 0) {
+          ptx::arrive_and_expect(full, is_whole ? kBytesByTiles : 0);
+          if (is_whole) {
+            OCTET_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              ptx::load_tile(a + uint32_t(half) * kHalfTile, a_map, tile.line + half * kDepth, k, full);
+            }
+            OCTET_UNROLL
+            for (int half = 0; half < (is_gathered ? 0 : 2 * parts); ++half) {
+              ptx::load_tile(b + uint32_t(half) * kHalfTile, b_map, column + half * kDepth, k, full);
+            }
+          }
+        }
+        if (!is_whole) {
+          int rows[kRowsEach];
+          find_rows(rows, k, left, false);
+          copy_rows<2>(a, p.a, p.a_step, rows, tile.line + first_line, p.spans.rows);
+          if constexpr (!is_gathered) copy_rows<2 * parts>(b, p.b, p.b_step, rows, column + first_line, p.N);
+        }
+        k += kDepth;
+        if constexpr (is_gathered) {
+          copy_rows<2 * parts>(b, p.b, p.b_step, gathered, column + first_line, p.N);
+          find_rows(gathered, k, left - kDepth, true);  // on their way while the stage is waited for
+        }
+        ptx::arrive_after_copies(full);
+        at.advance();
+      }
+    }
+  }
+
   // The products of one stage.
   static __device__ __forceinline__ void multiply(float (&sum)[64], uint32_t a, uint32_t b, bool accumulate) {
     ptx::wgmma_fence();
     OCTET_UNROLL
     for (int step = 0; step < 4; ++step) {
-      const uint64_t left = wgmma_descriptor(a + uint32_t(step) * 32);
-      if constexpr (b_is_transposed) {
-        Products::multiply_transposed(sum, left, transposed_descriptor(b + uint32_t(step) * 2048, Layout::kTile / 2),
-                                      step > 0 || accumulate);
+      const uint32_t along_k = uint32_t(step) * 32, along_lines = uint32_t(step) * 2048;
+      const bool adds = step > 0 || accumulate;
+      if constexpr (a_is_transposed) {
+        Products::multiply_both_transposed(sum, transposed_descriptor(a + along_lines, kHalfTile),
+                                           transposed_descriptor(b + along_lines, kHalfTile), adds);
+      } else if constexpr (b_is_transposed) {
+        Products::multiply_transposed(sum, wgmma_descriptor(a + along_k),
+                                      transposed_descriptor(b + along_lines, kHalfTile), adds);
       } else {
-        Products::multiply(sum, left, wgmma_descriptor(b + uint32_t(step) * 32), step > 0 || accumulate);
+        Products::multiply(sum, wgmma_descriptor(a + along_k), wgmma_descriptor(b + along_k), adds);
       }
     }
     ptx::wgmma_commit();
@@ -338,8 +429,10 @@ struct PersistentKernel {
       const int k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
       for (int block = 0; block < k_blocks; ++block) {
         ptx::wait_for_phase(base + Layout::full(at.stage), at.parity);
-        if constexpr (is_gathered) ptx::fence_proxy_async();  // rows came by copies that wgmma does not see by itself
+        // Rows that came by copies that wgmma does not see by itself.
+        if (is_gathered || (a_is_transposed && tile.depth - block * kDepth < kDepth)) ptx::fence_proxy_async();
         const uint32_t empty = base + Layout::empty(at.stage);
+        // 64 rows, or, transposed, as many bytes: 64 of k of 64 lines.
         const uint32_t a = base + Layout::a(at.stage) + uint32_t(consumer) * 64 * kSwizzledRowBytes;
         if constexpr (Form::kIsScaled) {
           const Shared<float> scales = dynamic_shared<float>(Layout::scales(at.stage), int(Layout::kScales));
@@ -368,7 +461,7 @@ struct PersistentKernel {
       }
       if constexpr (!Form::kIsScaled) {
         ptx::wgmma_wait();
-        give_back(last);
+        if (kIsOfRows || k_blocks > 0) give_back(last);
       }
       OCTET_UNROLL
       for (int part = 0; part < parts; ++part) store(total[part], c_map, p, tile, part, consumer, base);
@@ -395,7 +488,11 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     ptx::keep_registers<kProducerRegisters>();
-    Kernel::produce(a_map, b_map, p, base);
+    if constexpr (Form::kAIsTransposed) {
+      Kernel::produce_transposed(a_map, b_map, p, base);
+    } else {
+      Kernel::produce(a_map, b_map, p, base);
+    }
   } else {
     ptx::take_registers<kConsumerRegisters>();
     Kernel::consume(c_map, p, base);
@@ -409,23 +506,26 @@ struct OperandRows {
 };
 
 // A product whose operands and result may be copied by tiles; launch() where it can be. A and B have K columns, or B N
-// where it is transposed.
+// where it is transposed. Sums of bfloat16 over ranges of k have both operands transposed: K rows of A, a_lines
+// columns.
 template <class Products, Scales scales, class Spans, class Result>
 class PersistentLaunch {
  public:
   using Element = typename Products::Element;
 
-  PersistentLaunch(int64_t a_rows, const OperandRows& b, bool b_is_transposed,
+  static constexpr bool kBothTransposed = Spans::kIsOfSums && !Products::kIsScaled;
+
+  PersistentLaunch(int64_t a_lines, const OperandRows& b, bool b_is_transposed,
                    const PersistentProduct<Element, Spans, Result>& product)
-      : product_(product), b_is_transposed_(b_is_transposed) {
+      : product_(product), a_lines_(a_lines), b_is_transposed_(b_is_transposed) {
     constexpr int64_t kBytes = sizeof(Element), kTileColumns = kSwizzledRowBytes / kBytes;
     const int64_t K = product.K, N = product.N;
     a_ = {.data = product.a,
           .element_bytes = kBytes,
-          .rows = a_rows,
-          .columns = K,
+          .rows = kBothTransposed ? K : a_lines,
+          .columns = kBothTransposed ? a_lines : K,
           .row_bytes = product.a_step * kBytes,
-          .tile_rows = 128,
+          .tile_rows = kBothTransposed ? kTileColumns : 128,
           .tile_columns = kTileColumns};
     b_ = {.data = b.data,
           .element_bytes = kBytes,
@@ -445,16 +545,17 @@ class PersistentLaunch {
     product_.c_by_pairs = std::is_same_v<Result, float> && (N | product.c.row_step) % 2 == 0 &&
                           reinterpret_cast<uintptr_t>(product.c.data) % 8 == 0;
   }
-  // Rows of A must be whole pieces of 16 bytes, and where B lies along the columns k of the next group would be read
-  // behind the last of one's own.
+  // What is copied row by row must be whole pieces of 16 bytes, and where only B lies along the columns k of the next
+  // group would be read behind the last of one's own.
   bool is_possible() const {
-    return can_be_tiled(a_) && can_be_tiled(b_) && product_.R < kMostTiledRows &&
-           product_.K * int64_t(sizeof(Element)) % 16 == 0 &&
-           (!b_is_transposed_ || product_.groups == 1 || product_.K % b_.tile_rows == 0);
+    if (!can_be_tiled(a_) || !can_be_tiled(b_) || product_.R >= kMostTiledRows) return false;
+    const auto is_whole = [](int64_t elements) { return elements * int64_t(sizeof(Element)) % 16 == 0; };
+    if (kBothTransposed) return is_whole(a_lines_) && is_whole(product_.N);
+    return is_whole(product_.K) && (!b_is_transposed_ || product_.groups == 1 || product_.K % b_.tile_rows == 0);
   }
 
   void launch(const char* name, Stream& stream) const {
-    if constexpr (std::is_same_v<Spans, RowSpans>) {
+    if constexpr (!Spans::kIsOfSums || kBothTransposed) {
       if (product_.lines != nullptr) return launch_form<true>(name, stream);
     }
     launch_form<false>(name, stream);
@@ -463,32 +564,37 @@ class PersistentLaunch {
  private:
   template <bool is_gathered>
   void launch_form(const char* name, Stream& stream) const {
-    if constexpr (!Products::kIsScaled) {
-      if (b_is_transposed_) return launch_width<is_gathered, true>(name, stream);
+    if constexpr (kBothTransposed) {
+      launch_width<is_gathered, Transposed::kBoth>(name, stream);
+    } else {
+      if constexpr (!Products::kIsScaled) {
+        if (b_is_transposed_) return launch_width<is_gathered, Transposed::kB>(name, stream);
+      }
+      launch_width<is_gathered, Transposed::kNone>(name, stream);
     }
-    launch_width<is_gathered, false>(name, stream);
   }
   // Tiles of 256 columns read a quarter less from the L2 cache for the same products: where they leave little of their
   // last column unused, and there are enough of them for every multiprocessor.
-  template <bool is_gathered, bool b_is_transposed>
+  template <bool is_gathered, Transposed transposed>
   void launch_width(const char* name, Stream& stream) const {
     const int64_t row_tiles = most_row_tiles(product_.groups, product_.R, 128);
     const int64_t narrow = ceil_div<int64_t>(product_.N, 128), wide = ceil_div<int64_t>(product_.N, 256);
     const int most_blocks = gpu::multiprocessors(stream.device());
     if ((narrow % 2 == 0 || narrow > 8) && row_tiles * wide >= most_blocks) {
-      launch_kernel<is_gathered, b_is_transposed, 2>(name, std::min<int64_t>(row_tiles * wide, most_blocks), stream);
+      launch_kernel<is_gathered, transposed, 2>(name, std::min<int64_t>(row_tiles * wide, most_blocks), stream);
     } else {
-      launch_kernel<is_gathered, b_is_transposed, 1>(name, std::min<int64_t>(row_tiles * narrow, most_blocks), stream);
+      launch_kernel<is_gathered, transposed, 1>(name, std::min<int64_t>(row_tiles * narrow, most_blocks), stream);
     }
   }
-  template <bool is_gathered, bool b_is_transposed, int parts>
+  template <bool is_gathered, Transposed transposed, int parts>
   void launch_kernel(const char* name, int64_t grid, Stream& stream) const {
-    using Form = ProductForm<Products, Spans, scales, is_gathered, b_is_transposed, parts, Result>;
+    using Form = ProductForm<Products, Spans, scales, is_gathered, transposed, parts, Result>;
     cuda::launch(name, blocks(grid), kPersistentThreads, Ring<Form>::kBytes, stream, persistent_kernel<Form>,
                  encode(a_), encode(b_), product_.c_by_tiles ? encode(c_) : TensorMap{}, product_);
   }
 
   PersistentProduct<Element, Spans, Result> product_;
+  int64_t a_lines_;
   bool b_is_transposed_;
   MatrixTiles a_, b_, c_;
 };

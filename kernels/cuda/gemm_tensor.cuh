@@ -20,6 +20,10 @@ struct Bf16Products {
   static __device__ __forceinline__ void multiply_transposed(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
     ptx::wgmma_bf16_transposed(d, a, b, accumulate);
   }
+  static __device__ __forceinline__ void multiply_both_transposed(float (&d)[64], uint64_t a, uint64_t b,
+                                                                  bool accumulate) {
+    ptx::wgmma_bf16_both_transposed(d, a, b, accumulate);
+  }
 };
 struct E4m3Products {
   using Element = uint8_t;

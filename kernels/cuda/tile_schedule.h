@@ -47,7 +47,8 @@ struct RowSpans {
   }
 };
 // Groups are ranges of what is summed, and each has as many rows of the result: group g sums offsets[g + 1] -
-// offsets[g] of k, from 128 * block_offsets[g] on.
+// offsets[g] of k, from offsets[g] on, or, where there are block_offsets, from 128 * block_offsets[g]. offsets: null:
+// one group of all k.
 struct SumSpans {
   static constexpr bool kIsOfSums = true;
   const int64_t *offsets, *block_offsets;
@@ -58,7 +59,8 @@ struct SumSpans {
     int first = 0, end = 0, first_k = 0, depth = 0;
   };
   OCTET_HOST_DEVICE constexpr Span operator()(int g) const {
-    const int64_t first_k = 128 * block_offsets[g], depth = offsets[g + 1] - offsets[g];
+    const int64_t begin = offsets == nullptr ? 0 : offsets[g], end = offsets == nullptr ? k : offsets[g + 1];
+    const int64_t first_k = block_offsets == nullptr ? begin : 128 * block_offsets[g], depth = end - begin;
     const bool is_within = 0 <= first_k && 0 <= depth && first_k + depth <= k;
     const int first = g * rows, sums = is_within ? int(depth) : 0;
     return {first, first + (skips_empty && sums == 0 ? 0 : rows), is_within ? int(first_k) : 0, sums};

@@ -118,7 +118,7 @@ TEST_CASE("dense products of a library are those of Octet", "[kernels][dense]") 
   const UseBackend use(cuda_backends().front());
   const int64_t R = GENERATE(8, 72), N = GENERATE(8, 136), K = GENERATE(16, 144, 400);
   CAPTURE(R, N, K);
-  const auto a = uniform<bfloat16>(R * K, 1), b = uniform<bfloat16>(N * K, 2);
+  const auto a = uniform<bfloat16>(R * K, 1), b = uniform<bfloat16>(N * K, 2), dy = uniform<bfloat16>(R * N, 3);
   std::vector<uint8_t> a_codes, b_codes;
   for (const bfloat16 x : a) a_codes.push_back(encode_e4m3(float(x) * 256).bits);
   for (const bfloat16 x : b) b_codes.push_back(encode_e4m3(float(x) * 256).bits);
@@ -140,12 +140,18 @@ TEST_CASE("dense products of a library are those of Octet", "[kernels][dense]") 
                                .c = view(of_fp8, {R, N}),
                                .emulation = Emulation::kHopper},
                               here());
-    return std::pair{of_bf16, of_fp8};
+    std::vector<float> dw(size_t(N * K), 1.0f);
+    kernels::grouped_wgrad({.dy = ConstView(dy.data(), {R, N}, DType::kBFloat16),
+                            .x = ConstView(a.data(), {R, K}, DType::kBFloat16),
+                            .dw = view(dw, {N, K})},
+                           here());
+    return std::tuple{of_bf16, of_fp8, dw};
   };
-  const auto [own_bf16, own_fp8] = results(DenseGemm::kOctet);
-  const auto [library_bf16, library_fp8] = results(DenseGemm::kCublaslt);
+  const auto [own_bf16, own_fp8, own_dw] = results(DenseGemm::kOctet);
+  const auto [library_bf16, library_fp8, library_dw] = results(DenseGemm::kCublaslt);
   // Numbers below 1: each of 17 terms is cut at 2^-25 of the largest, the sum at 2^-23, once in 16 products.
   CHECK_THAT(doubles(library_bf16), NearAll(doubles(own_bf16), double(K / 16 + 1) * (17 * 0x1p-24 + 0x1p-22), 1.0));
+  CHECK_THAT(doubles(library_dw), NearAll(doubles(own_dw), double(R / 16 + 2) * (17 * 0x1p-24 + 0x1p-22), 1.0));
   // Scales are powers of two and sums are promoted every 128 of k: the same bits.
   CHECK(library_fp8 == own_fp8);
 }

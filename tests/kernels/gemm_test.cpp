@@ -241,6 +241,92 @@ TEST_CASE("grouped_wgrad sums over the rows of each group, in order", "[kernels]
   check_wgrad<bfloat16>(backend, groups, N, K, gather);
 }
 
+// What a GPU copies by tiles: more tiles than blocks, tails of both axes, groups that begin at any row and end in the
+// middle of a stage, and more rows than the ring has stages. Columns of 128 or of 256 at a time.
+TEST_CASE("grouped_wgrad copies whole tiles", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const bool gather = GENERATE(false, true);
+  const int64_t K = GENERATE(136, 264);
+  CAPTURE(backend.name, gather, K);
+  check_wgrad<bfloat16>(backend, Groups({3, 0, 64, 1, 129}), 136, K, gather);
+  check_wgrad<bfloat16>(backend, Groups({390, 2}), 72, 16, gather);
+}
+
+// On a GPU operands off the boundaries of 16 bytes take another kernel. One group of rows as they lie is a library's.
+TEST_CASE("grouped_wgrad has the same bits wherever its operands lie", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const auto [gather, dense] = GENERATE(table<bool, bool>({{false, false}, {true, false}, {true, true}}));
+  Groups groups(dense ? std::vector<int64_t>{137} : std::vector<int64_t>{5, 64, 0, 131});
+  const int64_t N = 136, K = 152, R = groups.rows(), G = groups.size();
+  CAPTURE(backend.name, gather, dense);
+  auto rows = random_rows(R, R);
+  const auto run = [&](int64_t first, int64_t padding) {
+    const auto placed = [&](int64_t columns, uint64_t seed) {
+      std::vector<bfloat16> x(size_t(first + R * (columns + padding)));
+      const auto values = uniform<bfloat16>(R * columns, seed);
+      for (int64_t i = 0; i < R * columns; ++i) {
+        x[size_t(first + i / columns * (columns + padding) + i % columns)] = values[size_t(i)];
+      }
+      return x;
+    };
+    auto dy = placed(N, 1), x = placed(K, 2);
+    auto dw = uniform<float>(G * N * K, 3);
+    kernels::grouped_wgrad({.dy = View(dy.data() + first, {R, N}, DType::kBFloat16, {}, N + padding),
+                            .x = View(x.data() + first, {R, K}, DType::kBFloat16, {}, K + padding),
+                            .offsets = dense ? ConstView() : ConstView(view(groups.offsets, {G + 1})),
+                            .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                            .dw = view(dw, {G, N, K})},
+                           here());
+    return dw;
+  };
+  const bool same = run(0, 0) == run(1, 3);
+  CHECK(same);
+  CHECK(run(0, 8) == run(0, 0));
+}
+
+TEST_CASE("what lies behind a group's rows does not enter its weight gradient", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const bool gather = GENERATE(false, true), spoils_dy = GENERATE(false, true);
+  CAPTURE(backend.name, gather, spoils_dy);
+  Groups groups({70, 9, 64, 1});
+  const int64_t N = 136, K = 136, R = groups.rows() + 80, G = groups.size();
+  std::vector<int32_t> rows(static_cast<size_t>(R));
+  for (int64_t r = 0; r < R; ++r) rows[size_t(r)] = int32_t(R - 1 - r);
+  // Group 1 and what no group has hold NaN.
+  const auto is_spoilt = [&](int64_t r) {
+    return r >= groups.rows() || (groups.offsets[1] <= r && r < groups.offsets[2]);
+  };
+  const auto run = [&](bool is_spoiling) {
+    auto dy = uniform<bfloat16>(R * N, 1), x = uniform<bfloat16>(R * K, 2);
+    for (int64_t r = 0; is_spoiling && r < R; ++r) {
+      if (!is_spoilt(r)) continue;
+      const bfloat16 nan(std::numeric_limits<float>::quiet_NaN());
+      const int64_t x_row = gather ? rows[size_t(r)] : r;
+      if (spoils_dy) std::fill_n(dy.begin() + r * N, N, nan);
+      if (!spoils_dy) std::fill_n(x.begin() + x_row * K, K, nan);
+    }
+    std::vector<float> dw(size_t(G * N * K), 1.0f);
+    kernels::grouped_wgrad({.dy = view(dy, {R, N}),
+                            .x = view(x, {R, K}),
+                            .offsets = view(groups.offsets, {G + 1}),
+                            .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                            .dw = view(dw, {G, N, K}),
+                            .accumulate = false},
+                           here());
+    return dw;
+  };
+  const std::vector<float> clean = run(false), spoilt = run(true);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < G * N * K; ++i) {
+    const float value = spoilt[size_t(i)];
+    wrong += i / (N * K) == 1 ? value == value : value != clean[size_t(i)];
+  }
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("grouped_wgrad sums over all rows of one group", "[kernels][gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);

@@ -131,6 +131,22 @@ TEST_CASE("groups that are not within what is summed have nothing to sum", "[ker
   CHECK(depths == std::vector<int>{100, 0, 0, 100, 0});
 }
 
+TEST_CASE("what is summed begins at any row where groups have no blocks", "[kernels][gemm_tile]") {
+  const std::vector<int64_t> offsets = {0, 5, 5, 305, 400, 100};
+  const auto sums_of = [](const SumSpans& spans, int groups) {
+    TileWalk walk(spans, groups, 128, 1);
+    GroupTile tile;
+    std::vector<std::tuple<int, int, int>> sums;  // group, first, count
+    for (int index = 0; walk.find(index, tile); ++index) sums.emplace_back(tile.group, tile.first_k, tile.depth);
+    return sums;
+  };
+  using Sums = std::vector<std::tuple<int, int, int>>;
+  CHECK(sums_of({offsets.data(), nullptr, 1, 305, /*skips_empty=*/true}, 5) == Sums{{0, 0, 5}, {2, 5, 300}});
+  CHECK(sums_of({offsets.data(), nullptr, 1, 305, /*skips_empty=*/false}, 5) ==
+        Sums{{0, 0, 5}, {1, 5, 0}, {2, 5, 300}, {3, 0, 0}, {4, 0, 0}});
+  CHECK(sums_of({nullptr, nullptr, 1, 305, /*skips_empty=*/true}, 1) == Sums{{0, 0, 305}});
+}
+
 TEST_CASE("groups that are not within the rows have no tiles", "[kernels][gemm_tile]") {
   const std::vector<int64_t> offsets = {0, 100, 50, 200, 1000, -5};
   TileWalk walk(RowSpans{offsets.data(), 300}, 5, 128, 1);

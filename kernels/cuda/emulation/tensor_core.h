@@ -106,9 +106,9 @@ float multiply_add(const uint32_t* a, const uint32_t* b, float c) {
   return sum < 0 ? -result : result;
 }
 
-// One wgmma m64n128: this thread's 64 elements of it. B lies along k, or, transposed, along its lines: 64 of them, then
-// the next k; k in groups of 8, and 64 more lines a leading distance behind.
-template <class Format, bool b_is_transposed = false>
+// One wgmma m64n128: this thread's 64 elements of it. An operand lies along k, or, transposed, along its lines: 64 of
+// them, then the next k; k in groups of 8, and 64 more lines a leading distance behind.
+template <class Format, bool a_is_transposed = false, bool b_is_transposed = false>
 void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   constexpr uint32_t kColumns = 128, kPieceBytes = 16, kAtomBytes = 1024;
   using kernels::cuda::kSwizzledRowBytes;
@@ -134,35 +134,41 @@ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   const int thread = int(threadIdx.x % 128);
   const uint32_t lane = uint32_t(thread) % 32, warp = uint32_t(thread) / 32;
   const auto look = [&](uint32_t address) { check_async_read(swizzled_address(address), kPieceBytes); };
-  for (uint32_t piece = lane; piece < 16 * kStepBytes / kPieceBytes; piece += 32)
-    look(along_k(a, warp * 16 + piece % 16, piece / 16 * kPieceBytes / uint32_t(Format::kBytes)));
-  for (uint32_t piece = lane; piece < kColumns * kStepBytes / kPieceBytes; piece += 32) {
+  const auto look_at = [&](bool is_transposed, uint64_t descriptor, uint32_t first, uint32_t lines) {
     constexpr uint32_t kElements = kPieceBytes / uint32_t(Format::kBytes);
-    if constexpr (b_is_transposed) {
-      look(along_lines(b, piece % (kColumns / kElements) * kElements, piece / (kColumns / kElements)));
-    } else {
-      look(along_k(b, piece % kColumns, piece / kColumns * kElements));
+    for (uint32_t piece = lane; piece < lines * kStepBytes / kPieceBytes; piece += 32) {
+      if (is_transposed) {
+        look(along_lines(descriptor, first + piece % (lines / kElements) * kElements, piece / (lines / kElements)));
+      } else {
+        look(along_k(descriptor, first + piece % lines, piece / lines * kElements));
+      }
     }
-  }
+  };
+  look_at(a_is_transposed, a, warp * 16, 16);
+  look_at(b_is_transposed, b, 0, kColumns);
   if (lane == 0) {  // wgmma.wait_group is the warp's; whole atoms, since none is written in parts
     const auto hold = [](uint32_t address) {
       begin_reading(Reader::kProduct, address / kAtomBytes * kAtomBytes, kAtomBytes);
     };
-    for (uint32_t row = 0; row < 16; row += 8) hold(along_k(a, warp * 16 + row, 0));
-    if constexpr (b_is_transposed) {
-      for (uint32_t line = 0; line < kColumns; line += 64) {
-        for (uint32_t k = 0; k < uint32_t(Format::kDepth); k += 8) hold(along_lines(b, line, k));
+    const auto hold_all = [&](bool is_transposed, uint64_t descriptor, uint32_t first, uint32_t lines) {
+      if (is_transposed) {
+        for (uint32_t line = 0; line < lines; line += 64) {
+          for (uint32_t k = 0; k < uint32_t(Format::kDepth); k += 8) hold(along_lines(descriptor, first + line, k));
+        }
+      } else {
+        for (uint32_t line = 0; line < lines; line += 8) hold(along_k(descriptor, first + line, 0));
       }
-    } else {
-      for (uint32_t line = 0; line < kColumns; line += 8) hold(along_k(b, line, 0));
-    }
+    };
+    hold_all(a_is_transposed, a, warp * 16, 16);
+    hold_all(b_is_transposed, b, 0, kColumns);
   }
   const std::byte* const memory = dynamic_shared(0, 0);
   // Returns whether the line has anything but zeros: without, it leaves a sum as it is.
-  const auto read = [memory](auto&& address_of, uint64_t descriptor, uint32_t row, uint32_t(&line)[Format::kDepth]) {
+  const auto read = [&](bool is_transposed, uint64_t descriptor, uint32_t row, uint32_t(&line)[Format::kDepth]) {
     uint32_t any = 0;
     for (uint32_t k = 0; k < uint32_t(Format::kDepth); ++k) {
-      const std::byte* const at = memory + swizzled_address(address_of(descriptor, row, k));
+      const uint32_t address = is_transposed ? along_lines(descriptor, row, k) : along_k(descriptor, row, k);
+      const std::byte* const at = memory + swizzled_address(address);
       line[k] = uint32_t(at[0]);
       if constexpr (Format::kBytes == 2) line[k] |= uint32_t(at[1]) << 8;
       any |= line[k] << (33 - 8 * Format::kBytes);  // without the sign
@@ -176,17 +182,12 @@ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   }
   uint32_t rows[2][Format::kDepth], column[Format::kDepth];
   bool has_row[2];
-  for (int i = 0; i < 2; ++i) has_row[i] = read(along_k, a, uint32_t(wgmma_place(thread, 2 * i).row), rows[i]);
+  for (int i = 0; i < 2; ++i) has_row[i] = read(a_is_transposed, a, uint32_t(wgmma_place(thread, 2 * i).row), rows[i]);
   for (int i = 0; i < int(kColumns) / 2; ++i) {
     const Place place = wgmma_place(thread, i);
     // Elements i and i + 2 are two rows of one column.
     if (i / 2 % 2 != 0 || (!has_row[0] && !has_row[1])) continue;
-    bool has_column;
-    if constexpr (b_is_transposed) {
-      has_column = read(along_lines, b, uint32_t(place.column), column);
-    } else {
-      has_column = read(along_k, b, uint32_t(place.column), column);
-    }
+    const bool has_column = read(b_is_transposed, b, uint32_t(place.column), column);
     for (int half = 0; half < 2; ++half) {
       float& sum = sums[i + 2 * half];
       if (has_row[half] && has_column) sum = multiply_add<Format>(rows[half], column, sum);

@@ -87,7 +87,15 @@ __device__ __forceinline__ void wgmma_bf16_transposed(float (&d)[64], uint64_t a
 #ifdef __CUDACC__
   OCTET_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 1");
 #else
-  emulation::multiply<emulation::Bf16, true>(d, a, b, accumulate);
+  emulation::multiply<emulation::Bf16, false, true>(d, a, b, accumulate);
+#endif
+}
+// The same with A [k, 64] too, rows along the rows of the result.
+__device__ __forceinline__ void wgmma_bf16_both_transposed(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+#ifdef __CUDACC__
+  OCTET_WGMMA("m64n128k16.f32.bf16.bf16", ", 1, 1");
+#else
+  emulation::multiply<emulation::Bf16, true, true>(d, a, b, accumulate);
 #endif
 }
 
