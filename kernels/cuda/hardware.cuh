@@ -76,10 +76,11 @@ __device__ __forceinline__ void store_words(void* to, Words words) {
   *static_cast<Words*>(to) = words;
 }
 
-// Starts a kernel; name is what an error calls it. A grid without blocks is nothing to do.
+// Starts a kernel; name is what an error calls it. A grid without blocks is nothing to do. Blocks of a cluster are
+// neighbours along x, of which the grid has a multiple.
 template <class... Parameters, class... Args>
-void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
-            void (*kernel)(Parameters...), Args... args) {
+void launch_clusters(const char* name, int cluster_blocks, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
+                     void (*kernel)(Parameters...), Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared_bytes > (size_t(48) << 10)) {  // above this a kernel must say so
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), name);
@@ -89,7 +90,18 @@ void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Strea
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream.cuda();
+  cudaLaunchAttribute cluster{};
+  if (cluster_blocks > 1) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = unsigned(cluster_blocks), cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster, config.numAttrs = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), name);
+}
+template <class... Parameters, class... Args>
+void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
+            void (*kernel)(Parameters...), Args... args) {
+  launch_clusters(name, 1, grid, threads, shared_bytes, stream, kernel, args...);
 }
 
 }  // namespace octet::kernels::cuda

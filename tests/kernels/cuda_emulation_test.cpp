@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <memory>
 
+#include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/copy_async.cuh"
 #include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
@@ -227,6 +228,39 @@ void copies_at_barrier_kernel(int* x) {
   }
 }
 
+// Clusters of two blocks of two warps: each brings every other tile for both, through one ring; the first warp of each
+// brings, the second adds up.
+void make_barriers_of_cluster(uint32_t readers, bool fences = true) {
+  make_barriers(readers, fences);
+  ptx::sync_cluster();
+}
+void free_stage(uint32_t barrier) {
+  for (int block = 0; block < 2; ++block) ptx::arrive_at(block, barrier);
+}
+void cluster_ring_kernel(TensorMap map, int* sums) {
+  make_barriers_of_cluster(2 * 32);
+  kernels::cuda::RingPlace<2> at;
+  int sum = 0;
+  for (int i = 0; i < 12; ++i) {
+    if (threadIdx.x == 0) {
+      ptx::wait_for_phase(empty(at.stage), at.parity ^ 1);
+      ptx::arrive_and_expect(full(at.stage), kTileOf);
+      if (i % 2 == ptx::block_in_cluster()) {
+        ptx::load_tile_to(3, uint32_t(at.stage) * kTileOf, map, i % 3 * 64, i / 3 * int(kTileRows), full(at.stage));
+      }
+    }
+    if (threadIdx.x >= 32) {
+      ptx::wait_for_phase(full(at.stage), at.parity);
+      for (uint32_t n = threadIdx.x - 32; n < 512; n += 32)
+        sum += number_at(uint32_t(at.stage) * kTileOf, n / 64, n % 64);
+      free_stage(empty(at.stage));
+    }
+    at.advance();
+  }
+  if (threadIdx.x >= 32) sums[blockIdx.x * 32 + threadIdx.x - 32] = sum;
+  ptx::sync_cluster();
+}
+
 // Each does one thing wrong.
 alignas(16) const bfloat16 numbers[64 * 64] = {};
 void load_numbers(uint32_t to, int stage = 0) {
@@ -241,6 +275,117 @@ void multiply_operands(float (&d)[64]) {
   ptx::wgmma_fence();
   ptx::wgmma_bf16(d, wgmma_descriptor(0), wgmma_descriptor(8 * kTileOf), false);
   ptx::wgmma_commit();
+}
+// Of clusters of two blocks.
+void load_for_both(uint32_t to, int stage = 0) {
+  ptx::load_tile_to(3, to, encode(tiles_of_matrix(numbers, 64, 64, 64)), 0, 0, full(stage));
+}
+bool is_first(int block) { return threadIdx.x == 0 && ptx::block_in_cluster() == block; }
+void unmet_arrival_kernel(int*) {
+  make_barriers(1);
+  if (is_first(0)) ptx::arrive_at(1, empty(0));  // which may not have made it
+  ptx::sync_cluster();
+}
+void unmet_tile_kernel(int*) {
+  make_barriers(1);
+  if (is_first(1)) ptx::arrive_and_expect(full(0), kTileOf), load_for_both(0);
+  if (is_first(0)) ptx::arrive_and_expect(full(0), kTileOf);
+  ptx::wait_for_phase(full(0), 0);
+  ptx::sync_cluster();
+}
+void unfenced_peer_kernel(int*) {
+  make_barriers_of_cluster(1, /*fences=*/false);
+  if (is_first(0)) ptx::arrive_at(1, empty(0));
+  ptx::sync_cluster();
+}
+void early_end_kernel(int*) {
+  make_barriers_of_cluster(1);
+  if (is_first(0)) ptx::arrive_at(1, empty(0));  // where it may have ended
+}
+void late_arrival_kernel(int*) {
+  make_barriers_of_cluster(2);
+  if (is_first(1)) ptx::arrive_at(0, empty(0));
+  if (ptx::block_in_cluster() == 1) return;
+  if (threadIdx.x == 0) ptx::arrive(empty(0));
+  ptx::wait_for_phase(empty(0), 0);
+  if (threadIdx.x == 0) ptx::arrive_at(1, empty(0));  // it does not wait
+}
+void end_before_tile_kernel(int*) {
+  make_barriers_of_cluster(1);
+  if (is_first(0)) {
+    ptx::arrive_and_expect(full(0), kTileOf), load_for_both(0);
+    ptx::wait_for_phase(full(0), 0);
+  }
+}
+void unwaited_tile_kernel(int*) {
+  make_barriers_of_cluster(1);
+  if (is_first(0)) {
+    ptx::arrive_and_expect(full(0), kTileOf), load_for_both(0);
+    ptx::wait_for_phase(full(0), 0);
+    ptx::arrive_and_expect(full(1), kTileOf), load_numbers(kTileOf, 1);
+    ptx::wait_for_phase(full(1), 0);
+  }
+  ptx::sync_cluster();  // block 1 does not know that its own has come
+}
+// Tiles come to both, block 1 uses them as use() says, and block 0 brings another, told by one thread of block 1.
+template <class Use>
+void rewrite_at_peer(Use use) {
+  make_barriers_of_cluster(1);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(0), 24 * kTileOf);
+  for (uint32_t i = 0; i < 24 && is_first(0); ++i) load_for_both(i * kTileOf);
+  ptx::wait_for_phase(full(0), 0);
+  const auto tell = [] {
+    if (threadIdx.x == 0) ptx::arrive_at(0, empty(0));
+  };
+  if (ptx::block_in_cluster() == 1) use(tell);
+  if (threadIdx.x == 0) ptx::arrive_and_expect(full(1), kTileOf);
+  if (is_first(0)) ptx::wait_for_phase(empty(0), 0);
+  if (ptx::block_in_cluster() == 0) {  // late
+    __syncthreads();
+    __syncthreads();
+  }
+  if (is_first(0)) load_for_both(8 * kTileOf, 1);
+  ptx::wait_for_phase(full(1), 0);
+  ptx::sync_cluster();
+}
+void read_second(int* x) {
+  if (threadIdx.x >= 32) x[threadIdx.x] = number_at(8 * kTileOf, 0, 0);
+}
+void told_kernel(int* x) {  // what is right
+  rewrite_at_peer([&](auto tell) { read_second(x), __syncthreads(), tell(); });
+}
+void told_early_kernel(int* x) {
+  rewrite_at_peer([&](auto tell) { read_second(x), tell(); });
+}
+void told_before_barrier_kernel(int* x) {
+  rewrite_at_peer([&](auto tell) { tell(), read_second(x), __syncthreads(); });
+}
+void product_at_peer_kernel(int*) {
+  float d[64];
+  rewrite_at_peer([&](auto tell) { multiply_operands(d), ptx::wgmma_wait(), tell(); });
+}
+void product_before_barrier_at_peer_kernel(int*) {
+  float d[64];
+  rewrite_at_peer([&](auto tell) { tell(), multiply_operands(d), ptx::wgmma_wait(), __syncthreads(); });
+}
+void product_in_flight_at_peer_kernel(int*) {
+  float d[64];
+  rewrite_at_peer([&](auto tell) {
+    multiply_operands(d), tell();
+    for (int i = 0; i < 4; ++i) __syncthreads();
+    ptx::wgmma_wait();
+  });
+}
+void half_cluster_kernel(int*) {
+  if (ptx::block_in_cluster() == 1) ptx::sync_cluster();
+}
+void two_cluster_barriers_kernel(int*) {
+  if (threadIdx.x < 32) ptx::sync_cluster();
+  __syncthreads();
+}
+void block_beyond_kernel(int*) {
+  make_barriers_of_cluster(1);
+  if (is_first(0)) ptx::arrive_at(2, empty(0));
 }
 void early_tile_kernel(int* x) {
   make_barriers(1);
@@ -353,10 +498,10 @@ void half_named_barrier_kernel(int*) {
 void many_registers_kernel(int*) { ptx::take_registers<256>(), ptx::keep_registers<240>(); }
 void odd_registers_kernel(int*) { ptx::keep_registers<20>(); }
 
-std::string fault_of(void (*kernel)(int*), int threads = 64, size_t shared_bytes = 2048) {
+std::string fault_of(void (*kernel)(int*), int blocks, int threads, size_t shared_bytes) {
   std::vector<int> x(132, 1);
   try {
-    launch("broken", kernels::cuda::blocks(1), threads, shared_bytes, here(), kernel, x.data());
+    launch_clusters("broken", blocks, kernels::cuda::blocks(blocks), threads, shared_bytes, here(), kernel, x.data());
   } catch (const Error& error) {
     return error.report().what;
   }
@@ -431,6 +576,27 @@ TEST_CASE("tiles go through a ring of stages, zeros outside of the matrix", "[ke
   CHECK(sum == wanted);
 }
 
+TEST_CASE("blocks of a cluster bring tiles for each other", "[kernels][cuda_emulation]") {
+  const Backend backend = GENERATE(from_range(cuda_backends()));
+  const UseBackend use(backend);
+  const int clusters = 3, rows = 27, columns = 150, step = 152;
+  std::vector<bfloat16> x(size_t(rows * step), bfloat16(1000.0f));
+  int wanted = 0;
+  for (int i = 0; i < rows * columns; ++i) {
+    x[size_t(i / columns * step + i % columns)] = bfloat16(float(i % 113));
+    wanted += i % 113;
+  }
+  std::vector<int> sums(size_t(clusters) * 64);
+  launch_clusters("ring", 2, kernels::cuda::blocks(2 * clusters), 64, kRingBytes, here(), cluster_ring_kernel,
+                  encode(tiles_of_matrix(x.data(), rows, columns, step)), sums.data());
+  for (int block = 0; block < 2 * clusters; ++block) {
+    int sum = 0;
+    for (int i = 0; i < 32; ++i) sum += sums[size_t(block * 32 + i)];
+    CHECK(sum == wanted);
+  }
+  CHECK_THROWS_AS(launch_clusters("odd", 2, kernels::cuda::blocks(3), 64, 0, here(), sums_kernel, sums.data()), Error);
+}
+
 TEST_CASE("a tile is stored but for what lies outside of the matrix", "[kernels][cuda_emulation]") {
   const Backend backend = GENERATE(from_range(cuda_backends()));
   const UseBackend use(backend);
@@ -458,14 +624,17 @@ TEST_CASE("what a kernel must not do is named with its kernel, block and thread"
   const Backend backend = GENERATE(from_range(cuda_backends()));
   const UseBackend use(backend);
   CAPTURE(backend.name);
-  int threads = 64;
+  int blocks = 1, threads = 64;
   size_t shared_bytes = 2048;
-  const auto names = [&](void (*kernel)(int*), const std::string& words) {
-    const std::string fault = fault_of(kernel, threads, shared_bytes);
+  const auto names = [&](void (*kernel)(int*), const std::string& forward_words,
+                         const std::string& backward_words = {}) {
+    const std::string words = backend.is_backward && !backward_words.empty() ? backward_words : forward_words;
+    const std::string fault = fault_of(kernel, blocks, threads, shared_bytes);
     CAPTURE(fault, words);
     CHECK(fault.find("broken: ") == 0);
     CHECK(fault.find(words) != std::string::npos);
-    CHECK(fault.find("; block (0, 0, 0), thread ") != std::string::npos);
+    const bool is_of_second = fault.find("; block (1, 0, 0), thread ") != std::string::npos;
+    CHECK((is_of_second ? blocks == 2 : fault.find("; block (0, 0, 0), thread ") != std::string::npos));
   };
   names(race_kernel, "with no barrier in between");
   names(rewrite_kernel, "with no barrier in between");
@@ -492,8 +661,8 @@ TEST_CASE("what a kernel must not do is named with its kernel, block and thread"
   names(no_barrier_kernel, "no mbarrier is at byte");
   names(unfenced_barrier_kernel, "an mbarrier that was not fenced");
   names(barrier_as_memory_kernel, "reads an mbarrier as memory");
-  names(rewritten_tile_kernel, backend.is_backward ? "writes what another thread read, with no barrier"
-                                                   : "reads what a tile on its way brings");
+  names(rewritten_tile_kernel, "reads what a tile on its way brings",
+        "writes what another thread read, with no barrier");
   names(product_in_flight_kernel, "writes where a product in flight of thread");
   names(product_without_barrier_kernel, "writes where a product");
   names(early_sums_kernel, "sums 7 and 7");
@@ -503,7 +672,29 @@ TEST_CASE("what a kernel must not do is named with its kernel, block and thread"
   names(unwaited_store_kernel, "ends while what it asked for reads shared memory");
   names(half_named_barrier_kernel, "waits for ever at barrier 1");
   names(odd_registers_kernel, "setmaxnreg 20; wanted 24 to 256");
-  threads = 512;
+  blocks = 2;
+  const std::string no_barrier = "no barrier since its mbarrier.init";
+  const std::string ends = "its block ends and does not know that thread 0 of block 0 has done with it";
+  const std::string has_ended = "block 1 of the cluster, which has ended";
+  const std::string is_coming = "its block ends while a tile is on its way to it";
+  const std::string is_read = "writes what another thread read, with no barrier in between";
+  names(unmet_arrival_kernel, no_barrier);
+  names(unmet_tile_kernel, no_barrier);
+  names(unfenced_peer_kernel, "arrives from another block at an mbarrier that was not fenced");
+  names(early_end_kernel, ends, has_ended);
+  names(late_arrival_kernel, has_ended);
+  names(end_before_tile_kernel, is_coming, has_ended);
+  names(unwaited_tile_kernel, "its block ends and has not waited for a tile that came to it");
+  CHECK(fault_of(told_kernel, blocks, threads, shared_bytes).empty());
+  names(told_early_kernel, is_read);
+  names(told_before_barrier_kernel, is_read);
+  names(product_at_peer_kernel, "writes where a product of thread");
+  names(product_before_barrier_at_peer_kernel, "writes where a product of thread");
+  names(product_in_flight_at_peer_kernel, "writes where a product in flight of thread");
+  names(half_cluster_kernel, "waits at the barrier of the cluster, and this thread has ended");
+  names(two_cluster_barriers_kernel, "and this thread waits at");
+  names(block_beyond_kernel, "block 2 of a cluster of 2");
+  blocks = 1, threads = 512;
   names(many_registers_kernel, "registers after setmaxnreg; a block has 65536");
   // The next kernel runs as if nothing had been.
   std::vector<int> x(64);

@@ -1,6 +1,6 @@
-// A grid of CUDA thread blocks on the CPU, for tests: docs/cuda_emulation.md. Each block runs on one thread of a pool;
-// its threads are fibers that run one after the other, each until it meets a barrier or ends. What a kernel must not do
-// and a GPU does not report is an error here that names the kernel, the block and the thread.
+// A grid of CUDA thread blocks on the CPU, for tests: docs/cuda_emulation.md. Each block, or cluster of blocks, runs on
+// one thread of a pool; its threads are fibers that run one after the other, each until it meets a barrier or ends.
+// What a kernel must not do and a GPU does not report is an error here that names the kernel, the block and the thread.
 #pragma once
 
 #include <array>
@@ -23,8 +23,9 @@ inline thread_local dim3 blockDim, gridDim;
 
 namespace octet::emulation {
 
-// Runs thread() for each thread of each block and returns when all have ended. name lives as long as the call.
-void run_grid(const char* name, dim3 grid, int threads, size_t shared_bytes, ThreadPool& pool,
+// Runs thread() for each thread of each block and returns when all have ended. name lives as long as the call. Clusters
+// are of so many blocks along x.
+void run_grid(const char* name, int cluster_blocks, dim3 grid, int threads, size_t shared_bytes, ThreadPool& pool,
               const std::function<void()>& thread);
 
 // The order in which threads and blocks get their turn, for all later grids. A result that depends on it is a race.
@@ -66,6 +67,15 @@ void fence_proxy();
 // A tile on its way to shared memory, which arrives when no thread can go on without it: as late as it may. Until then
 // an access of its bytes fails. Its bytes are counted by the mbarrier.
 void load_tile(size_t to_offset, const std::vector<std::byte>& bytes, size_t mbarrier);
+
+// For blocks of a cluster. A barrier of all its threads; one block's memory may be reached by another after it, and
+// until that other has told, by a barrier, that it has done with it.
+void sync_cluster();
+int block_in_cluster();
+void mbarrier_arrive_at(int block, size_t offset);  // a block of the cluster
+// The same tile to the same place of each block of the set, a bit each, where it is counted by the mbarrier.
+void load_tile_to(uint32_t blocks, size_t to_offset, const std::vector<std::byte>& bytes, size_t mbarrier);
+
 // Reads of the asynchronous proxy that go on while the thread does: an operand of a product, or a tile that is stored.
 // A write to their bytes fails until the thread has waited, and then until a barrier orders it.
 enum class Reader { kProduct, kStore };

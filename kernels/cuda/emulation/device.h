@@ -139,12 +139,18 @@ void store_words(void* to, Words words) {
 }
 
 template <class... Parameters, class... Args>
-void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
-            void (*kernel)(Parameters...), Args... args) {
+void launch_clusters(const char* name, int cluster_blocks, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
+                     void (*kernel)(Parameters...), Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   emulation::launch(name, stream, [=, &stream] {
-    emulation::run_grid(name, grid, threads, shared_bytes, stream.pool(), [&] { kernel(Parameters(args)...); });
+    emulation::run_grid(name, cluster_blocks, grid, threads, shared_bytes, stream.pool(),
+                        [&] { kernel(Parameters(args)...); });
   });
+}
+template <class... Parameters, class... Args>
+void launch(const char* name, dim3 grid, int threads, size_t shared_bytes, Stream& stream,
+            void (*kernel)(Parameters...), Args... args) {
+  launch_clusters(name, 1, grid, threads, shared_bytes, stream, kernel, args...);
 }
 
 }  // namespace octet::kernels::cuda

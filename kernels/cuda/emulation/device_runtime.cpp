@@ -31,7 +31,7 @@ constexpr int64_t kAlignment = 256;  // of cudaMalloc (CUDA C++ Programming Guid
 constexpr int64_t kRedZone = 256;    // behind each allocation
 constexpr int kUnwritten = 0xff, kRed = 0xa5;
 constexpr int64_t kDefaultMiB = 4096;
-constexpr int kMultiprocessors = 3;  // few, so that a persistent block has several tiles
+constexpr int kMultiprocessors = 5;  // few, so that a persistent block has several tiles, and one without a partner
 
 int64_t setting(const char* variable, int64_t otherwise) {
   const char* text = std::getenv(variable);

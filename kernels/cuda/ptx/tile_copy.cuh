@@ -32,6 +32,13 @@ void for_pieces_of_tile(const TensorMap& map, uint32_t shared, int column, int r
     }
   }
 }
+inline std::vector<std::byte> tile_at(const TensorMap& map, uint32_t shared, int column, int row) {
+  std::vector<std::byte> tile(size_t(tile_bytes(tiles_of(map))));
+  for_pieces_of_tile(map, shared, column, row, [&](uint32_t offset, const char* from, int64_t bytes) {
+    if (from != nullptr) std::memcpy(tile.data() + offset, from, size_t(bytes));
+  });
+  return tile;
+}
 #endif
 
 // The tile whose first element is (row, column); its bytes are told to the mbarrier, those outside too.
@@ -43,11 +50,21 @@ __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, int
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 #else
-  std::vector<std::byte> tile(size_t(tile_bytes(tiles_of(map))));
-  for_pieces_of_tile(map, to, column, row, [&](uint32_t offset, const char* from, int64_t bytes) {
-    if (from != nullptr) std::memcpy(tile.data() + offset, from, size_t(bytes));
-  });
-  emulation::load_tile(to, tile, barrier);
+  emulation::load_tile(to, tile_at(map, to, column, row), barrier);
+#endif
+}
+// The same tile for each block of the cluster in the set, a bit each: to this place in its shared memory, its bytes
+// told to the mbarrier that lies at this one there.
+__device__ __forceinline__ void load_tile_to(uint32_t blocks, uint32_t to, const TensorMap& map, int column, int row,
+                                             uint32_t barrier) {
+#ifdef __CUDACC__
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t(blocks))
+      : "memory");
+#else
+  emulation::load_tile_to(blocks, to, tile_at(map, to, column, row), barrier);
 #endif
 }
 __device__ __forceinline__ void store_tile(const TensorMap& map, int column, int row, uint32_t from) {
