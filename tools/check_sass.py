@@ -18,7 +18,8 @@ import subprocess
 import sys
 
 PACKAGES = ["nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"]
-SHOWN = ["QGMMA", "HGMMA", "HMMA", "WARPGROUP.DEPBAR", "UTMALDG", "LDGSTS", "UTMASTG", "LDL", "STL"]
+SHOWN = ["QGMMA", "HGMMA", "HMMA", "WARPGROUP.DEPBAR", "UTMALDG", "UTMALDG.2D.MULTICAST", "LDGSTS", "UTMASTG", "LDL",
+         "STL"]
 
 # (what is wrong, kernels that it speaks of, whether it holds of the count of instructions)
 RULES = [
@@ -31,6 +32,11 @@ RULES = [
     ("tiles do not come by TMA", r"persistent_", lambda n: n["UTMALDG"] > 0),
     ("weight gradients of bfloat16 do not copy by rows where a group ends", r"persistent_kernel<.*Bf16Products.*SumSpans",
      lambda n: n["LDGSTS"] > 0),
+    # But for gathered rows of B, which are weight gradients': nothing is shared there.
+    ("blocks in pairs do not bring tiles for each other", r"persistent_kernel<(?!.*true, \(\S+Transposed\)2)",
+     lambda n: n["UTMALDG.2D.MULTICAST"] > 0),
+    # One as the kernel begins and one as it ends; more would be in its loops, for each stage.
+    ("a fence for the whole GPU", r"persistent_", lambda n: n["MEMBAR.ALL.GPU"] <= 2),
     ("bfloat16 results do not leave by TMA", r"persistent_kernel<.*, octet::bfloat16> ?>\(",
      lambda n: n["UTMASTG"] > 0),
     ("attention is not on the tensor cores", r"tensor_(forward|backward)_kernel<", lambda n: n["HMMA"] > 0),
@@ -56,17 +62,16 @@ def tools_in(build):
 
 
 def kernels_of(path, environment):
-    """Of one object file: the name of each kernel and how often it has each instruction."""
+    """Of one object file: the name of each kernel and how often it has each instruction, with each of its suffixes."""
     text = subprocess.run(["cuobjdump", "-sass", str(path)], env=environment, check=True, capture_output=True,
                           text=True).stdout
     counts = {}
     for line in text.splitlines():
         if match := re.match(r"\s+Function : (\S+)", line):
             count = counts[match[1]] = collections.Counter()
-        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z0-9_]+)(\.[A-Z]+)?", line):
-            count[match[1]] += 1
-            if match[2]:
-                count[match[1] + match[2]] += 1
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9]+)*)", line):
+            words = match[1].split(".")
+            count.update(".".join(words[:n]) for n in range(1, len(words) + 1))
     names = subprocess.run(["c++filt"], input="\n".join(counts), check=True, capture_output=True,
                            text=True).stdout.splitlines()
     return list(zip(names, counts.values()))

@@ -26,6 +26,7 @@ std::vector<EnvironmentVariable> environment_variables() {
   return {{"OCTET_ISA", isa_names()},
           {"OCTET_LOG", {"debug", "info", "warning", "error", "off"}},
           {"OCTET_DENSE_GEMM", {"octet", "cublaslt"}},
+          {"OCTET_GEMM_CLUSTERS", {"auto", "off", "on"}},
           {"OCTET_LAUNCHED", {"1"}},
           {"OCTET_EMULATED_GPU_MIB", {}},
           {"OCTET_EMULATED_GPU_GUARD", {}}};

@@ -11,8 +11,8 @@ struct EnvironmentVariable {
   std::vector<std::string> values;  // that it may have; none here: numbers, which their reader checks
 };
 // All of them: OCTET_LOG (core/base/log.h), OCTET_ISA (core/base/isa.h), OCTET_DENSE_GEMM
-// (kernels/cuda/dense_product.h), the two of an emulated GPU (docs/gpu.md), and OCTET_LAUNCHED, which octet launch sets
-// for its ranks (tools/launch/launch_plan.h).
+// (kernels/cuda/dense_product.h), OCTET_GEMM_CLUSTERS (kernels/gemm_clusters.h), the two of an emulated GPU
+// (docs/gpu.md), and OCTET_LAUNCHED, which octet launch sets for its ranks (tools/launch/launch_plan.h).
 std::vector<EnvironmentVariable> environment_variables();
 
 // Throws Error(kConfig) that lists every variable OCTET_* that Octet does not read, with the name it may have meant,

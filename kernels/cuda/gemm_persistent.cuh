@@ -4,6 +4,10 @@
 // multiply, 64 rows each, so that one promotes its sums while the tensor cores work for the other. The sums are those
 // of TensorTile (gemm_tensor.cuh), in the same order.
 //
+// Blocks may work in pairs, the clusters of Hopper: on neighbouring rows of tiles of a group and the same columns, of
+// which each brings half for both, which takes a third off what tiles of 256 columns read from the L2 cache. A stage is
+// free once the consumers of both blocks have done with it.
+//
 // A tile that reaches behind its group reads rows of the next, whose sums are not stored. Whole tiles of bfloat16 are
 // stored through shared memory; others, and float32, by their threads.
 #pragma once
@@ -13,15 +17,19 @@
 #include "kernels/cuda/gemm_grid.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
 #include "kernels/cuda/multiprocessors.h"
+#include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/copy_async.cuh"
 #include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/tile_copy.cuh"
 #include "kernels/cuda/tile_schedule.h"
+#include "kernels/gemm_clusters.h"
 
 namespace octet::kernels::cuda {
 
 inline constexpr int kWarpgroup = 128, kConsumers = 2, kPersistentThreads = (1 + kConsumers) * kWarpgroup;
 // Of 65536, which ptxas divides evenly, 168 for each thread.
+inline constexpr int kPair = 2;  // blocks of a cluster
+inline constexpr uint32_t kBothBlocks = 3;
 inline constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // What a product's scales belong to, for each 128 of k.
@@ -99,6 +107,7 @@ struct PersistentProduct {
   int64_t R, N, K;  // rows of the result in all groups, its columns, and what there is of k
   ResultMatrix<Result> c;
   bool c_by_tiles = false, c_by_pairs = false;
+  bool has_peer = false;  // blocks work in pairs
 };
 
 template <class Form>
@@ -118,7 +127,16 @@ struct PersistentKernel {
   static constexpr uint32_t kBytesByTiles = Layout::kTile * (1 + parts - kTilesOfGathered);
 
   static __device__ __forceinline__ TileWalk<typename Form::Spans> walk_of(const Product& p) {
-    return {p.spans, p.groups, kTileRows, int((p.N + parts * kPart - 1) / (parts * kPart))};
+    return {p.spans, p.groups, kTileRows << int(p.has_peer), int((p.N + parts * kPart - 1) / (parts * kPart))};
+  }
+  // Pairs take tiles of twice the rows, of which each block has half.
+  static __device__ __forceinline__ int first_index(const Product& p) { return int(blockIdx.x) >> int(p.has_peer); }
+  static __device__ __forceinline__ int index_step(const Product& p) { return int(gridDim.x) >> int(p.has_peer); }
+  static __device__ __forceinline__ bool find(TileWalk<typename Form::Spans>& walk, int index, const Product& p,
+                                              GroupTile& tile) {
+    if (!walk.find(index, tile)) return false;
+    if (p.has_peer) keep_rows_of_block(tile, ptx::block_in_cluster(), kTileRows);
+    return true;
   }
   // Where groups are rows of the result, all of k is summed: known before, which saves the producer registers.
   static constexpr bool kIsOfRows = !Form::Spans::kIsOfSums;
@@ -134,7 +152,7 @@ struct PersistentKernel {
     ScaleCopies() = default;
     __device__ __forceinline__ ScaleCopies(const Product& p, const GroupTile& tile, int column, int thread) {
       const int64_t first_block = first_k_of(tile) / kDepth;
-      if (thread < (Form::kAIsByLines ? tile.count : 1)) {
+      if (thread < (Form::kAIsByLines || tile.count == 0 ? tile.count : 1)) {
         int64_t line = line_of(tile) + thread;
         if (is_gathered) line = p.lines[line];
         if (!Form::kAIsByLines) line = line_of(tile) / kTileRows;
@@ -166,6 +184,36 @@ struct PersistentKernel {
     }
   };
 
+  // Of B, k columns of it from k on: all parts, or this block's half of them for both blocks of a pair.
+  static __device__ __forceinline__ void load_b(const TensorMap& b_map, const Product& p, uint32_t to, int group,
+                                                int column, int k, uint32_t full) {
+    constexpr int kSide = kPart / 2, kSides = 2 * parts;  // 64 columns
+    const int row = int(group * p.b_group_rows);
+    if (p.has_peer) {
+      const int first = ptx::block_in_cluster() * parts;
+      to += uint32_t(first) * (Layout::kTile / 2), column += first * kSide;
+      if constexpr (b_is_transposed) {
+        OCTET_UNROLL
+        for (int side = 0; side < parts; ++side) {
+          ptx::load_tile_to(kBothBlocks, to + uint32_t(side) * (Layout::kTile / 2), b_map, column + side * kSide,
+                            row + k, full);
+        }
+      } else {
+        ptx::load_tile_to(kBothBlocks, to, b_map, k, row + column, full);
+      }
+    } else if constexpr (b_is_transposed) {
+      OCTET_UNROLL
+      for (int side = 0; side < kSides; ++side) {
+        ptx::load_tile(to + uint32_t(side) * (Layout::kTile / 2), b_map, column + side * kSide, row + k, full);
+      }
+    } else {
+      OCTET_UNROLL
+      for (int part = 0; part < parts; ++part) {
+        ptx::load_tile(to + uint32_t(part) * Layout::kTile, b_map, k, row + column + part * kPart, full);
+      }
+    }
+  }
+
   static __device__ __forceinline__ void produce(const TensorMap& a_map, const TensorMap& b_map, const Product& p,
                                                  uint32_t base) {
     const int thread = int(threadIdx.x);
@@ -174,7 +222,7 @@ struct PersistentKernel {
     auto walk = walk_of(p);
     RingPlace<kStages> at;
     GroupTile tile;
-    for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
+    for (int index = first_index(p); find(walk, index, p, tile); index += index_step(p)) {
       // Neighbouring threads take the pieces of one row.
       constexpr int kPieces = kSwizzledRowBytes / 16, kLines = is_gathered ? kTileRows / (kWarpgroup / kPieces) : 1;
       int lines[kLines];
@@ -204,18 +252,7 @@ struct PersistentKernel {
           ptx::arrive_and_expect(full, kBytesByTiles);
           const int k = first_k_of(tile) + block * kDepth;
           if constexpr (!is_gathered) ptx::load_tile(base + Layout::a(at.stage), a_map, k, line_of(tile), full);
-          OCTET_UNROLL
-          for (int part = 0; part < parts; ++part) {
-            const uint32_t to = base + Layout::b(at.stage, part);
-            const int first = column + part * kPart;
-            if constexpr (b_is_transposed) {
-              const int row = int(tile.group * p.b_group_rows) + k;
-              ptx::load_tile(to, b_map, first, row, full);
-              ptx::load_tile(to + Layout::kTile / 2, b_map, first + kDepth, row, full);
-            } else {
-              ptx::load_tile(to, b_map, k, int(tile.group * p.b_group_rows) + first, full);
-            }
-          }
+          load_b(b_map, p, base + Layout::b(at.stage, 0), tile.group, column, k, full);
         }
         if constexpr (kCopies) ptx::arrive_after_copies(full);
         at.advance();
@@ -260,7 +297,7 @@ struct PersistentKernel {
     auto walk = walk_of(p);
     RingPlace<kStages> at;
     GroupTile tile;
-    for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
+    for (int index = first_index(p); find(walk, index, p, tile); index += index_step(p)) {
       const int column = tile.column * parts * kPart;
       int gathered[kRowsEach];
       if constexpr (is_gathered) find_rows(gathered, tile.first_k, tile.depth, true);
@@ -277,10 +314,7 @@ struct PersistentKernel {
             for (int half = 0; half < 2; ++half) {
               ptx::load_tile(a + uint32_t(half) * kHalfTile, a_map, tile.line + half * kDepth, k, full);
             }
-            OCTET_UNROLL
-            for (int half = 0; half < (is_gathered ? 0 : 2 * parts); ++half) {
-              ptx::load_tile(b + uint32_t(half) * kHalfTile, b_map, column + half * kDepth, k, full);
-            }
+            if constexpr (!is_gathered) load_b(b_map, p, b, tile.group, column, k, full);
           }
         }
         if (!is_whole) {
@@ -319,10 +353,16 @@ struct PersistentKernel {
     }
     ptx::wgmma_commit();
   }
-  // The stage may be written again: told by one lane, after its warp has done with it.
-  static __device__ __forceinline__ void give_back(uint32_t empty) {
+  // The stage may be written again: told by one lane, after its warp has done with it; by another to the other block of
+  // a pair.
+  static __device__ __forceinline__ void give_back(const Product& p, uint32_t empty) {
     __syncwarp();
-    if (threadIdx.x % kWarp == 0) ptx::arrive(empty);
+    const int lane = int(threadIdx.x) % kWarp;
+    if (p.has_peer) {
+      if (lane < kPair) ptx::arrive_at(lane, empty);
+    } else if (lane == 0) {
+      ptx::arrive(empty);
+    }
   }
 
   static __device__ __forceinline__ float cleaned(float x) { return x != x ? bit_cast<float>(0x7fffffffu) : x; }
@@ -423,7 +463,7 @@ struct PersistentKernel {
     auto walk = walk_of(p);
     RingPlace<kStages> at;
     GroupTile tile;
-    for (int index = int(blockIdx.x); walk.find(index, tile); index += int(gridDim.x)) {
+    for (int index = first_index(p); find(walk, index, p, tile); index += index_step(p)) {
       float total[parts][64] = {}, sum[64] = {};
       uint32_t last = 0;
       const int k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
@@ -444,9 +484,9 @@ struct PersistentKernel {
             const float scale[2] = {upper * b_scale, lower * b_scale};
             ptx::wgmma_wait();
             // Columns' scales are too many to be held, and stay in the stage until they are used.
-            if (part == parts - 1 && !Form::kBIsByLines) give_back(empty);
+            if (part == parts - 1 && !Form::kBIsByLines) give_back(p, empty);
             promote(sum, scale, at.stage, part, total[part]);
-            if (part == parts - 1 && Form::kBIsByLines) give_back(empty);
+            if (part == parts - 1 && Form::kBIsByLines) give_back(p, empty);
           }
         } else {
           OCTET_UNROLL
@@ -454,14 +494,14 @@ struct PersistentKernel {
             multiply(total[part], a, base + Layout::b(at.stage, part), block > 0);
           }
           ptx::wgmma_wait<parts>();
-          if (block > 0) give_back(last);
+          if (block > 0) give_back(p, last);
           last = empty;
         }
         at.advance();
       }
       if constexpr (!Form::kIsScaled) {
         ptx::wgmma_wait();
-        if (kIsOfRows || k_blocks > 0) give_back(last);
+        if (kIsOfRows || k_blocks > 0) give_back(p, last);
       }
       OCTET_UNROLL
       for (int part = 0; part < parts; ++part) store(total[part], c_map, p, tile, part, consumer, base);
@@ -481,11 +521,15 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Kernel::kStages; ++stage) {
       ptx::init_barrier(base + Layout::full(stage), 1 + (Kernel::kCopies ? kWarpgroup : 0));
-      ptx::init_barrier(base + Layout::empty(stage), kConsumers * kWarpgroup / kWarp);
+      ptx::init_barrier(base + Layout::empty(stage), kConsumers * kWarpgroup / kWarp << int(p.has_peer));
     }
     ptx::fence_barriers();
   }
-  __syncthreads();
+  if (p.has_peer) {
+    ptx::sync_cluster();
+  } else {
+    __syncthreads();
+  }
   if (threadIdx.x < kWarpgroup) {
     ptx::keep_registers<kProducerRegisters>();
     if constexpr (Form::kAIsTransposed) {
@@ -497,6 +541,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     ptx::take_registers<kConsumerRegisters>();
     Kernel::consume(c_map, p, base);
   }
+  if (p.has_peer) ptx::sync_cluster();  // whose consumers tell this block's barriers to the end
 }
 
 // A matrix that a product reads, in rows of so many bytes.
@@ -579,18 +624,33 @@ class PersistentLaunch {
   void launch_width(const char* name, Stream& stream) const {
     const int64_t row_tiles = most_row_tiles(product_.groups, product_.R, 128);
     const int64_t narrow = ceil_div<int64_t>(product_.N, 128), wide = ceil_div<int64_t>(product_.N, 256);
-    const int most_blocks = gpu::multiprocessors(stream.device());
-    if ((narrow % 2 == 0 || narrow > 8) && row_tiles * wide >= most_blocks) {
-      launch_kernel<is_gathered, transposed, 2>(name, std::min<int64_t>(row_tiles * wide, most_blocks), stream);
+    if ((narrow % 2 == 0 || narrow > 8) && row_tiles * wide >= gpu::multiprocessors(stream.device())) {
+      launch_kernel<is_gathered, transposed, 2>(name, wide, stream);
     } else {
-      launch_kernel<is_gathered, transposed, 1>(name, std::min<int64_t>(row_tiles * narrow, most_blocks), stream);
+      launch_kernel<is_gathered, transposed, 1>(name, narrow, stream);
     }
   }
   template <bool is_gathered, Transposed transposed, int parts>
-  void launch_kernel(const char* name, int64_t grid, Stream& stream) const {
+  void launch_kernel(const char* name, int64_t column_tiles, Stream& stream) const {
     using Form = ProductForm<Products, Spans, scales, is_gathered, transposed, parts, Result>;
-    cuda::launch(name, blocks(grid), kPersistentThreads, Ring<Form>::kBytes, stream, persistent_kernel<Form>,
-                 encode(a_), encode(b_), product_.c_by_tiles ? encode(c_) : TensorMap{}, product_);
+    PersistentProduct<Element, Spans, Result> product = product_;
+    MatrixTiles b = b_;
+    const int most_blocks = gpu::multiprocessors(stream.device());
+    // Gathered rows of B come by themselves.
+    const bool shares_b = !is_gathered || transposed != Transposed::kBoth;
+    product.has_peer = shares_b && is_in_pairs(column_tiles, most_blocks);
+    if (product.has_peer && transposed == Transposed::kNone) b.tile_rows = 64 * parts;  // half of all parts
+    const int together = product.has_peer ? kPair : 1;
+    const int64_t tiles = most_row_tiles(product_.groups, product_.R, 128 * together) * column_tiles;
+    cuda::launch_clusters(name, together, blocks(std::min<int64_t>(tiles, most_blocks / together) * together),
+                          kPersistentThreads, Ring<Form>::kBytes, stream, persistent_kernel<Form>, encode(a_),
+                          encode(b), product_.c_by_tiles ? encode(c_) : TensorMap{}, product);
+  }
+  bool is_in_pairs(int64_t column_tiles, int most_blocks) const {
+    const GemmClusters wanted = gemm_clusters();
+    if (wanted == GemmClusters::kOff || most_blocks < kPair) return false;
+    const bool is_even = Spans::kIsOfSums || product_.groups == 1;
+    return wanted == GemmClusters::kOn || pairs_pay(product_.R, product_.groups, is_even, column_tiles, most_blocks);
   }
 
   PersistentProduct<Element, Spans, Result> product_;

@@ -30,6 +30,23 @@ struct GroupTile {
   int line, first_k, depth;
 };
 
+// Blocks that work together take a tile of so many times tile_rows, of which each has its part, which may be empty.
+OCTET_HOST_DEVICE constexpr void keep_rows_of_block(GroupTile& tile, int block, int tile_rows) {
+  tile.first += block * tile_rows;
+  tile.line += block * tile_rows;
+  const int left = tile.count - block * tile_rows;
+  tile.count = left < 0 ? 0 : left < tile_rows ? left : tile_rows;
+}
+
+// Whether pairs of blocks that share what they read are worth what they leave undone: a group with an odd number of row
+// tiles takes as long as with one more. rows: of all groups, which may be fewer on a GPU. Where groups are not alike
+// that is half a tile on average, which a sixteenth of 8 is few enough; and there must be work for all pairs.
+constexpr bool pairs_pay(int64_t rows, int groups, bool are_alike, int64_t column_tiles, int most_blocks) {
+  const int64_t row_tiles = (rows / groups + 127) / 128;  // of a group
+  const bool is_even_enough = row_tiles >= 8 || (are_alike && row_tiles % 2 == 0);
+  return is_even_enough && (row_tiles + 1) / 2 * groups * column_tiles >= most_blocks / 2;
+}
+
 // Groups are ranges of the rows of A, as many rows of the result. offsets: [groups + 1]; null: one group of all rows.
 struct RowSpans {
   static constexpr bool kIsOfSums = false;
@@ -89,6 +106,7 @@ class TileWalk {
     const int left = span_.end - tile.first;
     tile.count = left < tile_rows_ ? left : tile_rows_;
     tile.column = place.column;
+    tile.line = tile.first;
     if constexpr (Spans::kIsOfSums) {
       tile.line = place.row * tile_rows_;
       tile.first_k = span_.first_k, tile.depth = span_.depth;

@@ -48,11 +48,13 @@ TEST_CASE("check_environment accepts what Octet reads, and variables that are no
 }
 
 TEST_CASE("every environment variable that the docs name is one that the program takes", "[config][environment]") {
-  const Variable gemm("OCTET_DENSE_GEMM", "octet"), memory("OCTET_EMULATED_GPU_MIB", "64"),
-      guard("OCTET_EMULATED_GPU_GUARD", "0");
+  const Variable gemm("OCTET_DENSE_GEMM", "octet"), clusters("OCTET_GEMM_CLUSTERS", "off"),
+      memory("OCTET_EMULATED_GPU_MIB", "64"), guard("OCTET_EMULATED_GPU_GUARD", "0");
   CHECK(block_of_check().empty());
   const Variable wrong("OCTET_DENSE_GEMM", "cublas");
   CHECK(block_of_check().find("write OCTET_DENSE_GEMM=cublaslt") != std::string::npos);
+  const Variable also_wrong("OCTET_GEMM_CLUSTERS", "of");
+  CHECK(block_of_check().find("write OCTET_GEMM_CLUSTERS=off") != std::string::npos);
 }
 
 TEST_CASE("check_environment names the variable that a misspelt one may have meant", "[config][environment]") {

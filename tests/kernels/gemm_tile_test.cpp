@@ -122,6 +122,57 @@ TEST_CASE("persistent blocks take each tile of each weight gradient once", "[ker
   CHECK(int(places.size()) == (skips_empty ? 3 : 5) * ((rows + 127) / 128) * columns);
 }
 
+TEST_CASE("pairs of blocks take each tile once, in step", "[kernels][gemm_tile]") {
+  const int columns = GENERATE(1, 5, 16, 35), tile_rows = 128, num_pairs = 3;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const RandomStream random(seed, "groups");
+    std::vector<int64_t> offsets = {0}, block_offsets = {0};
+    const int groups = int(random.below(9, 0));
+    for (int g = 0; g < groups; ++g) {
+      const bool is_empty = random.below(3, uint64_t(g), 1) == 0;
+      offsets.push_back(offsets.back() + (is_empty ? 0 : int64_t(random.below(900, uint64_t(g), 2))));
+      block_offsets.push_back(block_offsets.back() + (offsets.back() - offsets[size_t(g)] + 127) / 128);
+    }
+    const auto check = [&](const auto& spans, int64_t rows) {
+      std::set<std::pair<int, int>> places;
+      int64_t covered = 0;
+      for (int pair = 0; pair < num_pairs; ++pair) {
+        TileWalk walk(spans, groups, 2 * tile_rows, columns);
+        GroupTile tile;
+        for (int index = pair; walk.find(index, tile); index += num_pairs) {
+          GroupTile halves[2] = {tile, tile};
+          for (int block = 0; block < 2; ++block) keep_rows_of_block(halves[block], block, tile_rows);
+          CHECK((halves[0].group == halves[1].group && halves[0].column == halves[1].column));
+          CHECK((halves[0].first_k == halves[1].first_k && halves[0].depth == halves[1].depth));
+          CHECK((halves[0].count > 0 && halves[1].first == halves[0].first + tile_rows));
+          CHECK(halves[1].line - halves[0].line == tile_rows);
+          CHECK((halves[1].count == 0 || halves[0].count == tile_rows));
+          for (const GroupTile& half : halves) {
+            CHECK((half.count <= tile_rows && (half.count == 0 || places.insert({half.first, half.column}).second)));
+            covered += half.count;
+          }
+        }
+      }
+      CHECK(covered == rows * columns);
+    };
+    check(RowSpans{offsets.data(), int(offsets.back())}, offsets.back());
+    const int rows = int(random.below(400, 1)), k = int(block_offsets.back()) * 128;
+    check(SumSpans{offsets.data(), block_offsets.data(), rows, k, /*skips_empty=*/false}, rows * int64_t(groups));
+  }
+}
+
+TEST_CASE("pairs of blocks pay where few tiles have no partner and every pair has work", "[kernels][gemm_tile]") {
+  const int blocks = 132;
+  CHECK(pairs_pay(4 * 8192, 4, /*are_alike=*/false, 16, blocks));
+  CHECK(pairs_pay(8 * 1024, 8, false, 16, blocks));
+  CHECK(!pairs_pay(8 * 896, 8, false, 16, blocks));  // 7 tiles of a group, on average
+  CHECK(pairs_pay(8 * 512, 8, true, 16, blocks));    // 4 of each
+  CHECK(!pairs_pay(8 * 640, 8, true, 16, blocks));   // 5 of each
+  CHECK(pairs_pay(8 * 1152, 8, true, 16, blocks));   // 9 of each, one of 10 without a partner
+  CHECK(!pairs_pay(1 * 1024, 1, true, 16, blocks));  // 4 pairs of rows and 16 of columns: 64 of 66
+  CHECK(pairs_pay(1 * 1024, 1, true, 17, blocks));
+}
+
 TEST_CASE("groups that are not within what is summed have nothing to sum", "[kernels][gemm_tile]") {
   const std::vector<int64_t> offsets = {0, 100, 50, 500, 600, 1000}, block_offsets = {0, 1, 1, 2, -5, 2};
   TileWalk walk(SumSpans{offsets.data(), block_offsets.data(), 1, 3 * 128, /*skips_empty=*/false}, 5, 128, 1);

@@ -31,12 +31,14 @@ __device__ __forceinline__ void sync_cluster() {
 #endif
 }
 
-// Arrives at the mbarrier of a block of the cluster, its own too.
+// Arrives at the mbarrier of a block of the cluster, its own too. It tells of reads that are over, such as those of
+// products after their wait, not of what this thread wrote: ordering writes for the whole cluster costs a fence of the
+// GPU each time (mbarrier.arrive.release.cluster).
 __device__ __forceinline__ void arrive_at(int block, uint32_t barrier) {
 #ifdef __CUDACC__
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(block)
       : "memory");
 #else
