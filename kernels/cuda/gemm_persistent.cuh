@@ -27,9 +27,9 @@
 namespace octet::kernels::cuda {
 
 inline constexpr int kWarpgroup = 128, kConsumers = 2, kPersistentThreads = (1 + kConsumers) * kWarpgroup;
-// Of 65536, which ptxas divides evenly, 168 for each thread.
 inline constexpr int kPair = 2;  // blocks of a cluster
 inline constexpr uint32_t kBothBlocks = 3;
+// Of 65536, which ptxas divides evenly, 168 for each thread.
 inline constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // What a product's scales belong to, for each 128 of k.
