@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves Octet on a machine with an NVIDIA Hopper GPU, in one call of less than 9 minutes, and writes one report:
-#   tools/gpu_check.sh [--stages LIST] [--build DIR] [--report FILE] [--emulated]
-# Stages, all of them where --stages is left out, in this order:
+#   tools/gpu_check.sh [--stages LIST] [--build DIR] [--report FILE] [--text DIR] [--emulated]
+# Stages, all of them but loss where --stages is left out, in this order:
 #   build      configure and compile, warnings as errors; needs no GPU. Libraries come from .deps where
 #              tools/bundle_deps.sh packed them and that directory is here
 #   doctor     the driver, the GPU, NCCL
@@ -9,6 +9,8 @@
 #   memcheck   compute-sanitizer over a small training step
 #   racecheck  the same, for shared memory
 #   bench      the table of kernels and steps
+#   loss       configs/gpu_1.yaml for 500 steps in bf16 and in fp8_block, of the text under --text, or of this checkout
+#              and the toolkit's headers: the mean losses of the last 50 steps are within 0.25 %. Takes as long as it does
 # --emulated: the same on a machine without a GPU, with the emulated one (docs/cuda_emulation.md) and without its limits
 # of time: a rehearsal of this script, whose figures say nothing. memcheck and racecheck run a step without their tool.
 # A stage that fails does not stop those after it, but for build. Exit code 0: every stage passed; 2: one did not.
@@ -18,11 +20,12 @@ cd "$(dirname "$0")/.."
 stages=build,doctor,test,memcheck,racecheck,bench
 build=
 report=
+text=
 slower=1
 cuda=(-DOCTET_CUDA=ON)
 while [ $# -gt 0 ]; do
   case $1 in
-    --stages | --build | --report)
+    --stages | --build | --report | --text)
       if [ $# -lt 2 ]; then
         echo "gpu_check: $1 wants a value" >&2
         exit 2
@@ -35,16 +38,16 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     *)
-      echo "gpu_check: \"$1\" came; wanted --stages LIST, --build DIR, --report FILE or --emulated" >&2
+      echo "gpu_check: \"$1\" came; wanted --stages LIST, --build DIR, --report FILE, --text DIR or --emulated" >&2
       exit 2
       ;;
   esac
 done
 for stage in ${stages//,/ }; do
   case $stage in
-    doctor | build | test | memcheck | racecheck | bench) ;;
+    doctor | build | test | memcheck | racecheck | bench | loss) ;;
     *)
-      echo "gpu_check: there is no stage \"$stage\"; there are build, doctor, test, memcheck, racecheck, bench" >&2
+      echo "gpu_check: there is no stage \"$stage\"; there are build, doctor, test, memcheck, racecheck, bench, loss" >&2
       exit 2
       ;;
   esac
@@ -126,8 +129,40 @@ bench_all() {
     "$build/octet" bench step "$config" device=cuda "precision.recipe=$recipe" "${steps[@]}" || return
   done
 }
-export -f configure_and_build run_tests sanitized_step bench_all
-export build slower
+# The mean of "loss" over the last 50 lines of a run's metrics.
+mean_loss() {
+  tail -n 50 "$1/metrics.jsonl" | sed 's/.*"loss": *\([^,}]*\).*/\1/' | awk '{ sum += $1 } END { print sum / NR }'
+}
+compare_losses() {
+  local dir=$build/loss texts=(core kernels parallel optim tools tests docs README.md) vocab=32768 sets=()
+  local headers=/usr/local/cuda/include
+  if command -v nvcc >/dev/null; then headers=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")/include; fi
+  if [ -d "$headers" ] && [ "$slower" -eq 1 ]; then texts+=("$headers"); fi
+  if [ -n "$text" ]; then texts=("$text"); fi
+  [ "$slower" -eq 1 ] || {
+    vocab=300
+    sets=(model.layers=2 model.hidden=128 model.heads=2 model.ffn_hidden=256 "model.vocab_size=$vocab"
+      model.moe.num_experts=4 model.moe.top_k=2 model.moe.expert_hidden=128 data.seq_len=64
+      train.batch_size=2 train.micro_batch=1 train.steps=3 train.eval_every_steps=0 optim.warmup_steps=1)
+  }
+  rm -rf "$dir"
+  "$build/octet" prepare --input "${texts[@]}" --include '*.h' '*.hpp' '*.cuh' '*.inl' '*.cpp' '*.inc' '*.cu' '*.md' \
+    '*.txt' '*.sh' --vocab-size "$vocab" --output "$dir/data" || return
+  for recipe in bf16 fp8_block; do
+    local set=("precision.recipe=$recipe" "data.path=$dir/data" checkpoint.every_steps=0 "${sets[@]}")
+    # What would be faster in bf16 is FP8 too: it is the loss that is compared.
+    for kind in attention dense experts; do set+=("precision.products.$kind=fp8"); done
+    "$build/octet" train configs/gpu_1.yaml --out "$dir/$recipe" "${set[@]/#/--set=}" || return
+    rm -rf "$dir/$recipe/checkpoints"
+  done
+  awk -v bf16="$(mean_loss "$dir/bf16")" -v fp8="$(mean_loss "$dir/fp8_block")" 'BEGIN {
+    percent = 100 * (fp8 - bf16) / bf16
+    printf "mean loss of the last 50 steps: bf16 %.4f, fp8_block %.4f, %+.3f %%; wanted within 0.25 %%\n", bf16, fp8, percent
+    exit !(percent <= 0.25 && percent >= -0.25)
+  }'
+}
+export -f configure_and_build run_tests sanitized_step bench_all mean_loss compare_losses
+export build slower text
 
 began=$SECONDS
 if wants build; then stage build 205 bash -c "$(declare -p tests cuda); configure_and_build" || stages=none; fi
@@ -136,6 +171,7 @@ if wants test; then stage test 110 bash -c "$(declare -p tests); run_tests" || t
 if wants memcheck; then stage memcheck 55 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
 if wants racecheck; then stage racecheck 55 bash -c "$(declare -p small); sanitized_step racecheck" || true; fi
 if wants bench; then stage bench 90 bash -c bench_all || true; fi
+if wants loss; then stage loss 1800 bash -c compare_losses || true; fi
 
 {
   echo "# GPU check"

@@ -44,6 +44,8 @@ int run_train(const TrainOptions& options) {
   StopSignal::catch_for_good();
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
   if (is_mpi_rank()) return train_as_rank(options, run_dir);
+  // Before check_run opens a GPU, which takes the threads there are.
+  set_num_threads(int(load_config(files, options.config, options.overrides).train.threads));
   const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);
   const int64_t dp = run.config.parallel.dp;
   if (dp > 1) {
@@ -55,7 +57,6 @@ int run_train(const TrainOptions& options) {
                              "parallel.dp=1 parallel.ep=1",
                              options.config, dp, dp, options.config)});
   }
-  set_num_threads(int(run.config.train.threads));
   Trainer trainer(run.config, run.origins, run_dir, files, real_clock());
   return trainer.run();
 }
