@@ -247,6 +247,7 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
        2,
        "train.batch_size"},
       {{"train", config, "--set", "data.path=nothing"}, 2, "octet prepare"},
+      {{"train", config, "--set", "optim.lr=-1", "--set", "data.path=nothing"}, 2, "octet prepare"},
       {{"train", config, "--set", "data.path=data", "--set", "parallel.dispatch_bound=2"},
        2,
        "parallel.dispatch_bound is 2 with device cpu"},

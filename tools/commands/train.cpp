@@ -16,12 +16,18 @@ struct TrainOptions {
   bool print_config = false;
 };
 
+// The configuration, read before check_run, which says all that is wrong with it: the threads are set before a GPU is
+// opened, which takes those there are.
+Config set_threads(const TrainOptions& options, int if_not_said) {
+  Config config;
+  error_in([&] { config = load_config(real_file_system(), options.config, options.overrides); });
+  set_num_threads(config.train.threads > 0 ? int(config.train.threads) : if_not_said);
+  return config;
+}
+
 int train_as_rank(const TrainOptions& options, const std::string& run_dir) {
   FileSystem& files = real_file_system();
-  // Read alone first, since the ranks' deadline is in it; all that is wrong with it is said by rank 0, once.
-  Config config;
-  error_in([&] { config = load_config(files, options.config, options.overrides); });
-  set_num_threads(config.train.threads > 0 ? int(config.train.threads) : threads_of_rank());
+  const Config config = set_threads(options, threads_of_rank());  // the ranks' deadline is in it too
   CheckedRun run;
   return run_as_rank(
       {.run_dir = run_dir, .communicator = {.timeout_s = config.parallel.timeout_s}},
@@ -44,8 +50,7 @@ int run_train(const TrainOptions& options) {
   StopSignal::catch_for_good();
   const std::string run_dir = options.out.empty() ? default_run_dir(options.config) : options.out;
   if (is_mpi_rank()) return train_as_rank(options, run_dir);
-  // Before check_run opens a GPU, which takes the threads there are.
-  set_num_threads(int(load_config(files, options.config, options.overrides).train.threads));
+  set_threads(options, /*if_not_said=*/0);
   const CheckedRun run = check_run(files, options.config, options.overrides, run_dir);
   const int64_t dp = run.config.parallel.dp;
   if (dp > 1) {
