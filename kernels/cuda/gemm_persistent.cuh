@@ -122,6 +122,9 @@ struct PersistentKernel {
   static constexpr int parts = Form::kParts;
   static constexpr int kStages = Layout::kStages, kTileRows = int(Layout::kRows), kPart = 128;
   static constexpr int kDepth = kSwizzledRowBytes / int(sizeof(Element));
+  static constexpr uint32_t kHalfTile = Layout::kTile / 2;  // 64 lines
+  // Of 16 bytes in a row; neighbouring threads of the producer take those of one row.
+  static constexpr int kPieces = kSwizzledRowBytes / 16, kRowsAtOnce = kWarpgroup / kPieces;
   static constexpr bool kCopies = Form::kIsScaled || is_gathered || a_is_transposed;  // by all threads of the producer
   static constexpr int kTilesOfGathered = !is_gathered ? 0 : a_is_transposed ? parts : 1;
   static constexpr uint32_t kBytesByTiles = Layout::kTile * (1 + parts - kTilesOfGathered);
@@ -191,12 +194,11 @@ struct PersistentKernel {
     const int row = int(group * p.b_group_rows);
     if (p.has_peer) {
       const int first = ptx::block_in_cluster() * parts;
-      to += uint32_t(first) * (Layout::kTile / 2), column += first * kSide;
+      to += uint32_t(first) * kHalfTile, column += first * kSide;
       if constexpr (b_is_transposed) {
         OCTET_UNROLL
         for (int side = 0; side < parts; ++side) {
-          ptx::load_tile_to(kBothBlocks, to + uint32_t(side) * (Layout::kTile / 2), b_map, column + side * kSide,
-                            row + k, full);
+          ptx::load_tile_to(kBothBlocks, to + uint32_t(side) * kHalfTile, b_map, column + side * kSide, row + k, full);
         }
       } else {
         ptx::load_tile_to(kBothBlocks, to, b_map, k, row + column, full);
@@ -204,7 +206,7 @@ struct PersistentKernel {
     } else if constexpr (b_is_transposed) {
       OCTET_UNROLL
       for (int side = 0; side < kSides; ++side) {
-        ptx::load_tile(to + uint32_t(side) * (Layout::kTile / 2), b_map, column + side * kSide, row + k, full);
+        ptx::load_tile(to + uint32_t(side) * kHalfTile, b_map, column + side * kSide, row + k, full);
       }
     } else {
       OCTET_UNROLL
@@ -223,12 +225,11 @@ struct PersistentKernel {
     RingPlace<kStages> at;
     GroupTile tile;
     for (int index = first_index(p); find(walk, index, p, tile); index += index_step(p)) {
-      // Neighbouring threads take the pieces of one row.
-      constexpr int kPieces = kSwizzledRowBytes / 16, kLines = is_gathered ? kTileRows / (kWarpgroup / kPieces) : 1;
+      constexpr int kLines = is_gathered ? kTileRows / kRowsAtOnce : 1;
       int lines[kLines];
       OCTET_UNROLL
       for (int i = 0; i < kLines; ++i) {
-        const int row = thread / kPieces + i * (kWarpgroup / kPieces);
+        const int row = thread / kPieces + i * kRowsAtOnce;
         lines[i] = is_gathered && row < tile.count ? p.lines[line_of(tile) + row] : -1;
       }
       const int column = tile.column * parts * kPart, k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
@@ -242,7 +243,7 @@ struct PersistentKernel {
           const int piece = thread % kPieces, k = first_k_of(tile) + block * kDepth + piece * (kDepth / kPieces);
           OCTET_UNROLL
           for (int i = 0; i < kLines; ++i) {
-            const uint32_t row = uint32_t(thread / kPieces + i * (kWarpgroup / kPieces));
+            const uint32_t row = uint32_t(thread / kPieces + i * kRowsAtOnce);
             const bool is_there = lines[i] >= 0 && k < p.K;
             ptx::copy_async(base + Layout::a(at.stage) + swizzled_offset(row, uint32_t(piece) * 16),
                             is_there ? p.a + lines[i] * p.a_step + k : p.a, is_there);
@@ -262,9 +263,7 @@ struct PersistentKernel {
 
   // Where both operands are transposed: 64 rows of k of 64 lines at a time. A group begins and ends at any k, and what
   // lies behind its end may be anything: the stage in which it ends is copied row by row, zeros for what is behind.
-  static constexpr int kPieces = kSwizzledRowBytes / 16, kRowsAtOnce = kWarpgroup / kPieces;
   static constexpr int kRowsEach = kDepth / kRowsAtOnce;  // that a thread copies its piece of
-  static constexpr uint32_t kHalfTile = Layout::kTile / 2;
 
   // rows: where they lie, -1 for zeros. line: the first of this thread's, of `lines` that there are.
   template <int halves>
