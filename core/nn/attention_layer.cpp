@@ -14,14 +14,12 @@ AttentionLayer::AttentionLayer(const std::string& prefix, const ModelConfig& con
     : context_(context),
       rotary_(rotary),
       shape_{.num_heads = config.heads, .num_kv_heads = config.num_kv_heads(), .head_dim = config.head_width()},
-      qkv_(prefix + "qkv_proj.weight", {shape_.qkv_width(), config.hidden},
-           linear_form(context.recipe_of(context.products.attention)),
+      qkv_(prefix + "qkv_proj.weight", {shape_.qkv_width(), config.hidden}, linear_form(context.recipe_of(kQkvProj)),
            /*decays=*/true, context.device,
            {{prefix + "q_proj.weight", 0, shape_.q_width()},
             {prefix + "k_proj.weight", shape_.q_width(), shape_.kv_width()},
             {prefix + "v_proj.weight", shape_.q_width() + shape_.kv_width(), shape_.kv_width()}}),
-      o_(prefix + "o_proj.weight", {config.hidden, shape_.q_width()},
-         linear_form(context.recipe_of(context.products.attention)),
+      o_(prefix + "o_proj.weight", {config.hidden, shape_.q_width()}, linear_form(context.recipe_of(kOProj)),
          /*decays=*/true, context.device) {}
 
 Tensor AttentionLayer::forward(const LinearInput& input) {

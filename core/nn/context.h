@@ -25,7 +25,7 @@ struct ModelContext {
   ProductFormats products = {};
 
   SwigluOptions swiglu() const { return {.limit = swiglu_limit, .recompute = recompute.swiglu}; }
-  Recipe recipe_of(ProductFormat format) const { return octet::recipe_of(numerics.recipe, format); }
+  Recipe recipe_of(const ProductLayer& layer) const { return octet::recipe_of(numerics.recipe, products, layer); }
 
   // Of the pass that runs.
   int64_t batch = 1;               // sequences side by side in a [T, D] activation

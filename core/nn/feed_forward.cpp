@@ -4,12 +4,13 @@
 
 namespace octet {
 
-FeedForward::FeedForward(const std::string& prefix, int64_t hidden, int64_t inner, const ModelContext& context)
+FeedForward::FeedForward(const std::string& prefix, int64_t hidden, int64_t inner, const ProductLayer& layer,
+                         const ModelContext& context)
     : context_(context),
-      w13_(prefix + "gate_up_proj.weight", {2 * inner, hidden}, linear_form(context.recipe_of(context.products.dense)),
+      w13_(prefix + "gate_up_proj.weight", {2 * inner, hidden}, linear_form(context.recipe_of(layer)),
            /*decays=*/true, context.device,
            {{prefix + "gate_proj.weight", 0, inner}, {prefix + "up_proj.weight", inner, inner}}),
-      w2_(prefix + "down_proj.weight", {hidden, inner}, linear_form(context.recipe_of(context.products.dense)),
+      w2_(prefix + "down_proj.weight", {hidden, inner}, linear_form(context.recipe_of(layer)),
           /*decays=*/true, context.device) {}
 
 Tensor FeedForward::forward(const LinearInput& input) {

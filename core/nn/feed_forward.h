@@ -8,8 +8,9 @@ namespace octet {
 
 class FeedForward {
  public:
-  // prefix: "model.layers.0.mlp."; hidden: D; inner: F.
-  FeedForward(const std::string& prefix, int64_t hidden, int64_t inner, const ModelContext& context);
+  // prefix: "model.layers.0.mlp."; hidden: D; inner: F; layer: kDense or kSharedExperts.
+  FeedForward(const std::string& prefix, int64_t hidden, int64_t inner, const ProductLayer& layer,
+              const ModelContext& context);
 
   Tensor forward(const LinearInput& input);  // [T, D] to [T, D]
 

@@ -33,20 +33,20 @@ MoeLayer::MoeLayer(const std::string& prefix, const ModelConfig& config, const M
       at_hand_(dispatcher.experts_at_hand(num_experts_)),
       router_(prefix + "gate.", config, context),
       w13_(prefix + "experts.gate_up_proj.weight", {at_hand_.count, 2 * config.moe.expert_hidden, config.hidden},
-           linear_form(context.recipe_of(context.products.experts)), /*decays=*/true, context.device,
+           linear_form(context.recipe_of(kExperts)), /*decays=*/true, context.device,
            gate_up_pieces(prefix, at_hand_, config.moe.expert_hidden), {at_hand_.first, num_experts_}),
       w2_(prefix + "experts.down_proj.weight", {at_hand_.count, config.hidden, config.moe.expert_hidden},
-          linear_form(context.recipe_of(context.products.experts)), /*decays=*/true, context.device,
+          linear_form(context.recipe_of(kExperts)), /*decays=*/true, context.device,
           down_pieces(prefix, at_hand_, config.hidden), {at_hand_.first, num_experts_}) {
   if (config.moe.shared_experts > 0) {
     shared_.emplace(prefix + "shared_experts.", config.hidden, config.moe.shared_experts * config.moe.expert_hidden,
-                    context);
+                    kSharedExperts, context);
   }
 }
 
 void MoeLayer::begin(Flow& flow) {
   const Routing routing = router_.forward(flow.input, flow.replayed);
-  const Recipe recipe = context_.recipe_of(context_.products.experts);
+  const Recipe recipe = context_.recipe_of(kExperts);
   flow.dispatch = dispatcher_.start(flow.input.as(recipe), routing.indices, routing.weights, num_experts_);
 }
 

@@ -55,7 +55,7 @@ struct EnumNames<GradientWire> {
                                                                          {GradientWire::kFp8, "fp8"}};
 };
 
-// Under fp8_block, the format of the products of one kind of layer.
+// Under fp8_block, what is wanted of the products of one kind of layer.
 enum class ProductFormat {
   kAuto,    // kFaster on GPUs, kFp8 on CPUs
   kFp8,     // E4M3 blocks
@@ -70,31 +70,71 @@ struct EnumNames<ProductFormat> {
                                                                           {ProductFormat::kFaster, "faster"}};
 };
 
+// The format of one layer's products, where it is decided.
+enum class LayerFormat { kAsKind, kFp8, kBf16 };
+template <>
+struct EnumNames<LayerFormat> {
+  static constexpr std::pair<LayerFormat, std::string_view> values[] = {
+      {LayerFormat::kAsKind, "as_kind"}, {LayerFormat::kFp8, "fp8"}, {LayerFormat::kBf16, "bf16"}};
+};
+
+struct LayerFormats {
+  LayerFormat qkv_proj = LayerFormat::kAsKind;
+  LayerFormat o_proj = LayerFormat::kAsKind;
+  LayerFormat dense = LayerFormat::kAsKind;
+  LayerFormat shared_experts = LayerFormat::kAsKind;
+  LayerFormat experts = LayerFormat::kAsKind;
+
+  void fields(auto&& visit) {
+    visit("qkv_proj", qkv_proj, "the projections to query, key and value");
+    visit("o_proj", o_proj, "the output projection of attention");
+    visit("dense", dense, "dense feed-forward layers");
+    visit("shared_experts", shared_experts, "shared experts");
+    visit("experts", experts, "routed experts");
+  }
+  bool operator==(const LayerFormats&) const = default;
+};
+
 struct ProductFormats {
   ProductFormat attention = ProductFormat::kAuto;
   ProductFormat dense = ProductFormat::kAuto;
   ProductFormat experts = ProductFormat::kAuto;
+  LayerFormats layers = {};
 
   void fields(auto&& visit) {
     visit("attention", attention, "the projections of attention");
     visit("dense", dense, "dense feed-forward layers and shared experts");
     visit("experts", experts, "routed experts");
+    visit("layers", layers,
+          "what is decided for one layer, whatever its kind says: by you, or by the measurement that faster asks for; "
+          "as_kind: nothing");
   }
   void validate(Problems&) const {}  // every combination runs
   bool operator==(const ProductFormats&) const = default;
 };
 
-struct LayerKind {
-  ProductFormat ProductFormats::*format;
+// A layer whose products have one format, and its kind.
+struct ProductLayer {
+  LayerFormat LayerFormats::*format;
+  ProductFormat ProductFormats::*kind;
   const char* name;  // of the key
 };
-inline constexpr LayerKind kLayerKinds[] = {{&ProductFormats::attention, "attention"},
-                                            {&ProductFormats::dense, "dense"},
-                                            {&ProductFormats::experts, "experts"}};
+inline constexpr ProductLayer kQkvProj{&LayerFormats::qkv_proj, &ProductFormats::attention, "qkv_proj"};
+inline constexpr ProductLayer kOProj{&LayerFormats::o_proj, &ProductFormats::attention, "o_proj"};
+inline constexpr ProductLayer kDense{&LayerFormats::dense, &ProductFormats::dense, "dense"};
+inline constexpr ProductLayer kSharedExperts{&LayerFormats::shared_experts, &ProductFormats::dense, "shared_experts"};
+inline constexpr ProductLayer kExperts{&LayerFormats::experts, &ProductFormats::experts, "experts"};
+inline constexpr ProductLayer kProductLayers[] = {kQkvProj, kOProj, kDense, kSharedExperts, kExperts};
 
-// The recipe of products of this format in a model of that recipe. What nobody has decided yet is FP8.
-inline Recipe recipe_of(Recipe of_model, ProductFormat format) {
-  return of_model == Recipe::kFp8Block && format == ProductFormat::kBf16 ? Recipe::kBf16 : of_model;
+// kFp8 or kBf16. What nobody has decided yet is FP8.
+inline LayerFormat format_of(const ProductFormats& formats, const ProductLayer& layer) {
+  const LayerFormat decided = formats.layers.*layer.format;
+  if (decided != LayerFormat::kAsKind) return decided;
+  return formats.*layer.kind == ProductFormat::kBf16 ? LayerFormat::kBf16 : LayerFormat::kFp8;
+}
+// The recipe of a layer's products in a model of that recipe.
+inline Recipe recipe_of(Recipe of_model, const ProductFormats& formats, const ProductLayer& layer) {
+  return of_model == Recipe::kFp8Block && format_of(formats, layer) == LayerFormat::kBf16 ? Recipe::kBf16 : of_model;
 }
 
 // The form of both operands of a weight gradient in FP8.
@@ -130,10 +170,9 @@ struct PrecisionConfig {
         "format in which the gradient of their output reaches the experts, between ranks too; fp8 halves the bytes and "
         "rounds once more; only fp8_block reads it");
     visit("moments", moments, "storage of Adam's two moments");
-    visit(
-        "products", products,
-        "under fp8_block, fp8 or bf16 by kind of layer; faster: what a measurement at the start finds faster, kept by "
-        "the run's checkpoints; auto: faster on GPUs, fp8 on CPUs");
+    visit("products", products,
+          "under fp8_block, fp8 or bf16 by kind of layer; faster: for each layer what a measurement at the start finds "
+          "faster, kept by the run's checkpoints; auto: faster on GPUs, fp8 on CPUs");
     visit(
         "wgrad", wgrad,
         "operands of weight gradients in FP8: columns, with a scale for each 128 rows of a column; tiles, with one for "

@@ -21,22 +21,22 @@ Block::Block(int64_t layer, const ModelConfig& config, const ModelContext& conte
   if (config.is_moe_layer(layer)) {
     moe_.emplace(mlp, config, context, dispatcher);
   } else {
-    dense_.emplace(mlp, config.hidden, config.ffn_hidden, context);
+    dense_.emplace(mlp, config.hidden, config.ffn_hidden, kDense, context);
   }
 }
 
 LinearInput Block::attention_input(const Tensor& x) {
   const NormUse use{.in_high_precision = false, .recompute = context_.recompute.norm};
-  const Recipe recipe = context_.recipe_of(context_.products.attention);
+  const Recipe recipe = context_.recipe_of(kQkvProj);
   return rms_norm_input(x, attention_norm_, eps_, context_.numerics.in(recipe), use);
 }
 LinearInput Block::ffn_input(const Tensor& x) {
   // In FP8 where one of those that read it is.
-  const Recipe of_dense = context_.recipe_of(context_.products.dense),
-               of_experts = context_.recipe_of(context_.products.experts);
-  const bool is_dense = !moe_ || (moe_->has_shared_experts() && of_dense == Recipe::kFp8Block);
+  const Recipe of_shared = context_.recipe_of(kSharedExperts);
+  const bool is_for_shared = moe_ && moe_->has_shared_experts() && of_shared == Recipe::kFp8Block;
+  const Recipe recipe = is_for_shared ? of_shared : context_.recipe_of(moe_ ? kExperts : kDense);
   const NormUse use{.in_high_precision = moe_.has_value(), .recompute = context_.recompute.norm};  // for the router
-  return rms_norm_input(x, ffn_norm_, eps_, context_.numerics.in(is_dense ? of_dense : of_experts), use);
+  return rms_norm_input(x, ffn_norm_, eps_, context_.numerics.in(recipe), use);
 }
 
 Tensor Block::attend(const Tensor& x) { return attention_.forward(attention_input(x)); }

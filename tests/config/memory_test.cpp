@@ -37,6 +37,7 @@ int64_t measured_peak(const Config& config) {
 
 TEST_CASE("memory is predicted within 5 % of what training takes", "[config][memory]") {
   constexpr auto kBf16 = ProductFormat::kBf16;
+  constexpr auto kLayerBf16 = LayerFormat::kBf16;
   static constexpr auto kColumns = WgradOperands::kColumns;
   const auto [recipe, products, wgrad] = GENERATE(
       std::tuple(Recipe::kFp32, ProductFormats{}, kColumns), std::tuple(Recipe::kBf16, ProductFormats{}, kColumns),
@@ -44,7 +45,10 @@ TEST_CASE("memory is predicted within 5 % of what training takes", "[config][mem
       std::tuple(Recipe::kFp8Block, ProductFormats{}, WgradOperands::kTiles),
       std::tuple(Recipe::kFp8Block, ProductFormats{.attention = kBf16}, kColumns),
       std::tuple(Recipe::kFp8Block, ProductFormats{.dense = kBf16}, kColumns),
-      std::tuple(Recipe::kFp8Block, ProductFormats{.experts = kBf16}, kColumns));
+      std::tuple(Recipe::kFp8Block, ProductFormats{.experts = kBf16}, kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{.layers = {.qkv_proj = kLayerBf16, .shared_experts = kLayerBf16}},
+                 kColumns),
+      std::tuple(Recipe::kFp8Block, ProductFormats{.layers = {.o_proj = kLayerBf16, .dense = kLayerBf16}}, kColumns));
   const auto recompute = GENERATE(std::vector<Recompute>{}, std::vector{Recompute::kNorm, Recompute::kSwiglu},
                                   std::vector{Recompute::kAttention}, std::vector{Recompute::kBlock});
   const bool has_experts = GENERATE(true, false);

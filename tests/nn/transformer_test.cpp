@@ -1,5 +1,7 @@
 #include "core/nn/transformer.h"
 
+#include <set>
+
 #include "core/tensor/device_fault.h"
 #include "tests/support/devices.h"
 #include "tests/support/reference_model.h"
@@ -192,13 +194,22 @@ TEST_CASE("the FP8 recipe with all products in bfloat16 is the bfloat16 recipe, 
   const auto in_bf16 = run({.recipe = Recipe::kBf16});
   CHECK(run({.products = {.attention = kBf16, .dense = kBf16, .experts = kBf16}}) == in_bf16);
   const auto in_fp8 = run({});
-  for (const ProductFormats& some :
-       {ProductFormats{.attention = kBf16}, ProductFormats{.dense = kBf16}, ProductFormats{.experts = kBf16}}) {
+  std::vector<ProductFormats> all_mixed = {{.attention = kBf16}, {.dense = kBf16}, {.experts = kBf16}};
+  for (const ProductLayer& layer : kProductLayers) {
+    all_mixed.emplace_back().layers.*layer.format = LayerFormat::kBf16;
+    all_mixed.push_back({.attention = kBf16, .dense = kBf16, .experts = kBf16});
+    all_mixed.back().layers.*layer.format = LayerFormat::kFp8;
+  }
+  std::set<double> losses;
+  for (const ProductFormats& some : all_mixed) {
     const auto mixed = run({.products = some});
     CHECK(mixed != in_fp8);
     CHECK(mixed != in_bf16);
     CHECK(run({.products = some}, {.norm = true, .swiglu = true, .attention = true}) == mixed);
+    losses.insert(mixed.first);
   }
+  // Each is another model, but for experts, which are a kind of their own.
+  CHECK(losses.size() == all_mixed.size() - 1);
 }
 
 TEST_CASE("recomputing any part changes no bit", "[nn]") {

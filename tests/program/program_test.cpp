@@ -343,12 +343,12 @@ TEST_CASE("bench moe-layer times a layer in both recipes, which agree", "[progra
   CHECK_THAT(refused.err, Catch::Contains("top_k is 3 of 2 experts"));
 }
 
-TEST_CASE("bench products times each kind of layer in both formats", "[program]") {
+TEST_CASE("bench products times each layer in both formats", "[program]") {
   const Place place;
   const auto ended = place.run({"bench", "products", OCTET_SOURCE_DIR "/configs/test.yaml", "repeats=1"});
   CAPTURE(ended.out, ended.err);
   CHECK(ended.code == 0);
-  for (const char* row : {"qkv_proj", "o_proj", "experts", "all layers of the model", "bf16/fp8"}) {
+  for (const char* row : {"qkv_proj", "o_proj", "experts", "all of these", "bf16/fp8"}) {
     CHECK_THAT(ended.out, Catch::Contains(row));
   }
   const auto refused = place.run({"bench", "products", "repeats=1"});

@@ -6,6 +6,7 @@
 #include "tests/support/temporary_directory.h"
 #include "tests/train/small_run.h"
 #include "tools/train/device.h"
+#include "tools/train/yaml_reader.h"
 
 namespace octet::test {
 namespace {
@@ -28,7 +29,7 @@ struct Clockwork {
   TimeLayer time() {
     return [this](const TimedLayer& layer, Recipe recipe) {
       ++asked;
-      const auto [fp8, bf16] = seconds.at(layer.name);
+      const auto [fp8, bf16] = seconds.at(layer.products.name);
       return recipe == Recipe::kFp8Block ? fp8 : bf16;
     };
   }
@@ -57,19 +58,19 @@ TEST_CASE("the layers that are timed are those of the model, with a rank's rows"
   config.parallel.ep = 2;
   std::string text;
   for (const TimedLayer& layer : timed_layers(config)) {
-    text += fmt::format("{} x {}: {}\n", layer.count, layer.name, layer.shape());
+    text += fmt::format("{} x {}: {}\n", layer.count, layer.products.name, layer.shape());
   }
   CHECK(text ==
         "3 x qkv_proj: 32 rows, 64 to 128\n"
         "3 x o_proj: 32 rows, 64 to 64\n"
-        "1 x dense feed-forward: 32 rows, 64 to 96 and back\n"
-        "2 x shared experts: 32 rows, 64 to 32 and back\n"
+        "1 x dense: 32 rows, 64 to 96 and back\n"
+        "2 x shared_experts: 32 rows, 64 to 32 and back\n"
         "2 x experts: 4 groups, 64 rows, 64 to 32 and back\n");
   config.model.moe.num_experts = 0;
   CHECK(timed_layers(config).size() == 3);
 }
 
-TEST_CASE("the faster format is taken, by kind of layer and its number of layers", "[products]") {
+TEST_CASE("each layer takes the format that is faster for it", "[products]") {
   Config config = run_that_measures();
   config.model.layers = 3;
   config.model.dense_layers = 1;
@@ -77,24 +78,50 @@ TEST_CASE("the faster format is taken, by kind of layer and its number of layers
   config.model.moe.shared_experts = 1;
   FaultFileSystem files;
   Clockwork clockwork;
-  clockwork.seconds = {{"qkv_proj", {2, 3}},
-                       {"o_proj", {2, 1.5}},            // 4 against 4.5
-                       {"dense feed-forward", {1, 2}},  // once
-                       {"shared experts", {2, 1.25}},   // twice: 5 against 4.5
-                       {"experts", {1, 1}}};            // as fast: FP8 takes less memory
+  clockwork.seconds = {{"qkv_proj", {0.002, 0.003}},
+                       {"o_proj", {0.002, 0.0015}},
+                       {"dense", {0.001, 0.002}},
+                       {"shared_experts", {0.002, 0.00125}},
+                       {"experts", {0.001, 0.001}}};  // as fast: FP8 takes less memory
   const DecidedProducts decided = decide(config, files, clockwork);
-  CHECK(decided.formats.attention == ProductFormat::kFp8);
-  CHECK(decided.formats.dense == ProductFormat::kBf16);
-  CHECK(decided.formats.experts == ProductFormat::kFp8);
-  CHECK(decided.times.size() == 5);
+  CHECK(decided.formats.layers == LayerFormats{.qkv_proj = LayerFormat::kFp8,
+                                               .o_proj = LayerFormat::kBf16,
+                                               .dense = LayerFormat::kFp8,
+                                               .shared_experts = LayerFormat::kBf16,
+                                               .experts = LayerFormat::kFp8});
+  CHECK(decided.formats.attention == ProductFormat::kFaster);
   CHECK(clockwork.asked == 10);
+  // No layer is used in the format that takes longer, and the sums count each as often as the model has it.
+  const std::vector<std::string> table = table_of(decided.times, decided.formats);
+  const auto columns = [&table](size_t row) {
+    const std::string& line = table.at(row);
+    std::string text = line.substr(0, line.find(' '));
+    for (size_t at = 61; at != std::string::npos && at < line.size();) {
+      const size_t begin = line.find_first_not_of(' ', at), end = line.find(' ', begin);
+      text += " " + line.substr(begin, end - begin);
+      at = end;
+    }
+    return text;
+  };
+  REQUIRE(table.size() == 7);
+  CHECK(columns(0) == "layer fp8 ms bf16 ms bf16/fp8 used");
+  CHECK(columns(1) == "qkv_proj 2.000 3.000 1.50 fp8");
+  CHECK(columns(2) == "o_proj 2.000 1.500 0.75 bf16");
+  CHECK(columns(3) == "dense 1.000 2.000 2.00 fp8");
+  CHECK(columns(4) == "shared_experts 2.000 1.250 0.62 bf16");
+  CHECK(columns(5) == "experts 1.000 1.000 1.00 fp8");
+  // 3 (2 + 2) + 1 + 2 (2 + 1);  3 (3 + 1.5) + 2 + 2 (1.25 + 1);  3 (2 + 1.5) + 1 + 2 (1.25 + 1)
+  CHECK(columns(6) == "all 19.000 20.000 1.05 16.000 ms as they are used");
+  CHECK_THAT(table_of(decide(config, files, clockwork).times, decided.formats).at(2),
+             Catch::EndsWith("bf16, measured before"));
+  CHECK(table_of({}, {}).size() == 1);
 }
 
 TEST_CASE("what was measured is remembered by size, and not measured again", "[products]") {
   Config config = run_that_measures();
   FaultFileSystem files;
   Clockwork clockwork;
-  for (const TimedLayer& layer : timed_layers(config)) clockwork.seconds[layer.name] = {1.5, 1.25};
+  for (const TimedLayer& layer : timed_layers(config)) clockwork.seconds[layer.products.name] = {1.5, 1.25};
   const DecidedProducts first = decide(config, files, clockwork);
   const int asked = clockwork.asked;
   CHECK(asked == 2 * int(timed_layers(config).size()));
@@ -123,8 +150,8 @@ TEST_CASE("a file of times that cannot be used is measured anew, and replaced wh
   files.make_directories(directory_of(kFile));
   files.write_atomically(kFile, text);
   Clockwork clockwork;
-  for (const TimedLayer& layer : timed_layers(config)) clockwork.seconds[layer.name] = {1, 2};
-  CHECK(decide(config, files, clockwork).formats.experts == ProductFormat::kFp8);
+  for (const TimedLayer& layer : timed_layers(config)) clockwork.seconds[layer.products.name] = {1, 2};
+  CHECK(decide(config, files, clockwork).formats.layers.experts == LayerFormat::kFp8);
   const int asked = clockwork.asked;
   CHECK(asked > 0);
   decide(config, files, clockwork);
@@ -132,33 +159,78 @@ TEST_CASE("a file of times that cannot be used is measured anew, and replaced wh
 }
 
 TEST_CASE("only what is left open is measured", "[products]") {
+  constexpr auto kFp8 = LayerFormat::kFp8, kBf16 = LayerFormat::kBf16;
   Config config = run_that_measures();
   FaultFileSystem files;
   Clockwork clockwork;  // knows no layer, and would throw
-  SECTION("what is said") {
-    config.precision.products = {
-        .attention = ProductFormat::kFp8, .dense = ProductFormat::kBf16, .experts = ProductFormat::kFp8};
-    CHECK(decide(config, files, clockwork).formats == config.precision.products);
+  const ProductFormats by_kind = {
+      .attention = ProductFormat::kBf16, .dense = ProductFormat::kFp8, .experts = ProductFormat::kBf16};
+  SECTION("what is said of kinds") {
+    config.precision.products = by_kind;
+    CHECK(decide(config, files, clockwork).formats == by_kind);
   }
-  SECTION("what a run that goes on has decided") {
-    const ProductFormats earlier = {
-        .attention = ProductFormat::kBf16, .dense = ProductFormat::kFp8, .experts = ProductFormat::kBf16};
-    CHECK(decide(config, files, clockwork, earlier).formats == earlier);
+  SECTION("what is said of layers") {
+    const LayerFormats said = {
+        .qkv_proj = kFp8, .o_proj = kBf16, .dense = kBf16, .shared_experts = kFp8, .experts = kBf16};
+    config.precision.products.layers = said;
+    CHECK(decide(config, files, clockwork).formats == config.precision.products);
+    config.precision.products.attention = ProductFormat::kFp8;
+    CHECK(format_of(decide(config, files, clockwork).formats, kOProj) == kBf16);
+  }
+  SECTION("one layer of a kind") {
+    config.precision.products = by_kind;
+    config.precision.products.attention = ProductFormat::kFaster;
+    config.precision.products.layers.o_proj = kBf16;
+    clockwork.seconds = {{"qkv_proj", {1, 2}}};
+    CHECK(decide(config, files, clockwork).formats.layers == LayerFormats{.qkv_proj = kFp8, .o_proj = kBf16});
+    CHECK(clockwork.asked == 2);
+    files.remove_file(kFile);
+  }
+  SECTION("what a run that goes on has decided, by layers or all of a kind") {
+    ProductFormats earlier = by_kind;
+    LayerFormats of_earlier = {
+        .qkv_proj = kBf16, .o_proj = kBf16, .dense = kFp8, .shared_experts = kFp8, .experts = kBf16};
+    if (GENERATE(false, true)) {
+      earlier = {};
+      earlier.layers =
+          of_earlier = {.qkv_proj = kBf16, .o_proj = kFp8, .dense = kFp8, .shared_experts = kBf16, .experts = kFp8};
+    }
+    CHECK(decide(config, files, clockwork, earlier).formats.layers == of_earlier);
     config.precision.products = {};  // on a CPU too, where nothing is measured by itself
-    CHECK(decide(config, files, clockwork, earlier).formats == earlier);
+    CHECK(decide(config, files, clockwork, earlier).formats.layers == of_earlier);
     config.precision.products.experts = ProductFormat::kFp8;  // and what is said comes first
-    CHECK(decide(config, files, clockwork, earlier).formats.experts == ProductFormat::kFp8);
+    config.precision.products.layers.o_proj = kFp8;
+    const ProductFormats formats = decide(config, files, clockwork, earlier).formats;
+    CHECK(format_of(formats, kExperts) == kFp8);
+    CHECK(format_of(formats, kOProj) == kFp8);
+    CHECK(format_of(formats, kQkvProj) == kBf16);
   }
   SECTION("auto on a CPU, and other recipes") {
     config.precision.products = {};
-    const ProductFormats all_fp8 = {
-        .attention = ProductFormat::kFp8, .dense = ProductFormat::kFp8, .experts = ProductFormat::kFp8};
-    CHECK(decide(config, files, clockwork).formats == all_fp8);
+    CHECK(decide(config, files, clockwork).formats.layers ==
+          LayerFormats{.qkv_proj = kFp8, .o_proj = kFp8, .dense = kFp8, .shared_experts = kFp8, .experts = kFp8});
     config = run_that_measures();
     config.precision.recipe = Recipe::kBf16;
     CHECK(decide(config, files, clockwork).times.empty());
   }
   CHECK(!files.exists(kFile));
+}
+
+TEST_CASE("formats by kind alone, as checkpoints without layers have them, are those of each layer", "[products]") {
+  constexpr auto kFp8 = LayerFormat::kFp8, kBf16 = LayerFormat::kBf16;
+  const std::string yaml = R"(
+precision:
+  recipe: fp8_block
+  products: {attention: bf16, dense: fp8, experts: bf16}
+data: {path: data}
+)";
+  const ProductFormats earlier = read_config(yaml, "config.yaml").precision.products;
+  const LayerFormat want[] = {kBf16, kBf16, kFp8, kFp8, kBf16};
+  for (size_t i = 0; i < std::size(kProductLayers); ++i) CHECK(format_of(earlier, kProductLayers[i]) == want[i]);
+  FaultFileSystem files;
+  Clockwork clockwork;  // knows no layer, and would throw
+  const LayerFormats formats = decide(run_that_measures(), files, clockwork, earlier).formats.layers;
+  for (size_t i = 0; i < std::size(kProductLayers); ++i) CHECK(formats.*kProductLayers[i].format == want[i]);
 }
 
 TEST_CASE("layers are timed in both formats", "[products]") {

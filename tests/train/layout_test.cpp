@@ -85,6 +85,9 @@ TEST_CASE("what a layout adds changes no bit", "[train][layout]") {
     config.precision.products.experts = ProductFormat::kBf16;
     config.precision.expert_gradients = GradientWire::kFp8;  // which those in FP8 would read
   }
+  SECTION("layers of one kind in both formats") {
+    config.precision.products.layers = {.o_proj = LayerFormat::kBf16, .shared_experts = LayerFormat::kBf16};
+  }
   SECTION("only experts in FP8") {
     config.precision.products.attention = config.precision.products.dense = ProductFormat::kBf16;
   }

@@ -220,7 +220,11 @@ TEST_CASE("a run that goes on keeps the formats that it began with", "[train][re
   }
   REQUIRE(run(files, config) == 0);
   CHECK(result_of(files, 6).tensors == result_of(unbroken, 6).tensors);
-  CHECK_THAT(files.read_text("run/config.yaml"), Catch::Contains("experts: bf16"));
+  CHECK(formats_of_run(files, "run/checkpoints")->layers == LayerFormats{.qkv_proj = LayerFormat::kFp8,
+                                                                         .o_proj = LayerFormat::kFp8,
+                                                                         .dense = LayerFormat::kBf16,
+                                                                         .shared_experts = LayerFormat::kBf16,
+                                                                         .experts = LayerFormat::kBf16});
 }
 
 TEST_CASE("a run by tiles learns as one by columns, and goes on with the weights that went back",
@@ -281,10 +285,12 @@ TEST_CASE("a format that is left to measurement is decided once, and stands in t
   REQUIRE(run(files, config) == 0);
   const CheckpointReader reader(files, newest_checkpoint_of(files, "run"));
   const ProductFormats decided = config_of(reader).precision.products;
-  CHECK((decided.experts == ProductFormat::kFp8 || decided.experts == ProductFormat::kBf16));
-  CHECK(decided.attention == ProductFormat::kFp8);  // auto on a CPU
+  CHECK(decided.experts == ProductFormat::kFaster);
+  CHECK(decided.layers.experts != LayerFormat::kAsKind);
+  CHECK(decided.layers.qkv_proj == LayerFormat::kFp8);  // auto on a CPU
+  CHECK(decided.layers.dense == LayerFormat::kAsKind);  // said
   const std::string text = files.read_text("run/config.yaml");
-  CHECK_THAT(text, Catch::Contains(fmt::format("experts: {}", name_of(decided.experts))));
+  CHECK_THAT(text, Catch::Contains(fmt::format("experts: {}", name_of(decided.layers.experts))));
 }
 
 TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {

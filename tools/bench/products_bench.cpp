@@ -41,11 +41,6 @@ Options parse(const std::vector<std::string>& args) {
   return options;
 }
 
-void print_row(const std::string& name, const std::string& shape, double fp8_s, double bf16_s) {
-  fmt::print("{:<20} {:<44} {:>9.3f} {:>9.3f} {:>9.2f}  {}\n", name, shape, fp8_s * 1e3, bf16_s * 1e3, bf16_s / fp8_s,
-             fp8_s <= bf16_s ? "fp8" : "bf16");
-}
-
 }  // namespace
 
 int bench_products(const std::vector<std::string>& args) {
@@ -56,28 +51,18 @@ int bench_products(const std::vector<std::string>& args) {
   const kernels::Emulation emulation = emulation_on(device, config.precision.emulation);
   fmt::print("{}; forward and backward, medians of {} in turn; {} arithmetic\n\n", describe(device), options.repeats,
              name_of(emulation));
-  fmt::print("{:<20} {:<44} {:>9} {:>9} {:>9}  {}\n", "layer", "size", "fp8 ms", "bf16 ms", "bf16/fp8", "faster");
-  struct Sum {
-    double fp8_s = 0, bf16_s = 0;
-  };
-  Sum sums[std::size(kLayerKinds)];
+  std::vector<LayerTimes> times;
+  ProductFormats faster;
   for (const TimedLayer& layer : timed_layers(config)) {
     std::vector<double> fp8_s, bf16_s;
     for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
       fp8_s.push_back(time_layer(layer, Recipe::kFp8Block, config.precision, device, [] {}));
       bf16_s.push_back(time_layer(layer, Recipe::kBf16, config.precision, device, [] {}));
     }
-    const double fp8 = timing_of(fp8_s).median, bf16 = timing_of(bf16_s).median;
-    print_row(layer.name, layer.shape(), fp8, bf16);
-    for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
-      if (kLayerKinds[i].format != layer.kind) continue;
-      sums[i].fp8_s += double(layer.count) * fp8, sums[i].bf16_s += double(layer.count) * bf16;
-    }
+    times.push_back({.layer = layer, .fp8_s = timing_of(fp8_s).median, .bf16_s = timing_of(bf16_s).median});
+    faster.layers.*layer.products.format = times.back().faster();
   }
-  fmt::print("\n");
-  for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
-    if (sums[i].fp8_s > 0) print_row(kLayerKinds[i].name, "all layers of the model", sums[i].fp8_s, sums[i].bf16_s);
-  }
+  for (const std::string& line : table_of(times, faster)) fmt::print("{}\n", line);
   return 0;
 }
 

@@ -6,9 +6,8 @@
 
 namespace octet {
 
-// args: CONFIG, repeats=N, section.key=value... Prints a row for each kind of layer, forward and backward with all that
-// quantising takes: milliseconds in each format, the median of the repeats, their ratio, and which is faster; then the
-// same by what precision.products names. Nothing is read from or written to the file of times.
+// args: CONFIG, repeats=N, section.key=value... Prints the table of tools/train/faster_products.h with the medians of
+// the repeats. Nothing is read from or written to the file of times.
 int bench_products(const std::vector<std::string>& args);
 
 }  // namespace octet

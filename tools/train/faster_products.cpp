@@ -59,7 +59,7 @@ RowGroups even_groups(int64_t groups, int64_t rows, Device device) {
 }
 
 std::string key_of(const Config& config, const TimedLayer& layer, Device device) {
-  return fmt::format("{}; octet {}; {}; {}; {} arithmetic{}", describe(device), OCTET_VERSION, layer.name,
+  return fmt::format("{}; octet {}; {}; {}; {} arithmetic{}", describe(device), OCTET_VERSION, layer.products.name,
                      layer.shape(), name_of(emulation_on(device, config.precision.emulation)),
                      config.precision.wgrad == WgradOperands::kTiles ? "; wgrad of tiles" : "");
 }
@@ -147,33 +147,20 @@ std::vector<TimedLayer> timed_layers(const Config& config) {
   const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
   const int64_t of_experts = model.num_moe_layers(), dense = model.layers - of_experts;
   std::vector<TimedLayer> layers;
-  const auto linear = [&](const char* name, int64_t in, int64_t out) {
-    layers.push_back({.name = name,
-                      .kind = &ProductFormats::attention,
-                      .count = model.layers,
-                      .groups = 1,
-                      .rows = T,
-                      .in = in,
-                      .out = out});
+  const auto linear = [&](const ProductLayer& products, int64_t in, int64_t out) {
+    layers.push_back({.products = products, .count = model.layers, .groups = 1, .rows = T, .in = in, .out = out});
   };
-  const auto feed_forward = [&](const char* name, ProductFormat ProductFormats::*kind, int64_t count, int64_t groups,
-                                int64_t rows, int64_t inner) {
+  const auto feed_forward = [&](const ProductLayer& products, int64_t count, int64_t groups, int64_t rows,
+                                int64_t inner) {
     if (count == 0 || inner == 0) return;
-    layers.push_back({.name = name,
-                      .kind = kind,
-                      .count = count,
-                      .groups = groups,
-                      .rows = rows,
-                      .in = D,
-                      .out = D,
-                      .inner = inner});
+    layers.push_back(
+        {.products = products, .count = count, .groups = groups, .rows = rows, .in = D, .out = D, .inner = inner});
   };
-  linear("qkv_proj", D, q + 2 * kv);
-  linear("o_proj", q, D);
-  feed_forward("dense feed-forward", &ProductFormats::dense, dense, 1, T, model.ffn_hidden);
-  feed_forward("shared experts", &ProductFormats::dense, of_experts, 1, T, moe.shared_experts * moe.expert_hidden);
-  feed_forward("experts", &ProductFormats::experts, of_experts, moe.num_experts / config.parallel.ep, T * moe.top_k,
-               moe.expert_hidden);
+  linear(kQkvProj, D, q + 2 * kv);
+  linear(kOProj, q, D);
+  feed_forward(kDense, dense, 1, T, model.ffn_hidden);
+  feed_forward(kSharedExperts, of_experts, 1, T, moe.shared_experts * moe.expert_hidden);
+  feed_forward(kExperts, of_experts, moe.num_experts / config.parallel.ep, T * moe.top_k, moe.expert_hidden);
   return layers;
 }
 
@@ -213,42 +200,57 @@ double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig&
   return timing_of(seconds).median;
 }
 
-bool is_measured(ProductFormat format, Device device) {
-  if (format == ProductFormat::kFaster) return true;
-  return format == ProductFormat::kAuto && !device.is_cpu() && !gpu::runtime().is_emulated;
+std::vector<std::string> table_of(const std::vector<LayerTimes>& times, const ProductFormats& used) {
+  const auto line = [](std::string_view name, std::string_view size, double fp8_s, double bf16_s,
+                       std::string_view rest) {
+    return fmt::format("{:<16} {:<44} {:>9.3f} {:>9.3f} {:>9.2f}  {}", name, size, fp8_s * 1e3, bf16_s * 1e3,
+                       bf16_s / fp8_s, rest);
+  };
+  std::vector<std::string> lines = {
+      fmt::format("{:<16} {:<44} {:>9} {:>9} {:>9}  {}", "layer", "size", "fp8 ms", "bf16 ms", "bf16/fp8", "used")};
+  double fp8_s = 0, bf16_s = 0, used_s = 0;
+  for (const LayerTimes& of : times) {
+    const LayerFormat format = format_of(used, of.layer.products);
+    const auto count = double(of.layer.count);
+    fp8_s += count * of.fp8_s, bf16_s += count * of.bf16_s;
+    used_s += count * (format == LayerFormat::kFp8 ? of.fp8_s : of.bf16_s);
+    lines.push_back(line(of.layer.products.name, of.layer.shape(), of.fp8_s, of.bf16_s,
+                         fmt::format("{}{}", name_of(format), of.is_remembered ? ", measured before" : "")));
+  }
+  if (!times.empty()) {
+    lines.push_back(line("all of these", "as many as the model has", fp8_s, bf16_s,
+                         fmt::format("{:.3f} ms as they are used", used_s * 1e3)));
+  }
+  return lines;
+}
+
+bool is_measured(ProductFormat wanted, Device device) {
+  if (wanted == ProductFormat::kFaster) return true;
+  return wanted == ProductFormat::kAuto && !device.is_cpu() && !gpu::runtime().is_emulated;
 }
 
 DecidedProducts decide_products(const Config& config, const std::optional<ProductFormats>& earlier, Device device,
                                 FileSystem& files, const std::string& file, const TimeLayer& time) {
   DecidedProducts decided{.formats = config.precision.products, .times = {}};
   std::optional<TimesFile> known;
-  const std::vector<TimedLayer> layers = timed_layers(config);
-  for (const auto& [kind, name] : kLayerKinds) {
-    ProductFormat& format = decided.formats.*kind;
-    if (format == ProductFormat::kFp8 || format == ProductFormat::kBf16) continue;
-    if (earlier) {
-      format = (*earlier).*kind;
-      continue;
-    }
-    if (config.precision.recipe != Recipe::kFp8Block || !is_measured(format, device)) {
-      format = ProductFormat::kFp8;
-      continue;
-    }
+  const auto times_of = [&](const TimedLayer& layer) {
     if (!known) known.emplace(files, file);
-    double fp8_s = 0, bf16_s = 0;
+    const std::string key = key_of(config, layer, device);
+    const bool is_remembered = known->find(key) != nullptr;
+    if (!is_remembered) known->add(key, {.fp8 = time(layer, Recipe::kFp8Block), .bf16 = time(layer, Recipe::kBf16)});
+    const TimesFile::Seconds seconds = *known->find(key);
+    return LayerTimes{.layer = layer, .fp8_s = seconds.fp8, .bf16_s = seconds.bf16, .is_remembered = is_remembered};
+  };
+  const std::vector<TimedLayer> layers = timed_layers(config);
+  for (const ProductLayer& products : kProductLayers) {
+    LayerFormat& format = decided.formats.layers.*products.format;
+    const ProductFormat wanted = decided.formats.*products.kind;
+    if (format != LayerFormat::kAsKind || wanted == ProductFormat::kFp8 || wanted == ProductFormat::kBf16) continue;
+    format = earlier ? format_of(*earlier, products) : LayerFormat::kFp8;
+    if (earlier || config.precision.recipe != Recipe::kFp8Block || !is_measured(wanted, device)) continue;
     for (const TimedLayer& layer : layers) {
-      if (layer.kind != kind) continue;
-      const std::string key = key_of(config, layer, device);
-      const bool is_remembered = known->find(key) != nullptr;
-      if (!is_remembered) {
-        known->add(key, {.fp8 = time(layer, Recipe::kFp8Block), .bf16 = time(layer, Recipe::kBf16)});
-      }
-      const TimesFile::Seconds of_one = *known->find(key);
-      fp8_s += double(layer.count) * of_one.fp8, bf16_s += double(layer.count) * of_one.bf16;
-      decided.times.push_back(
-          {.layer = layer, .fp8_s = of_one.fp8, .bf16_s = of_one.bf16, .is_remembered = is_remembered});
+      if (layer.products.format == products.format) format = decided.times.emplace_back(times_of(layer)).faster();
     }
-    format = fp8_s <= bf16_s ? ProductFormat::kFp8 : ProductFormat::kBf16;
   }
   if (known) known->write();
   return decided;

@@ -1,6 +1,6 @@
-// Whether FP8 or bfloat16 is faster for the products of each kind of layer, found out by running them: on this machine,
-// at the sizes of a run, forward and backward with all that quantising takes. So a run in FP8 is never slower than the
-// same run in bfloat16 but by what a measurement misses.
+// Whether FP8 or bfloat16 is faster for the products of each layer, found out by running them: on this machine, at the
+// sizes of a run, forward and backward with all that quantising takes. So a run in FP8 is never slower than the same
+// run in bfloat16 but by what a measurement misses.
 #pragma once
 
 #include <functional>
@@ -16,8 +16,7 @@ namespace octet {
 
 // Products that are timed together: a linear layer, or the two of a gated feed-forward layer.
 struct TimedLayer {
-  std::string name;  // "qkv_proj"
-  ProductFormat ProductFormats::*kind;
+  ProductLayer products;
   int64_t count = 0;  // of them in the model
   int64_t groups = 1, rows = 0;
   int64_t in = 0, out = 0;
@@ -37,18 +36,26 @@ struct LayerTimes {
   TimedLayer layer;
   double fp8_s = 0, bf16_s = 0;
   bool is_remembered = false;
+
+  LayerFormat faster() const { return fp8_s <= bf16_s ? LayerFormat::kFp8 : LayerFormat::kBf16; }
 };
 
-// Which kinds must be measured to know what config.precision.products asks for.
-bool is_measured(ProductFormat format, Device device);
+// The table of times: a line of headings, one for each layer with the format that is used, and the time of all layers
+// of the model in FP8, in bfloat16 and as they are used.
+std::vector<std::string> table_of(const std::vector<LayerTimes>& times, const ProductFormats& used);
+
+// Whether the layers of a kind must be measured to know what is wanted of it.
+bool is_measured(ProductFormat wanted, Device device);
 
 struct DecidedProducts {
-  ProductFormats formats;         // no kAuto and no kFaster
+  ProductFormats formats;         // what was wanted; and where that is no format, it stands in the layers
   std::vector<LayerTimes> times;  // of what was measured, now or before
 };
 using TimeLayer = std::function<double(const TimedLayer& layer, Recipe recipe)>;
-// earlier: what the run that goes on has decided; it is not measured again. Times are remembered in the file, by
-// machine, octet's version and size; "": nowhere. A file that cannot be read or written is warned of.
+// A layer is measured by itself, and takes the faster format; FP8 where both are as fast. earlier: what the run that
+// goes on has decided; it is not measured again. Times are remembered in the file, by machine, octet's version and
+// size;
+// "": nowhere. A file that cannot be read or written is warned of.
 DecidedProducts decide_products(const Config& config, const std::optional<ProductFormats>& earlier, Device device,
                                 FileSystem& files, const std::string& file, const TimeLayer& time);
 

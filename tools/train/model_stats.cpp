@@ -16,8 +16,8 @@ namespace {
 
 int64_t blocks(int64_t n) { return (n + 127) / 128; }
 
-bool is_fp8(const PrecisionConfig& precision, ProductFormat format) {
-  return recipe_of(precision.recipe, format) == Recipe::kFp8Block;
+bool is_fp8(const PrecisionConfig& precision, const ProductLayer& layer) {
+  return recipe_of(precision.recipe, precision.products, layer) == Recipe::kFp8Block;
 }
 
 // The parameters of a rank as core/nn makes them, with shapes and no memory.
@@ -27,10 +27,10 @@ class Shapes {
     const ModelConfig& model = config.model;
     const MoeConfig& moe = model.moe;
     const Recipe recipe = config.precision.recipe;
-    const ProductFormats& products = config.precision.products;
-    const WeightForm high = high_precision_form(recipe), attention = linear_form(recipe_of(recipe, products.attention)),
-                     dense = linear_form(recipe_of(recipe, products.dense)),
-                     experts = linear_form(recipe_of(recipe, products.experts));
+    const auto form_of = [&](const ProductLayer& layer) {
+      return linear_form(recipe_of(recipe, config.precision.products, layer));
+    };
+    const WeightForm high = high_precision_form(recipe), experts = form_of(kExperts);
     const int64_t D = model.hidden, V = model.vocab_size == 0 ? vocab_size : model.vocab_size;
     const int64_t q = model.heads * model.head_width(), kv = model.num_kv_heads() * model.head_width();
     const int64_t E = moe.num_experts, X = moe.expert_hidden, at_hand = E / config.parallel.ep;
@@ -41,21 +41,21 @@ class Shapes {
       units_.back().push_back(all_.back().get());
       names_.push_back(names);
     };
-    const auto swiglu = [&](int64_t width) { add({2 * width, D}, dense, 2), add({D, width}, dense); };
+    const auto swiglu = [&](int64_t width, WeightForm form) { add({2 * width, D}, form, 2), add({D, width}, form); };
     begin_unit();
     add({V, D}, high);
     for (int64_t layer = 0; layer < model.layers; ++layer) {
       begin_unit();
       add({D}, WeightForm::kFloat32);
-      add({q + 2 * kv, D}, attention, 3), add({D, q}, attention);
+      add({q + 2 * kv, D}, form_of(kQkvProj), 3), add({D, q}, form_of(kOProj));
       add({D}, WeightForm::kFloat32);
       if (!model.is_moe_layer(layer)) {
-        swiglu(model.ffn_hidden);
+        swiglu(model.ffn_hidden, form_of(kDense));
         continue;
       }
       add({E, D}, high);
       add({at_hand, 2 * X, D}, experts, 2 * at_hand, {0, E}), add({at_hand, D, X}, experts, at_hand, {0, E});
-      if (moe.shared_experts > 0) swiglu(moe.shared_experts * X);
+      if (moe.shared_experts > 0) swiglu(moe.shared_experts * X, form_of(kSharedExperts));
     }
     begin_unit();
     add({D}, WeightForm::kFloat32);
@@ -107,9 +107,11 @@ class Activations {
   Activations(const Config& config, int64_t vocab_size)
       : model_(config.model),
         train_(config.train),
-        attention_fp8_(is_fp8(config.precision, config.precision.products.attention)),
-        dense_fp8_(is_fp8(config.precision, config.precision.products.dense)),
-        experts_fp8_(is_fp8(config.precision, config.precision.products.experts)),
+        qkv_fp8_(is_fp8(config.precision, kQkvProj)),
+        o_fp8_(is_fp8(config.precision, kOProj)),
+        dense_fp8_(is_fp8(config.precision, kDense)),
+        shared_fp8_(config.model.moe.shared_experts > 0 && is_fp8(config.precision, kSharedExperts)),
+        experts_fp8_(is_fp8(config.precision, kExperts)),
         by_tiles_(config.precision.has_wgrad_tiles()),
         value_bytes_(config.precision.recipe == Recipe::kFp32 ? 4 : 2),
         T_(config.sequences_per_micro_batch() * config.data.seq_len),
@@ -187,8 +189,7 @@ class Activations {
     if (train_.recomputes(Recompute::kAttention)) attend += attention();
     int64_t block = std::max(ffn, attend);
     if (train_.recomputes(Recompute::kNorm)) {
-      const bool shared_fp8 = dense_fp8_ && model_.moe.shared_experts > 0;
-      const bool has_codes = attention_fp8_ || (is_moe ? experts_fp8_ || shared_fp8 : dense_fp8_);
+      const bool has_codes = qkv_fp8_ || (is_moe ? experts_fp8_ || shared_fp8_ : dense_fp8_);
       block += (has_codes ? codes(T_, D) : 0) + (is_moe || !dense_fp8_ ? values(T_, D) : 0);  // the router reads values
     }
     if (train_.recomputes(Recompute::kBlock)) block += attention() + feed_forward(last);
@@ -219,16 +220,15 @@ class Activations {
 
   // What one layer keeps, but for its input.
   int64_t attention() const {
-    int64_t bytes = floats(T_) + linear_input(!attention_fp8_, attention_fp8_);  // of the norm: 1 / rms, and its output
-    bytes += values(T_, qkv_width()) + values(T_, query_width());                // queries, keys, values; the output
-    bytes += floats(T_ * model_.heads) + floats(T_);                             // log-sum-exp, positions
-    return bytes + (attention_fp8_ ? codes(T_, query_width()) : 0);              // the input of the output projection
+    int64_t bytes = floats(T_) + linear_input(!qkv_fp8_, qkv_fp8_);  // of the norm: 1 / rms, and its output
+    bytes += values(T_, qkv_width()) + values(T_, query_width());    // queries, keys, values; the output
+    bytes += floats(T_ * model_.heads) + floats(T_);                 // log-sum-exp, positions
+    return bytes + (o_fp8_ ? codes(T_, query_width()) : 0);          // the input of the output projection
   }
   int64_t feed_forward(int64_t layer) const {
     const bool is_moe = model_.is_moe_layer(layer);
     // The gate reads the norm's output in high precision; experts elsewhere read what is sent to them.
-    const bool reads_codes =
-        is_moe ? (!is_spread() && experts_fp8_) || (model_.moe.shared_experts > 0 && dense_fp8_) : dense_fp8_;
+    const bool reads_codes = is_moe ? (!is_spread() && experts_fp8_) || shared_fp8_ : dense_fp8_;
     int64_t bytes = values(T_, model_.hidden) + floats(T_) + linear_input(is_moe || !dense_fp8_, reads_codes);
     if (!is_moe) return bytes + inner(T_, model_.ffn_hidden, dense_fp8_);
     const MoeConfig& moe = model_.moe;
@@ -246,7 +246,7 @@ class Activations {
       if (dispatch_.two_stage) bytes += 3 * floats(node_copies_);
       bytes += 2 * allocated_bytes(8 * (moe.num_experts + 2 * ep_));
     }
-    if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden, dense_fp8_);
+    if (moe.shared_experts > 0) bytes += inner(T_, moe.shared_experts * moe.expert_hidden, shared_fp8_);
     return bytes + inner(R, moe.expert_hidden, experts_fp8_);
   }
   // A norm's output, as the linear layers that read it keep it.
@@ -265,7 +265,7 @@ class Activations {
 
   const ModelConfig& model_;
   const TrainConfig& train_;
-  const bool attention_fp8_, dense_fp8_, experts_fp8_, by_tiles_;
+  const bool qkv_fp8_, o_fp8_, dense_fp8_, shared_fp8_, experts_fp8_, by_tiles_;
   const int64_t value_bytes_;
   const int64_t T_, V_, interleave_, ep_;
   const DispatchShape dispatch_;
@@ -442,7 +442,7 @@ WireBytes wire_bytes(const Config& config, int64_t vocab_size, int64_t rank) {
   const auto T = double(config.sequences_per_micro_batch() * config.data.seq_len), D = double(model.hidden);
   const double value_row = D * (config.precision.recipe == Recipe::kFp32 ? 4 : 2);
   const double code_row = D + 4 * double(blocks(model.hidden));
-  const bool experts_fp8 = is_fp8(config.precision, config.precision.products.experts);
+  const bool experts_fp8 = is_fp8(config.precision, kExperts);
   const double token = experts_fp8 && parallel.wire == Wire::kFp8 ? code_row : value_row;
   const double gradient = experts_fp8 && config.precision.expert_gradients == GradientWire::kFp8 ? code_row : value_row;
   const int64_t E = model.moe.num_experts;

@@ -384,12 +384,7 @@ std::optional<ProductFormats> formats_of_run(FileSystem& files, const std::strin
   std::vector<CheckpointEntry> entries = list_checkpoints(files, checkpoints);
   for (; !entries.empty(); entries.pop_back()) {
     try {
-      ProductFormats formats = config_of(CheckpointReader(files, entries.back().path)).precision.products;
-      for (const LayerKind& kind : kLayerKinds) {
-        ProductFormat& format = formats.*kind.format;
-        if (format != ProductFormat::kBf16) format = ProductFormat::kFp8;
-      }
-      return formats;
+      return config_of(CheckpointReader(files, entries.back().path)).precision.products;
     } catch (const Error&) {
       continue;  // who resumes says what is wrong with it
     }

@@ -56,7 +56,7 @@ void require_same_run(const CheckpointReader& reader, const Config& config, cons
 // For inference. A path is that of a checkpoint, or of a run directory, of which it is the newest good checkpoint.
 std::string newest_checkpoint_of(FileSystem& files, const std::string& path);
 Config config_of(const CheckpointReader& reader);
-// What the newest checkpoint that can be read was computed with, where nothing was said: FP8. None where there is none.
+// Those of the newest checkpoint that can be read; none where there is none. Where it says no format, FP8 was taken.
 std::optional<ProductFormats> formats_of_run(FileSystem& files, const std::string& checkpoints);
 Tokenizer tokenizer_of(const CheckpointReader& reader);
 // max_positions: longest sequence it will be given.

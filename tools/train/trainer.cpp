@@ -98,14 +98,14 @@ std::string layout_change(const CheckpointReader& reader, const Config& config) 
                      config.parallel.dp, config.parallel.ep);
 }
 
-// " but attention, experts in bf16", where some are.
-std::string in_bf16(const ProductFormats& formats) {
-  std::string kinds;
-  const auto add = [&kinds](ProductFormat format, const char* kind) {
-    if (format == ProductFormat::kBf16) kinds += fmt::format("{}{}", kinds.empty() ? " but " : ", ", kind);
-  };
-  add(formats.attention, "attention"), add(formats.dense, "dense layers"), add(formats.experts, "experts");
-  return kinds.empty() ? "" : kinds + " in bf16";
+// " but o_proj, experts in bf16", where some layers of the model are.
+std::string in_bf16(const Config& config) {
+  std::string names;
+  for (const TimedLayer& layer : timed_layers(config)) {
+    if (format_of(config.precision.products, layer.products) == LayerFormat::kFp8) continue;
+    names += fmt::format("{}{}", names.empty() ? " but " : ", ", layer.products.name);
+  }
+  return names.empty() ? "" : names + " in bf16";
 }
 
 // Every rank writes shards of its own: one that cannot is found before there is anything to lose.
@@ -195,8 +195,8 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
 Trainer::~Trainer() = default;
 
 void Trainer::decide_product_formats() {
-  ProductFormats& formats = config_.precision.products;
-  double decided[std::size(kLayerKinds)] = {};
+  LayerFormats& formats = config_.precision.products.layers;
+  double decided[std::size(kProductLayers)] = {};
   world_.set_phase("products");
   all_or_none(world_, [&] {
     if (!is_first()) return;
@@ -205,19 +205,20 @@ void Trainer::decide_product_formats() {
                         product_times_file(), [&](const TimedLayer& layer, Recipe recipe) {
                           return time_layer(layer, recipe, config_.precision, device_, [this] { world_.progress(); });
                         });
-    for (const LayerTimes& times : found.times) {
-      log_info("{} ({}): {:.3g} ms in fp8, {:.3g} ms in bf16{}", times.layer.name, times.layer.shape(),
-               times.fp8_s * 1e3, times.bf16_s * 1e3, times.is_remembered ? ", measured before" : "");
+    if (!found.times.empty()) {
+      for (const std::string& line : table_of(found.times, found.formats)) log_info("{}", line);
     }
-    for (size_t i = 0; i < std::size(kLayerKinds); ++i) decided[i] = double(found.formats.*kLayerKinds[i].format);
+    for (size_t i = 0; i < std::size(kProductLayers); ++i) {
+      decided[i] = double(found.formats.layers.*kProductLayers[i].format);
+    }
   });
   world_.all_reduce(decided);
-  for (size_t i = 0; i < std::size(kLayerKinds); ++i) {
-    const auto [kind, name] = kLayerKinds[i];
-    const auto format = ProductFormat(int(decided[i]));
-    if (formats.*kind == format) continue;
-    formats.*kind = format;
-    origins_[fmt::format("precision.products.{}", name)] = "decided at the start";
+  for (size_t i = 0; i < std::size(kProductLayers); ++i) {
+    LayerFormat& format = formats.*kProductLayers[i].format;
+    const auto found = LayerFormat(int(decided[i]));
+    if (format == found) continue;
+    format = found;
+    origins_[fmt::format("precision.products.layers.{}", kProductLayers[i].name)] = "decided at the start";
   }
 }
 
@@ -523,9 +524,9 @@ void Trainer::print_start() const {
   const ParameterCounts counts = count_parameters(config_.model, model_->config().vocab_size);
   log_info("model: {} parameters, {} active per token; {}{}", format_count(double(counts.total())),
            format_count(double(counts.active())), name_of(config_.precision.recipe),
-           model_->context().numerics.is_fp8() ? fmt::format("{}, {} arithmetic", in_bf16(config_.precision.products),
-                                                             name_of(model_->context().numerics.emulation))
-                                               : "");
+           model_->context().numerics.is_fp8()
+               ? fmt::format("{}, {} arithmetic", in_bf16(config_), name_of(model_->context().numerics.emulation))
+               : "");
   log_info("data: {} tokens, {} in a step; machine: {}{}", format_thousands(train_data_->num_tokens()),
            format_thousands(config_.train.batch_size * config_.data.seq_len), describe(device_),
            peak_flops_ > 0 ? fmt::format(", {:.0f} GFLOP/s at most", peak_flops_ * 1e-9) : "");
