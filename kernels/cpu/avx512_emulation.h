@@ -91,17 +91,6 @@ OCTET_EMULATED int32_t reduce_max_epi32(__m512i a) {
   return *std::max_element(all.begin(), all.end());
 }
 
-// convert_fp32_to_bfloat16 of VCVTNE2PS2BF16: to nearest, ties to even, subnormals as zero, whatever MXCSR says.
-OCTET_EMULATED uint16_t bfloat16_bits(uint32_t u) {
-  if ((u & 0x7f800000u) == 0) return uint16_t(u >> 16 & 0x8000u);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t(u >> 16 | 0x40u);
-  return uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-}
-OCTET_EMULATED __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
-  return each_lane<__m512bh, uint16_t>(
-      [&](size_t i) { return bfloat16_bits(i < 16 ? lanes<uint32_t>(low)[i] : lanes<uint32_t>(high)[i - 16]); });
-}
-
 // VDPBF16PS: two fused multiply-adds, the odd elements first, to nearest even, with subnormal inputs and results taken
 // as zero and no regard to MXCSR; which therefore holds that for the time. The empty assembler lines keep the
 // arithmetic between the two writes to MXCSR, of which GCC does not know that it depends on them.
@@ -139,7 +128,6 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm512_cvtepi32_ps octet::kernels::cpu::emulated::cvtepi32_ps
 #define _mm512_cvtepu16_epi32 octet::kernels::cpu::emulated::cvtepu16_epi32
 #define _mm512_cvtepu8_epi32 octet::kernels::cpu::emulated::cvtepu8_epi32
-#define _mm512_cvtne2ps_pbh octet::kernels::cpu::emulated::cvtne2ps_pbh
 #define _mm512_cvtph_ps octet::kernels::cpu::emulated::cvtph_ps
 #define _mm512_cvtps_pd octet::kernels::cpu::emulated::cvtps_pd
 #define _mm512_cvttps_epi32 octet::kernels::cpu::emulated::cvttps_epi32

@@ -84,6 +84,19 @@ void simd_probe(const SimdProbe& args, Stream&) {
       case SimdProbe::kEncodeE4m3:
         store(args.y + i, from_bits(encode_e4m3(x)));
         break;
+      case SimdProbe::kE4m3Lines:
+        if (i % 256 == 0) {
+          uint8_t codes[16][16];
+          const uint8_t* lines[16];
+          f32x16 numbers[16];
+          for (int r = 0; r < 16; ++r) {
+            store_low_bytes(codes[r], bits(load(args.x + i + 16 * r)));
+            lines[r] = codes[r];
+          }
+          load_e4m3_transposed(lines, numbers);
+          for (int r = 0; r < 16; ++r) store(args.y + i + 16 * r, numbers[r]);
+        }
+        break;
     }
   }
 }

@@ -28,11 +28,12 @@ struct SimdProbe {
     kLowBytes,       // the low bytes of the bits through memory
     kE4m3,           // codes from the low bytes
     kEncodeE4m3,     // codes of x
+    kE4m3Lines,      // codes from the low bytes, sixteen lines of them transposed
   };
   Function function;
   const float* x;
   float* y;
-  int64_t n;  // a multiple of 16; of 256 for kTranspose
+  int64_t n;  // a multiple of 16; of 256 for kTranspose and kE4m3Lines
 };
 namespace cpu {
 void simd_probe(const SimdProbe& args, Stream& stream);

@@ -117,6 +117,17 @@ TEST_CASE("lanes move to where they are told", "[kernels][simd]") {
   }
 }
 
+TEST_CASE("lines of codes are decoded and transposed at once", "[kernels][simd]") {
+  const UseIsa use(GENERATE(from_range(supported_isas())));
+  std::vector<float> x(256);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = std::bit_cast<float>(uint32_t(i));  // all codes, one a lane
+  const std::vector<float> numbers = probe(SimdProbe::kE4m3, x), transposed = probe(SimdProbe::kE4m3Lines, x);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float number = numbers[i % 16 * 16 + i / 16];
+    CHECK((transposed[i] == number || (std::isnan(number) && std::fabs(transposed[i]) == 480.0f)));
+  }
+}
+
 TEST_CASE("the mathematics has the same bits on every instruction set", "[kernels][simd]") {
   const std::vector<float> x = floats();
   check_same_bits([&](std::string& bytes) {
