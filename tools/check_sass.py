@@ -39,6 +39,9 @@ RULES = [
     ("a fence for the whole GPU", r"persistent_", lambda n: n["MEMBAR.ALL.GPU"] <= 2),
     ("bfloat16 results do not leave by TMA", r"persistent_kernel<.*, octet::bfloat16> ?>\(",
      lambda n: n["UTMASTG"] > 0),
+    # An epilogue keeps them apart from its ring, and nothing of h.
+    ("codes of h and y are not made two at a time, or leave by TMA", r"persistent_kernel<.*SwigluCodes",
+     lambda n: n["F2FP.SATFINITE.E4M3"] >= 48 and n["UTMASTG"] == 0),
     ("attention is not on the tensor cores", r"tensor_(forward|backward)_kernel<", lambda n: n["HMMA"] > 0),
 ]
 

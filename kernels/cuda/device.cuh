@@ -22,6 +22,7 @@
 #else
 #include "kernels/cuda/emulation/device.h"
 #endif
+#include "kernels/cuda/ptx/arithmetic.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 
 namespace octet::kernels::cuda {
@@ -134,7 +135,8 @@ __device__ __forceinline__ void store8(bfloat16* to, const Floats8& x, int64_t n
 }
 
 // The functions of kernels/cpu/simd.inc, where they are derived, with their bits.
-__device__ __forceinline__ float exp_of(float x) {
+// exp_of, of x from -87 to 88.
+__device__ __forceinline__ float exp_within(float x) {
   const float magic = 0x1.8p23f;
   const float shifted = fmaf(x, 0x1.715476p0f, magic);
   const float n = shifted - magic;
@@ -145,7 +147,10 @@ __device__ __forceinline__ float exp_of(float x) {
   s = fmaf(s, r2, fmaf(r, 1.0f / 120.0f, 1.0f / 24.0f));
   s = fmaf(s, r2, fmaf(r, 1.0f / 6.0f, 0.5f));
   const float p = 1.0f + fmaf(s, r2, r);
-  float y = bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
+  return bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
+}
+__device__ __forceinline__ float exp_of(float x) {
+  float y = exp_within(x);
   y = x < -0x1.5d589ep6f ? 0.0f : y;
   return x < 0x1.62e430p6f ? y : x + kInfinity;
 }
@@ -167,6 +172,12 @@ __device__ __forceinline__ float log_of(float x) {
   return x < kInfinity ? y : x;
 }
 __device__ __forceinline__ float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
+// sigmoid_of, of x from -87 to 87. The divisor is then from 1 to 2^126, where one step of Newton's method after the
+// hardware's estimate gives the nearest number, as the division of nvcc does before it looks for what is not normal.
+__device__ __forceinline__ float sigmoid_within(float x) {
+  const float divisor = 1.0f + exp_within(-x), estimate = ptx::reciprocal_estimate(divisor);
+  return fmaf(estimate, fmaf(-divisor, estimate, 1.0f), estimate);
+}
 
 // Over the lanes of a warp, or groups of `width` of them, in a fixed tree; all get the result.
 template <int width = kWarp, class T>

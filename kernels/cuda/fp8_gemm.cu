@@ -1,7 +1,7 @@
 #include "kernels/fp8_gemm.h"
 
 #include "kernels/cuda/dense_product.h"
-#include "kernels/cuda/gemm_persistent.cuh"
+#include "kernels/cuda/fp8_product.cuh"
 #include "kernels/cuda/gemm_plain.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
 
@@ -91,27 +91,10 @@ __global__ void __launch_bounds__(kTransposeThreads)
 template <class Result>
 bool is_done_by_tiles(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols();
-  const int64_t k_blocks = ceil_div<int64_t>(K, 128), n_blocks = ceil_div<int64_t>(N, 128);
   if (args.emulation != Emulation::kHopper || R == 0 || N == 0 || K == 0) return false;
-  const int groups = args.offsets.is_defined() ? int(args.offsets.num_elements() - 1) : 1;
-  const PersistentProduct<uint8_t, RowSpans, Result> product{
-      .a = args.a.data<uint8_t>(),
-      .a_step = args.a.row_stride(),
-      .lines = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr,
-      .a_scale = args.a_scale.data<float>(),
-      .a_scale_line = k_blocks,
-      .a_scale_block = 1,
-      .b_scale = args.b_scale.data<float>(),
-      .b_scale_group = n_blocks * k_blocks,
-      .b_scale_column = args.b_is_kn ? 1 : k_blocks,
-      .b_scale_block = args.b_is_kn ? n_blocks : 1,
-      .b_group_rows = N,
-      .spans = {args.offsets.is_defined() ? args.offsets.data<int64_t>() : nullptr, int(R)},
-      .groups = groups,
-      .R = R,
-      .N = N,
-      .K = K,
-      .c = {args.c.data<Result>(), args.c.row_stride(), /*accumulate=*/false}};
+  const PersistentProduct<uint8_t, RowSpans, Result> product =
+      persistent_product_of<Result>(args, {args.c.data<Result>(), args.c.row_stride(), /*accumulate=*/false});
+  const int64_t groups = product.groups;
   const auto launch_with = [&](const uint8_t* b) {
     const PersistentLaunch<E4m3Products, Scales::kLinesByTiles, RowSpans, Result> persistent(
         args.a.rows(), {b, groups * N, K}, /*b_is_transposed=*/false, product);

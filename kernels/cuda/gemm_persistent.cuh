@@ -9,7 +9,8 @@
 // free once the consumers of both blocks have done with it.
 //
 // A tile that reaches behind its group reads rows of the next, whose sums are not stored. Whole tiles of bfloat16 are
-// stored through shared memory; others, and float32, by their threads.
+// stored through shared memory; others, and float32, by their threads. A product may have an epilogue instead, which
+// makes something else of the sums (swiglu_codes.cuh).
 #pragma once
 
 #include <algorithm>
@@ -43,6 +44,13 @@ enum class Scales {
 // Which operands lie not along k, but along their lines: A along the rows of the result, B along its columns.
 enum class Transposed { kNone, kB, kBoth };
 
+// Numbers of a matrix; or an epilogue, which takes two parts of a tile: the same 128 columns of the first half of the
+// product's columns and of the second.
+template <class Result>
+inline constexpr bool kIsNumber = std::is_same_v<Result, float> || std::is_same_v<Result, bfloat16>;
+template <class Result>
+using Destination = std::conditional_t<kIsNumber<Result>, ResultMatrix<Result>, Result>;
+
 // Spans: what groups are ranges of (tile_schedule.h). is_gathered: the rows of A are, or, where both operands are
 // transposed, those of B. A tile is 128 rows by 128 columns for each part.
 template <class ProductsOf, class SpansOf, Scales scales, bool is_gathered, Transposed transposed, int parts,
@@ -60,7 +68,9 @@ struct ProductForm {
   static constexpr bool kAIsByLines = scales == Scales::kLinesByTiles || scales == Scales::kLines;
   static constexpr bool kBIsByLines = scales == Scales::kLines;
   static constexpr bool kIsStoredByTiles = std::is_same_v<Result, bfloat16>;
+  static constexpr bool kHasEpilogue = !kIsNumber<Result>;
   static_assert(kIsScaled == Products::kIsScaled);
+  static_assert(!kHasEpilogue || (parts == 2 && transposed == Transposed::kNone));
   static_assert(!kAIsTransposed || (Spans::kIsOfSums && !kIsScaled));
 };
 
@@ -80,7 +90,13 @@ struct Ring {
   static constexpr uint32_t result(int consumer, int place) {
     return kResults + uint32_t(consumer * 2 + place) * kResultTile;
   }
-  static constexpr uint32_t kFirstScales = kResults + (Form::kIsStoredByTiles ? kConsumers * 2 * kResultTile : 0);
+  static constexpr uint32_t epilogue(int warp) { return kResults + uint32_t(warp) * kEpilogueBytes; }
+  static constexpr uint32_t kEpilogueBytes = [] {
+    if constexpr (Form::kHasEpilogue) return Form::Result::kWarpBytes;
+    return uint32_t(0);
+  }();
+  static constexpr uint32_t kFirstScales = kResults + (Form::kIsStoredByTiles ? kConsumers * 2 * kResultTile : 0) +
+                                           kConsumers * (kWarpgroup / kWarp) * kEpilogueBytes;
   static constexpr uint32_t scales(int stage) { return kFirstScales + uint32_t(stage) * kScales * 4; }
   static constexpr uint32_t kBarriers = kFirstScales + kStages * kScales * 4;
   static constexpr uint32_t full(int stage) { return kBarriers + uint32_t(stage) * 16; }
@@ -105,7 +121,7 @@ struct PersistentProduct {
   Spans spans;
   int groups;
   int64_t R, N, K;  // rows of the result in all groups, its columns, and what there is of k
-  ResultMatrix<Result> c;
+  Destination<Result> c;
   bool c_by_tiles = false, c_by_pairs = false;
   bool has_peer = false;  // blocks work in pairs
 };
@@ -144,6 +160,11 @@ struct PersistentKernel {
   // Where groups are rows of the result, all of k is summed: known before, which saves the producer registers.
   static constexpr bool kIsOfRows = !Form::Spans::kIsOfSums;
   static __device__ __forceinline__ int blocks_of(int64_t k) { return int((k + kDepth - 1) / kDepth); }
+  // Where a part of a tile begins among the columns.
+  static __device__ __forceinline__ int column_of(const Product& p, const GroupTile& tile, int part) {
+    if constexpr (Form::kHasEpilogue) return tile.column * kPart + part * int(p.N / 2);
+    return (tile.column * parts + part) * kPart;
+  }
   static __device__ __forceinline__ int first_k_of(const GroupTile& tile) { return kIsOfRows ? 0 : tile.first_k; }
   static __device__ __forceinline__ int line_of(const GroupTile& tile) { return kIsOfRows ? tile.first : tile.line; }
 
@@ -153,7 +174,7 @@ struct PersistentKernel {
     const float* b[Form::kBIsByLines ? parts : 1] = {};
 
     ScaleCopies() = default;
-    __device__ __forceinline__ ScaleCopies(const Product& p, const GroupTile& tile, int column, int thread) {
+    __device__ __forceinline__ ScaleCopies(const Product& p, const GroupTile& tile, int thread) {
       const int64_t first_block = first_k_of(tile) / kDepth;
       if (thread < (Form::kAIsByLines || tile.count == 0 ? tile.count : 1)) {
         int64_t line = line_of(tile) + thread;
@@ -165,11 +186,11 @@ struct PersistentKernel {
       if constexpr (Form::kBIsByLines) {
         OCTET_UNROLL
         for (int part = 0; part < parts; ++part) {
-          const int line = column + part * kPart + thread;
+          const int line = column_of(p, tile, part) + thread;
           if (line < p.N) b[part] = of_group + line * p.b_scale_column;
         }
-      } else if (thread < parts && column + thread * kPart < p.N) {
-        b[0] = of_group + (column / kPart + thread) * p.b_scale_column;
+      } else if (thread < parts && column_of(p, tile, thread) < p.N) {
+        b[0] = of_group + column_of(p, tile, thread) / kPart * p.b_scale_column;
       }
     }
     __device__ __forceinline__ void copy(uint32_t to, const Product& p, int block, int thread) const {
@@ -188,13 +209,15 @@ struct PersistentKernel {
   };
 
   // Of B, k columns of it from k on: all parts, or this block's half of them for both blocks of a pair.
-  static __device__ __forceinline__ void load_b(const TensorMap& b_map, const Product& p, uint32_t to, int group,
-                                                int column, int k, uint32_t full) {
+  static __device__ __forceinline__ void load_b(const TensorMap& b_map, const Product& p, uint32_t to,
+                                                const GroupTile& tile, int k, uint32_t full) {
     constexpr int kSide = kPart / 2, kSides = 2 * parts;  // 64 columns
-    const int row = int(group * p.b_group_rows);
+    const int row = int(tile.group * p.b_group_rows);
+    int column = column_of(p, tile, 0);
     if (p.has_peer) {
-      const int first = ptx::block_in_cluster() * parts;
-      to += uint32_t(first) * kHalfTile, column += first * kSide;
+      const int block = ptx::block_in_cluster(), first = block * parts;
+      to += uint32_t(first) * kHalfTile;
+      column = Form::kHasEpilogue ? column_of(p, tile, block) : column + first * kSide;
       if constexpr (b_is_transposed) {
         OCTET_UNROLL
         for (int side = 0; side < parts; ++side) {
@@ -211,7 +234,7 @@ struct PersistentKernel {
     } else {
       OCTET_UNROLL
       for (int part = 0; part < parts; ++part) {
-        ptx::load_tile(to + uint32_t(part) * Layout::kTile, b_map, k, row + column + part * kPart, full);
+        ptx::load_tile(to + uint32_t(part) * Layout::kTile, b_map, k, row + column_of(p, tile, part), full);
       }
     }
   }
@@ -232,9 +255,9 @@ struct PersistentKernel {
         const int row = thread / kPieces + i * kRowsAtOnce;
         lines[i] = is_gathered && row < tile.count ? p.lines[line_of(tile) + row] : -1;
       }
-      const int column = tile.column * parts * kPart, k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
+      const int k_blocks = kIsOfRows ? all_blocks : blocks_of(tile.depth);
       ScaleCopies scales;
-      if constexpr (Form::kIsScaled) scales = ScaleCopies(p, tile, column, thread);
+      if constexpr (Form::kIsScaled) scales = ScaleCopies(p, tile, thread);
       for (int block = 0; block < k_blocks; ++block) {
         ptx::wait_for_phase(base + Layout::empty(at.stage), at.parity ^ 1);
         const uint32_t full = base + Layout::full(at.stage);
@@ -253,7 +276,7 @@ struct PersistentKernel {
           ptx::arrive_and_expect(full, kBytesByTiles);
           const int k = first_k_of(tile) + block * kDepth;
           if constexpr (!is_gathered) ptx::load_tile(base + Layout::a(at.stage), a_map, k, line_of(tile), full);
-          load_b(b_map, p, base + Layout::b(at.stage, 0), tile.group, column, k, full);
+          load_b(b_map, p, base + Layout::b(at.stage, 0), tile, k, full);
         }
         if constexpr (kCopies) ptx::arrive_after_copies(full);
         at.advance();
@@ -297,7 +320,7 @@ struct PersistentKernel {
     RingPlace<kStages> at;
     GroupTile tile;
     for (int index = first_index(p); find(walk, index, p, tile); index += index_step(p)) {
-      const int column = tile.column * parts * kPart;
+      const int column = column_of(p, tile, 0);
       int gathered[kRowsEach];
       if constexpr (is_gathered) find_rows(gathered, tile.first_k, tile.depth, true);
       int k = tile.first_k;
@@ -313,7 +336,7 @@ struct PersistentKernel {
             for (int half = 0; half < 2; ++half) {
               ptx::load_tile(a + uint32_t(half) * kHalfTile, a_map, tile.line + half * kDepth, k, full);
             }
-            if constexpr (!is_gathered) load_b(b_map, p, b, tile.group, column, k, full);
+            if constexpr (!is_gathered) load_b(b_map, p, b, tile, k, full);
           }
         }
         if (!is_whole) {
@@ -369,7 +392,7 @@ struct PersistentKernel {
   // Its rows of one part of the tile.
   static __device__ __forceinline__ void store(const float (&sum)[64], const TensorMap& c_map, const Product& p,
                                                const GroupTile& tile, int part, int consumer, uint32_t base) {
-    const int thread = int(threadIdx.x) % kWarpgroup, column = (tile.column * parts + part) * kPart;
+    const int thread = int(threadIdx.x) % kWarpgroup, column = column_of(p, tile, part);
     const int rows = tile.count - consumer * 64;
     const int first = tile.first + consumer * 64;
     if constexpr (std::is_same_v<Result, bfloat16>) {
@@ -502,8 +525,14 @@ struct PersistentKernel {
         ptx::wgmma_wait();
         if (kIsOfRows || k_blocks > 0) give_back(p, last);
       }
-      OCTET_UNROLL
-      for (int part = 0; part < parts; ++part) store(total[part], c_map, p, tile, part, consumer, base);
+      if constexpr (Form::kHasEpilogue) {
+        const int first = consumer * 64;
+        p.c.store(total[0], total[1], tile.first + first, tile.count - first, column_of(p, tile, 0),
+                  Layout::epilogue(int(threadIdx.x) / kWarp - kWarpgroup / kWarp));
+      } else {
+        OCTET_UNROLL
+        for (int part = 0; part < parts; ++part) store(total[part], c_map, p, tile, part, consumer, base);
+      }
     }
     if (thread == 0) ptx::wait_for_stores<0>();
   }
@@ -538,6 +567,9 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     }
   } else {
     ptx::take_registers<kConsumerRegisters>();
+    if constexpr (Form::kHasEpilogue) {
+      if (blockIdx.x == 0 && threadIdx.x == kWarpgroup) p.c.add_count();
+    }
     Kernel::consume(c_map, p, base);
   }
   if (p.has_peer) ptx::sync_cluster();  // whose consumers tell this block's barriers to the end
@@ -578,16 +610,19 @@ class PersistentLaunch {
           .row_bytes = b.row_bytes,
           .tile_rows = b_is_transposed ? kTileColumns : 128,
           .tile_columns = kTileColumns};
-    c_ = {.data = product.c.data,
-          .element_bytes = sizeof(bfloat16),
-          .rows = product.R,
-          .columns = N,
-          .row_bytes = product.c.row_step * int64_t(sizeof(bfloat16)),
-          .tile_rows = 64,
-          .tile_columns = 64};
-    product_.c_by_tiles = std::is_same_v<Result, bfloat16> && can_be_tiled(c_);
-    product_.c_by_pairs = std::is_same_v<Result, float> && (N | product.c.row_step) % 2 == 0 &&
-                          reinterpret_cast<uintptr_t>(product.c.data) % 8 == 0;
+    if constexpr (std::is_same_v<Result, bfloat16>) {
+      c_ = {.data = product.c.data,
+            .element_bytes = sizeof(bfloat16),
+            .rows = product.R,
+            .columns = N,
+            .row_bytes = product.c.row_step * int64_t(sizeof(bfloat16)),
+            .tile_rows = 64,
+            .tile_columns = 64};
+      product_.c_by_tiles = can_be_tiled(c_);
+    }
+    if constexpr (std::is_same_v<Result, float>) {
+      product_.c_by_pairs = (N | product.c.row_step) % 2 == 0 && reinterpret_cast<uintptr_t>(product.c.data) % 8 == 0;
+    }
   }
   // What is copied row by row must be whole pieces of 16 bytes, and where only B lies along the columns k of the next
   // group would be read behind the last of one's own.
@@ -623,11 +658,12 @@ class PersistentLaunch {
   void launch_width(const char* name, Stream& stream) const {
     const int64_t row_tiles = most_row_tiles(product_.groups, product_.R, 128);
     const int64_t narrow = ceil_div<int64_t>(product_.N, 128), wide = ceil_div<int64_t>(product_.N, 256);
-    if ((narrow % 2 == 0 || narrow > 8) && row_tiles * wide >= gpu::multiprocessors(stream.device())) {
-      launch_kernel<is_gathered, transposed, 2>(name, wide, stream);
-    } else {
-      launch_kernel<is_gathered, transposed, 1>(name, narrow, stream);
+    if constexpr (kIsNumber<Result>) {
+      const bool is_worth =
+          (narrow % 2 == 0 || narrow > 8) && row_tiles * wide >= gpu::multiprocessors(stream.device());
+      if (!is_worth) return launch_kernel<is_gathered, transposed, 1>(name, narrow, stream);
     }
+    launch_kernel<is_gathered, transposed, 2>(name, wide, stream);
   }
   template <bool is_gathered, Transposed transposed, int parts>
   void launch_kernel(const char* name, int64_t column_tiles, Stream& stream) const {

@@ -8,6 +8,8 @@
 
 // Before a loop whose body indexes registers by its counter.
 #define OCTET_UNROLL _Pragma("unroll")
+// Before one whose body is long enough.
+#define OCTET_KEEP_LOOP _Pragma("unroll 1")
 #define OCTET_SHARED(T, name, count)  \
   __shared__ T name##_storage[count]; \
   const ::octet::kernels::cuda::Shared<T> name(name##_storage, count)

@@ -2,21 +2,12 @@
 
 #include "kernels/cuda/quantize_tile.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/swiglu_value.cuh"
 
 namespace octet::kernels::cuda {
 namespace {
 
 __device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bfloat16>(x)); }
-
-// NaN stays.
-__device__ __forceinline__ float limited_gate(float gate, float limit) { return limit < gate ? limit : gate; }
-__device__ __forceinline__ float limited_up(float up, float limit) {
-  return limit < up ? limit : up < -limit ? -limit : up;
-}
-__device__ __forceinline__ float swiglu_of(float h_gate, float h_up, float limit) {
-  const float gate = limited_gate(h_gate, limit);
-  return gate * sigmoid_of(gate) * limited_up(h_up, limit);
-}
 
 // y before the weight of its row, and dh of the gate and of up. dot += dy y.
 struct Slopes {
@@ -28,9 +19,6 @@ __device__ __forceinline__ Slopes slopes_of(float h_gate, float h_up, float limi
   const float slope = s * fmaf(gate, 1.0f - s, 1.0f), silu = gate * s, y = silu * up, grad = weight * dy;
   dot = fmaf(dy, y, dot);
   return {y, limit < h_gate ? 0.0f : grad * up * slope, limit < fabsf(h_up) ? 0.0f : grad * silu};
-}
-__device__ __forceinline__ float weight_of_row(const float* weights, int64_t row) {
-  return weights == nullptr ? 1.0f : weights[row];
 }
 
 template <class Scalar>
@@ -209,8 +197,6 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int64_t i = 0; i < count; ++i) sum = sum + dots[row * count + i];
   dweights[row] = sum;
 }
-
-float limit_of(float limit) { return limit > 0.0f ? limit : kInfinity; }
 
 }  // namespace
 

@@ -28,7 +28,7 @@ constexpr int kMostBlocks = 8;  // of a cluster: what every GPU of compute capab
 constexpr int64_t kRegisters = 65536;
 
 std::atomic<Order> current_order{Order::kForward};
-std::atomic<int64_t> num_clusters_run{0};
+std::atomic<int64_t> num_grids_run{0}, num_clusters_run{0};
 
 // A stack and where it stopped. ucontext starts it; turns are taken by setjmp and longjmp, which make no system calls.
 struct Fiber {
@@ -987,6 +987,7 @@ void run_grid(const char* name, int cluster_blocks, dim3 grid, int threads, size
           "{}: clusters of {} blocks in a grid of {} along x; wanted 1 to {} that divide it", name, cluster_blocks,
           grid.x, kMostBlocks);
   const int64_t clusters = int64_t(grid.x) * grid.y * grid.z / cluster_blocks;
+  ++num_grids_run;
   if (cluster_blocks > 1) num_clusters_run += clusters;
   const bool backward = current_order == Order::kBackward;
   pool.for_chunks(clusters, 1, [&](int64_t begin, int64_t end) {
@@ -998,6 +999,7 @@ void run_grid(const char* name, int cluster_blocks, dim3 grid, int threads, size
   });
 }
 
+int64_t grids_run() { return num_grids_run; }
 int64_t clusters_run() { return num_clusters_run; }
 void set_order(Order order) { current_order = order; }
 void sync_threads(const char*, int line) { cluster().wait(State::kAtBlock, line); }

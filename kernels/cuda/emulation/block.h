@@ -28,7 +28,8 @@ namespace octet::emulation {
 void run_grid(const char* name, int cluster_blocks, dim3 grid, int threads, size_t shared_bytes, ThreadPool& pool,
               const std::function<void()>& thread);
 
-// Clusters of more than one block that have run so far, for tests to see that there were any.
+// What has run so far, for tests to see: grids, and clusters of more than one block.
+int64_t grids_run();
 int64_t clusters_run();
 
 // The order in which threads and blocks get their turn, for all later grids. A result that depends on it is a race.

@@ -21,6 +21,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define OCTET_UNROLL
+#define OCTET_KEEP_LOOP
 #define __syncthreads() ::octet::emulation::sync_threads(__FILE__, __LINE__)
 #define __syncwarp() ::octet::emulation::sync_warp()
 #define OCTET_SHARED(T, name, count)            \

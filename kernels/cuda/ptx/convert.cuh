@@ -4,8 +4,6 @@
 #include <cstdint>
 
 #ifndef __CUDACC__
-#include <cmath>
-
 #include "core/base/dtype.h"
 #include "core/base/fp8.h"
 #endif
@@ -31,18 +29,6 @@ __device__ __forceinline__ uint32_t bf16x2_from_floats(float low, float high) {
   return pair;
 #else
   return uint32_t(bf16_from_float(low)) | uint32_t(bf16_from_float(high)) << 16;
-#endif
-}
-
-// ex2.approx.ftz.f32: 2^x to about 2^-22 of it; what is subnormal is zero. The twin is exact but for a rounding.
-__device__ __forceinline__ float exp2_of(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  const float y = std::exp2(x);
-  return y < 0x1p-126f ? 0.0f : y;
 #endif
 }
 
