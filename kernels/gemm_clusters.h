@@ -2,11 +2,13 @@
 // The sums and their order are the same either way.
 #pragma once
 
+#include "core/base/environment.h"
+
 namespace octet::kernels {
 
 // By default where it pays (kernels/cuda/tile_schedule.h). The environment variable OCTET_GEMM_CLUSTERS=auto|off|on
 // says otherwise: on, wherever it is possible.
-enum class GemmClusters { kAuto, kOff, kOn };
+using GemmClusters = Wanted;
 GemmClusters gemm_clusters();
 void set_gemm_clusters(GemmClusters wanted);
 

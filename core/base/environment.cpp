@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/error.h"
@@ -27,6 +29,7 @@ std::vector<EnvironmentVariable> environment_variables() {
           {"OCTET_LOG", {"debug", "info", "warning", "error", "off"}},
           {"OCTET_DENSE_GEMM", {"octet", "cublaslt"}},
           {"OCTET_GEMM_CLUSTERS", {"auto", "off", "on"}},
+          {"OCTET_SWIGLU_IN_GEMM", {"auto", "off", "on"}},
           {"OCTET_LAUNCHED", {"1"}},
           {"OCTET_EMULATED_GPU_MIB", {}},
           {"OCTET_EMULATED_GPU_GUARD", {}}};
@@ -67,6 +70,18 @@ void check_environment() {
   }
   std::sort(reports.begin(), reports.end(), [](const Report& a, const Report& b) { return a.where < b.where; });
   if (!reports.empty()) fail(ErrorKind::kConfig, "the environment cannot be used", std::move(reports));
+}
+
+Wanted wanted_of(const char* variable) {
+  const char* const value = std::getenv(variable);
+  const std::string_view word = value == nullptr ? "" : value;
+  if (word.empty() || word == "auto") return Wanted::kAuto;
+  if (word == "off") return Wanted::kOff;
+  if (word == "on") return Wanted::kOn;
+  fail(ErrorKind::kConfig, {.what = fmt::format("{} is \"{}\"; wanted auto, off or on", variable, word),
+                            .where = fmt::format("environment variable {}", variable),
+                            .why = {},
+                            .fix = fmt::format("unset {} for what pays", variable)});
 }
 
 }  // namespace octet

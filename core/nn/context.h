@@ -17,14 +17,26 @@ struct RecomputeParts {
   bool block = false;      // the whole block from its input on
 };
 
+// The feed-forward layers whose first product in FP8 makes the codes of the activation itself (core/ops/swiglu_ffn.h).
+struct SwigluInGemm {
+  bool dense = false, shared_experts = false, experts = false;
+
+  bool& of(const ProductLayer& layer) {
+    return layer.format == kDense.format ? dense : layer.format == kSharedExperts.format ? shared_experts : experts;
+  }
+};
+
 struct ModelContext {
   Numerics numerics;
   RecomputeParts recompute;
   Device device = {};         // of weights and activations
   float swiglu_limit = 0.0f;  // ModelConfig::swiglu_limit
   ProductFormats products = {};
+  SwigluInGemm swiglu_in_gemm = {};
 
-  SwigluOptions swiglu() const { return {.limit = swiglu_limit, .recompute = recompute.swiglu}; }
+  SwigluOptions swiglu(const ProductLayer& layer) const {
+    return {.limit = swiglu_limit, .recompute = recompute.swiglu, .in_gemm = SwigluInGemm(swiglu_in_gemm).of(layer)};
+  }
   Recipe recipe_of(const ProductLayer& layer) const { return octet::recipe_of(numerics.recipe, products, layer); }
 
   // Of the pass that runs.

@@ -18,6 +18,7 @@ class FeedForward {
 
  private:
   const ModelContext& context_;
+  ProductLayer layer_;
   Parameter w13_;  // [2F, D]: gate, then up
   Parameter w2_;   // [D, F]
 };

@@ -59,7 +59,8 @@ void MoeLayer::share(Flow& flow) {
 void MoeLayer::compute(Flow& flow) {
   const Dispatched arrived = flow.dispatch->arrive();
   // [R, D]
-  flow.dispatch->send_back(swiglu_ffn(arrived.input, arrived.groups, arrived.weights, w13_, w2_, context_.swiglu()));
+  flow.dispatch->send_back(
+      swiglu_ffn(arrived.input, arrived.groups, arrived.weights, w13_, w2_, context_.swiglu(kExperts)));
 }
 
 Tensor MoeLayer::finish(Flow& flow) { return flow.dispatch->combine(flow.base); }

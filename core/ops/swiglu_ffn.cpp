@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "core/autograd/tape.h"
-#include "kernels/swiglu.h"
+#include "kernels/fp8_swiglu_gemm.h"
 
 namespace octet {
 namespace {
@@ -19,30 +19,52 @@ Tensor gradient_of(const Tensor& weights) {
   return weights.is_defined() ? empty(weights.shape(), DType::kFloat32, weights.device()) : Tensor();
 }
 
-// What follows the first product in the FP8 recipe, where the activation and its gradient exist in cache only: each
-// kernel reads the operand of one product and writes those of the next.
-Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, const RowGroups& in_order,
-                   const Tensor& weights, float limit, Parameter& w13, Parameter& w2) {
+Wanted& wanted_in_gemm() {
+  static Wanted wanted = wanted_of("OCTET_SWIGLU_IN_GEMM");
+  return wanted;
+}
+bool makes_codes_in_gemm(const SwigluOptions& options) {
+  return swiglu_in_gemm() == Wanted::kAuto ? options.in_gemm : swiglu_in_gemm() == Wanted::kOn;
+}
+
+// The FP8 recipe, where the activation and its gradient exist in cache only: each kernel reads the operand of one
+// product and writes those of the next.
+Tensor ffn_in_fp8(const LinearInput& input, const RowGroups& groups, const RowGroups& in_order, const Tensor& weights,
+                  const SwigluOptions& options, Parameter& w13, Parameter& w2) {
   const Numerics numerics = input.numerics();
-  const int64_t R = h.rows(), F = h.cols() / 2;
-  Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, h.device()) : Fp8Rows();
+  const float limit = options.limit;
+  const int64_t R = groups.num_rows, F = w2.shape()[-1];
+  const Device device = groups.offsets.device();
+  const bool has_h = !makes_codes_in_gemm(options);
+  Tensor h = has_h ? fprop(input, groups, w13, numerics.activation_dtype()) : Tensor();  // [R, 2F]
+  Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, device) : Fp8Rows();
   Tensor out;  // [R, D]
   {
     const Fp8Rows y = [&] {
       const AllocateAs workspace(MemoryCategory::kWorkspace);
-      return empty_rows(R, F, h.device());
+      return empty_rows(R, F, device);
     }();
-    kernels::swiglu_forward_fp8({.h = h,
-                                 .weights = weights,
-                                 .limit = limit,
-                                 .h_codes = kept.codes,
-                                 .h_scale = kept.scale,
-                                 .y_codes = y.codes,
-                                 .y_scale = y.scale,
-                                 .stats = numerics.stats(&Fp8Counts::activation),
-                                 .num_rows = groups.count()},
-                                h.stream());
-    h = Tensor();
+    const kernels::Fp8SwigluGemm both{.a = input.quantized().codes,
+                                      .a_scale = input.quantized().scale,
+                                      .b = w13.fp8().codes,
+                                      .b_scale = w13.fp8().scale,
+                                      .offsets = groups.cuts(),
+                                      .rows = groups.source,
+                                      .emulation = numerics.emulation,
+                                      .weights = weights,
+                                      .limit = limit,
+                                      .h_codes = kept.codes,
+                                      .h_scale = kept.scale,
+                                      .y_codes = y.codes,
+                                      .y_scale = y.scale,
+                                      .stats = numerics.stats(&Fp8Counts::activation),
+                                      .num_rows = groups.count()};
+    if (has_h) {
+      kernels::swiglu_forward_fp8(kernels::activation_of(both, h), y.codes.stream());
+      h = Tensor();
+    } else {
+      kernels::fp8_swiglu_gemm(both, y.codes.stream());
+    }
     out = fprop_fp8(y, in_order, w2, numerics.emulation, numerics.activation_dtype());
   }
   if (!is_recording()) return out;
@@ -101,23 +123,24 @@ Tensor rest_in_fp8(const LinearInput& input, Tensor h, const RowGroups& groups, 
 
 }  // namespace
 
+Wanted swiglu_in_gemm() { return wanted_in_gemm(); }
+void set_swiglu_in_gemm(Wanted wanted) { wanted_in_gemm() = wanted; }
+
 Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tensor& weights, Parameter& w13,
                   Parameter& w2, const SwigluOptions& options) {
   const Numerics numerics = input.numerics();
   const DType dtype = numerics.activation_dtype();
-  const float limit = options.limit;
   require(w13.shape()[-1] == input.x().cols() && w13.shape()[-2] == 2 * w2.shape()[-1] &&
               w2.shape()[-2] == input.x().cols(),
           "swiglu_ffn: {} is {} and {} is {}; wanted [.., 2F, {}] and [.., {}, F]", w13.name(), w13.shape(), w2.name(),
           w2.shape(), input.x().cols(), input.x().cols());
   RowGroups in_order = groups;  // rows of y are in the order of the groups already
   in_order.source = Tensor();
-  Tensor h = fprop(input, groups, w13, dtype);  // [R, 2F]
-  if (w13.form() == WeightForm::kFp8Block) {
-    return rest_in_fp8(input, std::move(h), groups, in_order, weights, limit, w13, w2);
-  }
-  Tensor y = swiglu(h, groups, weights, limit);      // [R, F]
-  Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
+  if (w13.form() == WeightForm::kFp8Block) return ffn_in_fp8(input, groups, in_order, weights, options, w13, w2);
+  const float limit = options.limit;
+  Tensor h = fprop_plain(input.values(), groups, w13, dtype);  // [R, 2F]
+  Tensor y = swiglu(h, groups, weights, limit);                // [R, F]
+  Tensor out = fprop_plain(y, in_order, w2, dtype);            // [R, D]
   if (!is_recording()) return out;
   if (options.recompute) y = Tensor();
   return record("swiglu_ffn", out, {input.x(), weights},

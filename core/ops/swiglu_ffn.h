@@ -2,6 +2,7 @@
 //   h = x w13^T [R, 2F],   y[r,:] = weights[r] * silu(h[r,:F]) * h[r,F:] [R, F],   out = y w2^T [R, D]
 #pragma once
 
+#include "core/base/environment.h"
 #include "core/ops/product.h"
 
 namespace octet {
@@ -9,7 +10,12 @@ namespace octet {
 struct SwigluOptions {
   float limit = 0.0f;      // of gate and up (kernels/swiglu.h); 0: none
   bool recompute = false;  // y is made again in the backward pass
+  bool in_gemm = false;  // in FP8: the first product makes the codes of h and y (kernels/fp8_swiglu_gemm.h), same bits
 };
+
+// By default what the options say. The environment variable OCTET_SWIGLU_IN_GEMM=auto|off|on says otherwise.
+Wanted swiglu_in_gemm();
+void set_swiglu_in_gemm(Wanted wanted);
 
 // input: [T, D], read through groups.source where that is defined, so the rows of experts are never gathered in memory;
 // input.x() is then the place of those R rows on the tape, and the gradient of out is read in the same way: row r of it

@@ -49,12 +49,27 @@ TEST_CASE("check_environment accepts what Octet reads, and variables that are no
 
 TEST_CASE("every environment variable that the docs name is one that the program takes", "[config][environment]") {
   const Variable gemm("OCTET_DENSE_GEMM", "octet"), clusters("OCTET_GEMM_CLUSTERS", "off"),
-      memory("OCTET_EMULATED_GPU_MIB", "64"), guard("OCTET_EMULATED_GPU_GUARD", "0");
+      swiglu("OCTET_SWIGLU_IN_GEMM", "on"), memory("OCTET_EMULATED_GPU_MIB", "64"),
+      guard("OCTET_EMULATED_GPU_GUARD", "0");
   CHECK(block_of_check().empty());
   const Variable wrong("OCTET_DENSE_GEMM", "cublas");
   CHECK(block_of_check().find("write OCTET_DENSE_GEMM=cublaslt") != std::string::npos);
   const Variable also_wrong("OCTET_GEMM_CLUSTERS", "of");
   CHECK(block_of_check().find("write OCTET_GEMM_CLUSTERS=off") != std::string::npos);
+  const Variable wrong_too("OCTET_SWIGLU_IN_GEMM", "onn");
+  CHECK(block_of_check().find("write OCTET_SWIGLU_IN_GEMM=on") != std::string::npos);
+}
+
+TEST_CASE("a variable of what is decided by what pays is auto, off or on", "[config][environment]") {
+  const char* const name = "OCTET_SWIGLU_IN_GEMM";
+  CHECK(wanted_of(name) == Wanted::kAuto);
+  for (const auto& [word, wanted] :
+       {std::pair("", Wanted::kAuto), {"auto", Wanted::kAuto}, {"off", Wanted::kOff}, {"on", Wanted::kOn}}) {
+    const Variable set(name, word);
+    CHECK(wanted_of(name) == wanted);
+  }
+  const Variable wrong(name, "yes");
+  CHECK_THROWS_AS(wanted_of(name), Error);
 }
 
 TEST_CASE("check_environment names the variable that a misspelt one may have meant", "[config][environment]") {

@@ -2,7 +2,9 @@
 
 #include <set>
 
+#include "core/nn/init.h"
 #include "core/tensor/device_fault.h"
+#include "kernels/kernel_profile.h"
 #include "tests/support/devices.h"
 #include "tests/support/reference_model.h"
 
@@ -210,6 +212,95 @@ TEST_CASE("the FP8 recipe with all products in bfloat16 is the bfloat16 recipe, 
   }
   // Each is another model, but for experts, which are a kind of their own.
   CHECK(losses.size() == all_mixed.size() - 1);
+}
+
+TEST_CASE("SwiGLU in the first product of any layer in FP8 changes no bit", "[nn]") {
+  const Device device = GENERATE(from_range(devices_here()));
+  CAPTURE(device);
+  ModelConfig config = small_config();
+  config.layers = 3;        // one of each feed-forward layer but the second of experts
+  config.ffn_hidden = 128;  // what one kernel takes
+  config.moe.expert_hidden = 128;
+  config.swiglu_limit = 0.4f;
+  const Batch batch = random_batch(2, 9, config.vocab_size);
+  struct Run {
+    double loss;
+    std::vector<std::vector<float>> gradients;
+    int64_t in_one = 0;  // products that make the codes
+  };
+  const auto run = [&](const SwigluInGemm& in_gemm, const PrecisionConfig& precision = {},
+                       const RecomputeParts& parts = {}) {
+    Transformer model(config, precision, parts, 16, local(), device);
+    model.init_weights(7);
+    model.context().swiglu_in_gemm = in_gemm;
+    const kernels::KernelProfile profile(real_clock());
+    Run result{.loss = train(model, batch), .gradients = all_gradients(model)};
+    for (const auto& row : profile.rows()) {
+      if (std::string_view(row.cost.name) == "fp8_swiglu_gemm") result.in_one = row.calls;
+    }
+    return result;
+  };
+  const auto check_same = [](const Run& got, const Run& wanted) {
+    CHECK(got.loss == wanted.loss);
+    CHECK(got.gradients == wanted.gradients);
+  };
+  const Run apart = run({});
+  CHECK(apart.in_one == 0);
+  for (const auto& [in_gemm, count] : {std::pair(SwigluInGemm{.dense = true}, 1),
+                                       {{.shared_experts = true}, 2},
+                                       {{.experts = true}, 2},
+                                       {{.dense = true, .shared_experts = true, .experts = true}, 5}}) {
+    const Run got = run(in_gemm);
+    CHECK(got.in_one == count);
+    check_same(got, apart);
+  }
+  const SwigluInGemm all{.dense = true, .shared_experts = true, .experts = true};
+  check_same(run(all, {}, {.norm = true, .block = true}), apart);
+  const PrecisionConfig in_bf16{.products = {.layers = {.experts = LayerFormat::kBf16}}};
+  const Run mixed = run(all, in_bf16);
+  CHECK(mixed.in_one == 3);
+  check_same(mixed, run({}, in_bf16));
+
+  // The environment may say it for all.
+  struct Use {
+    explicit Use(Wanted wanted) : before(swiglu_in_gemm()) { set_swiglu_in_gemm(wanted); }
+    ~Use() { set_swiglu_in_gemm(before); }
+    Wanted before;
+  };
+  {
+    const Use on(Wanted::kOn);
+    const Run got = run({});
+    CHECK(got.in_one == 5);
+    check_same(got, apart);
+  }
+  {
+    const Use off(Wanted::kOff);
+    CHECK(run(all).in_one == 0);
+  }
+}
+
+TEST_CASE("SwiGLU in the first product lowers the peak of a layer's forward pass", "[nn]") {
+  if (!has_gpu()) return;  // a CPU has no kernel for it
+  const int64_t T = 256, D = 64, F = 256;
+  const auto peak = [&](bool in_gemm) {
+    ModelContext context{.numerics = {.recipe = Recipe::kFp8Block, .emulation = kernels::Emulation::kHopper},
+                         .recompute = {},
+                         .device = kGpu,
+                         .swiglu_in_gemm = {.dense = in_gemm}};
+    FeedForward layer("mlp.", D, F, kDense, context);
+    layer.visit_parameters([](Parameter& parameter) {
+      init_normal(parameter, 7, 0.1f);
+      parameter.refresh();
+    });
+    const Tensor x = from_vector(uniform<bfloat16>(T * D, 1), {T, D}, kGpu);
+    const Recording on(true);
+    const LinearInput input(make_source(x, [](const Tensor&) {}), context.numerics);
+    reset_peak_memory(kGpu);
+    const Tensor y = layer.forward(input);
+    return memory_use(kGpu).peak_total_bytes;
+  };
+  // What else there is at the time that h was: the results of the second product, which are smaller.
+  CHECK(peak(false) - peak(true) >= T * 2 * F * 2 - T * D * 2);
 }
 
 TEST_CASE("recomputing any part changes no bit", "[nn]") {

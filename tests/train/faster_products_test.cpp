@@ -24,20 +24,22 @@ Config run_that_measures() {
 // Made-up times, and what was asked for.
 struct Clockwork {
   std::map<std::string, std::pair<double, double>> seconds;  // in FP8 and in bfloat16
+  std::map<std::string, double> in_gemm;                     // in FP8 with SwiGLU in the product
   int asked = 0;
 
   TimeLayer time() {
-    return [this](const TimedLayer& layer, Recipe recipe) {
+    return [this](const TimedLayer& layer, TimedForm form) {
       ++asked;
+      if (form == TimedForm::kFp8InGemm) return in_gemm.at(layer.products.name);
       const auto [fp8, bf16] = seconds.at(layer.products.name);
-      return recipe == Recipe::kFp8Block ? fp8 : bf16;
+      return form == TimedForm::kFp8 ? fp8 : bf16;
     };
   }
 };
 
 DecidedProducts decide(const Config& config, FileSystem& files, Clockwork& clockwork,
-                       const std::optional<ProductFormats>& earlier = {}) {
-  return decide_products(config, earlier, Device{}, files, kFile, clockwork.time());
+                       const std::optional<ProductFormats>& earlier = {}, bool swiglu_form_is_open = false) {
+  return decide_products(config, earlier, Device{}, swiglu_form_is_open, files, kFile, clockwork.time());
 }
 
 }  // namespace
@@ -145,7 +147,8 @@ TEST_CASE("a file of times that cannot be used is measured anew, and replaced wh
   const std::string text = GENERATE("", "{", "[]", R"({"version": 2, "seconds": {}})", R"({"version": 1})",
                                     R"({"version": 1, "seconds": []})", R"({"version": 1, "seconds": {"a": 1}})",
                                     R"({"version": 1, "seconds": {"a": {"fp8": 0.5, "bf16": -1.0}}})",
-                                    R"({"version": 1, "seconds": {"a": {"fp8": 0.5}}})");
+                                    R"({"version": 1, "seconds": {"a": {"fp8": 0.5}}})",
+                                    R"({"version": 1, "seconds": {"a": {"fp8": 1, "bf16": 1, "fp8_in_gemm": 0}}})");
   FaultFileSystem files;
   files.make_directories(directory_of(kFile));
   files.write_atomically(kFile, text);
@@ -233,17 +236,93 @@ data: {path: data}
   for (size_t i = 0; i < std::size(kProductLayers); ++i) CHECK(formats.*kProductLayers[i].format == want[i]);
 }
 
+TEST_CASE("a feed-forward layer in FP8 takes the faster of its two forms", "[products]") {
+  Config config = run_that_measures();
+  config.model.layers = 3;
+  config.model.dense_layers = 1;
+  config.model.ffn_hidden = 256;
+  config.model.moe.num_experts = 4;
+  config.model.moe.shared_experts = 1;
+  config.model.moe.expert_hidden = 128;
+  FaultFileSystem files;
+  Clockwork clockwork;
+  clockwork.seconds = {{"qkv_proj", {0.002, 0.003}},
+                       {"o_proj", {0.002, 0.003}},
+                       {"dense", {0.002, 0.003}},
+                       {"shared_experts", {0.002, 0.00125}},
+                       {"experts", {0.004, 0.003}}};
+  clockwork.in_gemm = {{"dense", 0.0025}, {"shared_experts", 0.0015}, {"experts", 0.0025}};
+  const auto decide_open = [&](const std::optional<ProductFormats>& earlier = {}) {
+    return decide(config, files, clockwork, earlier, /*swiglu_form_is_open=*/true);
+  };
+  const auto forms = [](const DecidedProducts& decided) {
+    const SwigluInGemm& in_gemm = decided.swiglu_in_gemm;
+    return std::vector<bool>{in_gemm.dense, in_gemm.shared_experts, in_gemm.experts};
+  };
+  // Not in the product where that is slower, nor where bfloat16 is faster; and it may make FP8 the faster format.
+  const DecidedProducts decided = decide_open();
+  CHECK(forms(decided) == std::vector<bool>{false, false, true});
+  CHECK(decided.formats.layers.shared_experts == LayerFormat::kBf16);
+  CHECK(decided.formats.layers.experts == LayerFormat::kFp8);
+  CHECK(clockwork.asked == 13);
+  const std::vector<std::string> table = table_of(decided.times, decided.formats);
+  CHECK_THAT(table.at(1), Catch::EndsWith("1.50  fp8"));
+  CHECK_THAT(table.at(3), Catch::EndsWith("2.000     3.000      1.50  fp8, swiglu apart (2.500 in the product)"));
+  CHECK_THAT(table.at(4), Catch::EndsWith("1.500     1.250      0.83  bf16"));
+  CHECK_THAT(table.at(5), Catch::EndsWith("2.500     3.000      1.20  fp8, swiglu in the product (4.000 apart)"));
+  // 3 (2 + 2) + 2 + 2 (1.25 + 2.5)
+  CHECK_THAT(table.at(6), Catch::EndsWith("21.500 ms as they are used"));
+
+  SECTION("remembered") {
+    CHECK(forms(decide_open()) == forms(decided));
+    CHECK(clockwork.asked == 13);
+  }
+  SECTION("where it is not open, it is not used") {
+    const DecidedProducts closed = decide(config, files, clockwork);
+    CHECK(forms(closed) == std::vector<bool>{false, false, false});
+    CHECK(closed.formats.layers.experts == LayerFormat::kBf16);
+    CHECK(clockwork.asked == 13);
+  }
+  SECTION("what was remembered before it was open is measured, and nothing else") {
+    files.remove_file(kFile);
+    decide(config, files, clockwork);
+    CHECK(clockwork.asked == 23);
+    CHECK(forms(decide_open()) == forms(decided));
+    CHECK(clockwork.asked == 26);
+  }
+  SECTION("a run that goes on keeps its formats and decides the forms of those in FP8 anew") {
+    ProductFormats earlier = decided.formats;
+    earlier.layers.dense = LayerFormat::kBf16;
+    earlier.layers.shared_experts = LayerFormat::kFp8;
+    const DecidedProducts again = decide_open(earlier);
+    CHECK(again.formats.layers == earlier.layers);
+    CHECK(forms(again) == std::vector<bool>{false, true, true});
+    CHECK(clockwork.asked == 13);
+  }
+  SECTION("a format that you give leaves the form open, a kind of layers that you give does not") {
+    config.precision.products.layers.shared_experts = LayerFormat::kFp8;
+    config.precision.products.experts = ProductFormat::kFp8;
+    CHECK(forms(decide_open()) == std::vector<bool>{false, true, false});
+  }
+  SECTION("a width that no kernel makes codes of in its product") {
+    config.model.moe.expert_hidden = 64;
+    CHECK(forms(decide_open()) == std::vector<bool>{false, false, false});
+    CHECK(clockwork.asked == 17);
+  }
+}
+
 TEST_CASE("layers are timed in both formats", "[products]") {
   Config config = run_that_measures();
   config.model.moe.num_experts = 4;
   for (TimedLayer layer : timed_layers(config)) {
-    for (const auto& [recipe, wgrad] :
-         {std::pair(Recipe::kFp8Block, WgradOperands::kColumns), std::pair(Recipe::kFp8Block, WgradOperands::kTiles),
-          std::pair(Recipe::kBf16, WgradOperands::kTiles)}) {
+    for (const auto& [form, wgrad] :
+         {std::pair(TimedForm::kFp8, WgradOperands::kColumns), std::pair(TimedForm::kFp8, WgradOperands::kTiles),
+          std::pair(TimedForm::kFp8InGemm, WgradOperands::kColumns),
+          std::pair(TimedForm::kBf16, WgradOperands::kTiles)}) {
       PrecisionConfig precision;
       precision.wgrad = wgrad;
       int progress = 0;
-      CHECK(time_layer(layer, recipe, precision, Device{}, [&] { ++progress; }) > 0);
+      CHECK(time_layer(layer, form, precision, Device{}, [&] { ++progress; }) > 0);
       CHECK(progress > 1);
     }
   }

@@ -12,6 +12,7 @@
 #include "kernels/device_runtime.h"
 #include "kernels/elementwise.h"
 #include "kernels/fp8_gemm.h"
+#include "kernels/fp8_swiglu_gemm.h"
 #include "kernels/fp8_tensor_gemm.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_clusters.h"
@@ -125,6 +126,52 @@ struct Problem {
                           stream);
   }
   void multiply_dense(const Tensor& c) const { kernels::grouped_gemm({.a = a, .b = one, .c = c}, stream); }
+};
+
+// The first product of a gated layer and its activation, of the operands of a product along k: by a kernel each, or by
+// one that makes the codes of both.
+struct Gated {
+  const Problem& p;
+  Tensor h, h_codes, h_scale, y_codes, y_scale;
+
+  explicit Gated(const Problem& problem) : p(problem) {
+    const AllocateAs as(MemoryCategory::kWorkspace);
+    const Device device = p.stream.device();
+    const int64_t N = p.direction.N, F = N / 2;
+    h = empty({p.R, N}, DType::kBFloat16, device);
+    h_codes = empty({p.R, N}, DType::kFloat8E4M3, device), h_scale = empty({p.R, blocks(N)}, DType::kFloat32, device);
+    y_codes = empty({p.R, F}, DType::kFloat8E4M3, device), y_scale = empty({p.R, blocks(F)}, DType::kFloat32, device);
+  }
+  void run(bool in_one) const {
+    const kernels::Fp8SwigluGemm args{.a = p.codes,
+                                      .a_scale = p.scale,
+                                      .b = p.b_codes,
+                                      .b_scale = p.b_scale,
+                                      .offsets = p.offsets,
+                                      .emulation = p.emulation(),
+                                      .h_codes = h_codes,
+                                      .h_scale = h_scale,
+                                      .y_codes = y_codes,
+                                      .y_scale = y_scale,
+                                      .stats = nullptr};
+    if (in_one) return kernels::fp8_swiglu_gemm(args, p.stream);
+    kernels::fp8_grouped_gemm(kernels::product_of(args, h), p.stream);
+    kernels::swiglu_forward_fp8(kernels::activation_of(args, h), p.stream);
+  }
+  std::string bytes() const {
+    std::string all;
+    for (const Tensor* x : {&h_codes, &h_scale, &y_codes, &y_scale}) {
+      const Tensor there = on_host(*x);
+      all.append(static_cast<const char*>(there.view().raw()), size_t(x->num_elements() * size_of(x->dtype())));
+    }
+    return all;
+  }
+  // The rows that one call leaves, made of zeros before.
+  std::string made(bool in_one) const {
+    for (const Tensor* x : {&h_codes, &h_scale, &y_codes, &y_scale}) fill_zero(*x);
+    run(in_one);
+    return bytes();
+  }
 };
 
 struct Check {
@@ -438,7 +485,9 @@ int bench_grouped_gemm(const std::vector<std::string>& args) {
       "x dense, x bf16: the speed over that of a dense bfloat16 product of as many FLOPs, and of the experts' in bf16\n"
       "diff and SQNR: of FP8 against the product of the numbers before they were quantised, on 4 rows, whose bits are\n"
       "also those of the CPU\n"
-      "fp8 t: weight gradients of operands with a scale for each 128x128, not 128x1{}\n\n",
+      "fp8 t: weight gradients of operands with a scale for each 128x128, not 128x1\n"
+      "swiglu: fprop in FP8 and its gated activation, N columns to the codes of N and of N/2, in two kernels and in one"
+      "\nwith their bits; TFLOP/s are those of the product alone{}\n\n",
       describe(device), peaks.fp8 * 1e-12, peaks.bf16 * 1e-12,
       device.is_cpu() ? "pairs of products in registers"
                       : fmt::format("dense {0}x{0}x{0}, of FP8 with one scale a matrix", options.peak),
@@ -480,6 +529,18 @@ int bench_grouped_gemm(const std::vector<std::string>& args) {
       }
       for (const Measured& one : bf16) {
         print(s, p.direction.name, "bf16", one, dense, bf16, peaks.bf16, "", found.bf16_is_right);
+      }
+      if (is_dgrad || s.N % 256 != 0) continue;
+      const Gated gated(p);
+      const std::string wanted = gated.made(/*in_one=*/false);
+      for (const bool in_one : {false, true}) {
+        const bool is_right = gated.made(in_one) == wanted;
+        for (const Form& form : forms_of(device)) {
+          const UseForm use(form);
+          const Timing timing = time_of(options.repeats, flushed, stream, [&] { gated.run(in_one); });
+          print(s, "swiglu", in_one ? "one" : "two", {form, timing, gated.bytes() == wanted}, dense, bf16, peaks.fp8,
+                "", is_right);
+        }
       }
     }
     const WgradProblem p(shape, device);

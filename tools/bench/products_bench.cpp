@@ -54,12 +54,17 @@ int bench_products(const std::vector<std::string>& args) {
   std::vector<LayerTimes> times;
   ProductFormats faster;
   for (const TimedLayer& layer : timed_layers(config)) {
-    std::vector<double> fp8_s, bf16_s;
+    const bool has_forms = is_swiglu_form_open(device) && has_swiglu_forms(layer);
+    std::vector<double> fp8_s, bf16_s, in_gemm_s;
     for (int64_t repeat = 0; repeat < options.repeats; ++repeat) {
-      fp8_s.push_back(time_layer(layer, Recipe::kFp8Block, config.precision, device, [] {}));
-      bf16_s.push_back(time_layer(layer, Recipe::kBf16, config.precision, device, [] {}));
+      const auto time_of = [&](TimedForm form) { return time_layer(layer, form, config.precision, device, [] {}); };
+      fp8_s.push_back(time_of(TimedForm::kFp8)), bf16_s.push_back(time_of(TimedForm::kBf16));
+      if (has_forms) in_gemm_s.push_back(time_of(TimedForm::kFp8InGemm));
     }
-    times.push_back({.layer = layer, .fp8_s = timing_of(fp8_s).median, .bf16_s = timing_of(bf16_s).median});
+    times.push_back({.layer = layer,
+                     .fp8_s = timing_of(fp8_s).median,
+                     .bf16_s = timing_of(bf16_s).median,
+                     .in_gemm_s = has_forms ? timing_of(in_gemm_s).median : 0});
     faster.layers.*layer.products.format = times.back().faster();
   }
   for (const std::string& line : table_of(times, faster)) fmt::print("{}\n", line);

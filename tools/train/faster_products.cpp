@@ -64,7 +64,8 @@ std::string key_of(const Config& config, const TimedLayer& layer, Device device)
                      config.precision.wgrad == WgradOperands::kTiles ? "; wgrad of tiles" : "");
 }
 
-// {"version": 1, "seconds": {key: {"fp8": 1.5e-3, "bf16": 2.5e-3}}}
+// {"version": 1, "seconds": {key: {"fp8": 1.5e-3, "bf16": 2.5e-3, "fp8_in_gemm": 1.25e-3}}}, the last where it was
+// measured.
 class TimesFile {
  public:
   TimesFile(FileSystem& files, std::string path) : files_(files), path_(std::move(path)) {
@@ -78,7 +79,7 @@ class TimesFile {
   }
 
   struct Seconds {
-    double fp8 = 0, bf16 = 0;
+    double fp8 = 0, bf16 = 0, in_gemm = 0;
   };
   const Seconds* find(const std::string& key) const {
     const auto found = known_.find(key);
@@ -94,6 +95,7 @@ class TimesFile {
     for (const auto& [key, seconds] : known_) {
       Json entry = Json::object();
       entry.set("fp8", seconds.fp8).set("bf16", seconds.bf16);
+      if (seconds.in_gemm > 0) entry.set("fp8_in_gemm", seconds.in_gemm);
       times.set(key, std::move(entry));
     }
     all.set("version", 1).set("seconds", std::move(times));
@@ -122,7 +124,9 @@ class TimesFile {
       return seconds;
     };
     for (const auto& [key, value] : *times.value().if_object()) {
-      known_[key] = {.fp8 = time_of(times[key]["fp8"]), .bf16 = time_of(times[key]["bf16"])};
+      const JsonCursor of_layer = times[key];
+      Seconds& seconds = known_[key] = {.fp8 = time_of(of_layer["fp8"]), .bf16 = time_of(of_layer["bf16"])};
+      if (const auto in_gemm = of_layer.find("fp8_in_gemm")) seconds.in_gemm = time_of(*in_gemm);
     }
   }
 
@@ -164,9 +168,11 @@ std::vector<TimedLayer> timed_layers(const Config& config) {
   return layers;
 }
 
-double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig& precision, Device device,
+double time_layer(const TimedLayer& layer, TimedForm form, const PrecisionConfig& precision, Device device,
                   const std::function<void()>& progress) {
   constexpr int kWarmUps = 2, kRuns = 5;
+  const Recipe recipe = form == TimedForm::kBf16 ? Recipe::kBf16 : Recipe::kFp8Block;
+  const SwigluOptions options{.in_gemm = form == TimedForm::kFp8InGemm};
   const Numerics numerics{.recipe = recipe, .emulation = emulation_on(device, precision.emulation)};
   const bool is_ffn = layer.inner > 0;
   Weight first(layer.groups, is_ffn ? 2 * layer.inner : layer.out, layer.in, recipe, device);
@@ -189,7 +195,7 @@ double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig&
     const double took = seconds_of(
         [&] {
           const LinearInput input(make_source(x, [](const Tensor&) {}), numerics);
-          const Tensor y = is_ffn ? swiglu_ffn(input, groups, {}, first.get(), second->get(), SwigluOptions{})
+          const Tensor y = is_ffn ? swiglu_ffn(input, groups, {}, first.get(), second->get(), options)
                                   : linear(input, first.get(), DType::kBFloat16);
           backward(y, dy);
         },
@@ -199,6 +205,11 @@ double time_layer(const TimedLayer& layer, Recipe recipe, const PrecisionConfig&
   }
   return timing_of(seconds).median;
 }
+
+bool is_swiglu_form_open(Device device) {
+  return !device.is_cpu() && !gpu::runtime().is_emulated && swiglu_in_gemm() == Wanted::kAuto;
+}
+bool has_swiglu_forms(const TimedLayer& layer) { return layer.inner > 0 && layer.inner % 128 == 0; }
 
 std::vector<std::string> table_of(const std::vector<LayerTimes>& times, const ProductFormats& used) {
   const auto line = [](std::string_view name, std::string_view size, double fp8_s, double bf16_s,
@@ -212,10 +223,15 @@ std::vector<std::string> table_of(const std::vector<LayerTimes>& times, const Pr
   for (const LayerTimes& of : times) {
     const LayerFormat format = format_of(used, of.layer.products);
     const auto count = double(of.layer.count);
-    fp8_s += count * of.fp8_s, bf16_s += count * of.bf16_s;
-    used_s += count * (format == LayerFormat::kFp8 ? of.fp8_s : of.bf16_s);
-    lines.push_back(line(of.layer.products.name, of.layer.shape(), of.fp8_s, of.bf16_s,
-                         fmt::format("{}{}", name_of(format), of.is_remembered ? ", measured before" : "")));
+    fp8_s += count * of.best_fp8_s(), bf16_s += count * of.bf16_s;
+    used_s += count * (format == LayerFormat::kFp8 ? of.best_fp8_s() : of.bf16_s);
+    std::string rest(name_of(format));
+    if (format == LayerFormat::kFp8 && of.in_gemm_s > 0) {
+      rest += of.is_faster_in_gemm() ? fmt::format(", swiglu in the product ({:.3f} apart)", of.fp8_s * 1e3)
+                                     : fmt::format(", swiglu apart ({:.3f} in the product)", of.in_gemm_s * 1e3);
+    }
+    if (of.is_remembered) rest += ", measured before";
+    lines.push_back(line(of.layer.products.name, of.layer.shape(), of.best_fp8_s(), of.bf16_s, rest));
   }
   if (!times.empty()) {
     lines.push_back(line("all of these", "as many as the model has", fp8_s, bf16_s,
@@ -230,26 +246,44 @@ bool is_measured(ProductFormat wanted, Device device) {
 }
 
 DecidedProducts decide_products(const Config& config, const std::optional<ProductFormats>& earlier, Device device,
-                                FileSystem& files, const std::string& file, const TimeLayer& time) {
-  DecidedProducts decided{.formats = config.precision.products, .times = {}};
+                                bool swiglu_form_is_open, FileSystem& files, const std::string& file,
+                                const TimeLayer& time) {
+  DecidedProducts decided{.formats = config.precision.products, .swiglu_in_gemm = {}, .times = {}};
   std::optional<TimesFile> known;
   const auto times_of = [&](const TimedLayer& layer) {
     if (!known) known.emplace(files, file);
     const std::string key = key_of(config, layer, device);
-    const bool is_remembered = known->find(key) != nullptr;
-    if (!is_remembered) known->add(key, {.fp8 = time(layer, Recipe::kFp8Block), .bf16 = time(layer, Recipe::kBf16)});
-    const TimesFile::Seconds seconds = *known->find(key);
-    return LayerTimes{.layer = layer, .fp8_s = seconds.fp8, .bf16_s = seconds.bf16, .is_remembered = is_remembered};
+    const TimesFile::Seconds* const found = known->find(key);
+    const bool has_forms = swiglu_form_is_open && has_swiglu_forms(layer);
+    const bool is_remembered = found != nullptr && (found->in_gemm > 0 || !has_forms);
+    TimesFile::Seconds seconds = found != nullptr ? *found : TimesFile::Seconds{};
+    if (found == nullptr) seconds.fp8 = time(layer, TimedForm::kFp8), seconds.bf16 = time(layer, TimedForm::kBf16);
+    if (has_forms && seconds.in_gemm == 0) seconds.in_gemm = time(layer, TimedForm::kFp8InGemm);
+    if (!is_remembered) known->add(key, seconds);
+    return LayerTimes{.layer = layer,
+                      .fp8_s = seconds.fp8,
+                      .bf16_s = seconds.bf16,
+                      .in_gemm_s = has_forms ? seconds.in_gemm : 0,
+                      .is_remembered = is_remembered};
   };
   const std::vector<TimedLayer> layers = timed_layers(config);
   for (const ProductLayer& products : kProductLayers) {
     LayerFormat& format = decided.formats.layers.*products.format;
     const ProductFormat wanted = decided.formats.*products.kind;
-    if (format != LayerFormat::kAsKind || wanted == ProductFormat::kFp8 || wanted == ProductFormat::kBf16) continue;
-    format = earlier ? format_of(*earlier, products) : LayerFormat::kFp8;
-    if (earlier || config.precision.recipe != Recipe::kFp8Block || !is_measured(wanted, device)) continue;
+    if (wanted == ProductFormat::kFp8 || wanted == ProductFormat::kBf16) continue;
+    const bool is_open = format == LayerFormat::kAsKind;
+    if (is_open) format = earlier ? format_of(*earlier, products) : LayerFormat::kFp8;
+    if (config.precision.recipe != Recipe::kFp8Block || !is_measured(wanted, device)) continue;
     for (const TimedLayer& layer : layers) {
-      if (layer.products.format == products.format) format = decided.times.emplace_back(times_of(layer)).faster();
+      if (layer.products.format != products.format) continue;
+      const bool decides_format = is_open && !earlier;
+      const bool decides_form = swiglu_form_is_open && has_swiglu_forms(layer) && format == LayerFormat::kFp8;
+      if (!decides_format && !decides_form) continue;
+      const LayerTimes& times = decided.times.emplace_back(times_of(layer));
+      if (decides_format) format = times.faster();
+      if (decides_form) {
+        decided.swiglu_in_gemm.of(products) = format == LayerFormat::kFp8 && times.is_faster_in_gemm();
+      }
     }
   }
   if (known) known->write();

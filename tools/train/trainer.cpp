@@ -182,6 +182,7 @@ Trainer::Trainer(const Config& config, const Origins& origins, std::string run_d
   model_ =
       std::make_unique<Transformer>(model, config_.precision, recompute_parts(config_.train),
                                     std::max(config_.data.seq_len, sample_length), ranks_->make_dispatcher(), device_);
+  model_->context().swiglu_in_gemm = swiglu_in_gemm_;
   shards_ = ranks_->shard(*model_);
   optimizer_ = std::make_unique<AdamW>(model_->parameters(), config_.optim, moments_dtype(config_.precision), &world_);
   fp8_tally_.emplace(device_);
@@ -196,24 +197,29 @@ Trainer::~Trainer() = default;
 
 void Trainer::decide_product_formats() {
   LayerFormats& formats = config_.precision.products.layers;
-  double decided[std::size(kProductLayers)] = {};
+  constexpr size_t kLayers = std::size(kProductLayers);
+  double decided[kLayers + 3] = {};  // formats, and the forms of feed-forward layers
   world_.set_phase("products");
   all_or_none(world_, [&] {
     if (!is_first()) return;
-    const DecidedProducts found =
-        decide_products(config_, formats_of_run(files_, join_path(run_dir_, "checkpoints")), device_, files_,
-                        product_times_file(), [&](const TimedLayer& layer, Recipe recipe) {
-                          return time_layer(layer, recipe, config_.precision, device_, [this] { world_.progress(); });
-                        });
+    const DecidedProducts found = decide_products(
+        config_, formats_of_run(files_, join_path(run_dir_, "checkpoints")), device_, is_swiglu_form_open(device_),
+        files_, product_times_file(), [&](const TimedLayer& layer, TimedForm form) {
+          return time_layer(layer, form, config_.precision, device_, [this] { world_.progress(); });
+        });
     if (!found.times.empty()) {
       for (const std::string& line : table_of(found.times, found.formats)) log_info("{}", line);
     }
-    for (size_t i = 0; i < std::size(kProductLayers); ++i) {
-      decided[i] = double(found.formats.layers.*kProductLayers[i].format);
-    }
+    decided[kLayers] = found.swiglu_in_gemm.dense;
+    decided[kLayers + 1] = found.swiglu_in_gemm.shared_experts;
+    decided[kLayers + 2] = found.swiglu_in_gemm.experts;
+    for (size_t i = 0; i < kLayers; ++i) decided[i] = double(found.formats.layers.*kProductLayers[i].format);
   });
   world_.all_reduce(decided);
-  for (size_t i = 0; i < std::size(kProductLayers); ++i) {
+  swiglu_in_gemm_ = {.dense = decided[kLayers] != 0,
+                     .shared_experts = decided[kLayers + 1] != 0,
+                     .experts = decided[kLayers + 2] != 0};
+  for (size_t i = 0; i < kLayers; ++i) {
     LayerFormat& format = formats.*kProductLayers[i].format;
     const auto found = LayerFormat(int(decided[i]));
     if (format == found) continue;

@@ -73,6 +73,7 @@ class Trainer {
   [[noreturn]] void refuse_non_finite(double loss);
 
   Config config_;
+  SwigluInGemm swiglu_in_gemm_;
   Origins origins_;
   const std::string run_dir_;
   Clock& clock_;
