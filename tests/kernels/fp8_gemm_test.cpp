@@ -298,7 +298,7 @@ TEST_CASE("fp8_grouped_gemm has the bits of its emulation: shapes", "[kernels][f
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
   const auto emulation = GENERATE(Emulation::kIdeal, Emulation::kHopper, Emulation::kFp64);
-  const int64_t M = GENERATE(0, 1, 6, 9), N = GENERATE(1, 16, 131), K = GENERATE(0, 1, 31, 128, 300);
+  const int64_t M = GENERATE(0, 1, 6, 9), N = GENERATE(0, 1, 16, 131), K = GENERATE(0, 1, 31, 128, 300);
   CAPTURE(backend.name, int(emulation), M, N, K);
   check_gemm<float>(emulation, Data::kEven, Groups({M}), N, K, /*gather=*/false, /*dense=*/true);
   check_gemm<bfloat16>(emulation, Data::kAllCodes, Groups({M}), N, K, /*gather=*/false);
@@ -345,6 +345,8 @@ TEST_CASE("fp8_grouped_wgrad has the bits of its emulation", "[kernels][fp8_gemm
   CAPTURE(backend.name, int(emulation), int(data), groups.offsets, by_tiles);
   check_wgrad(emulation, data, groups, 7, 18, by_tiles);
   check_wgrad(emulation, data, groups, 1, 131, by_tiles);
+  check_wgrad(emulation, data, groups, 0, 5, by_tiles);
+  check_wgrad(emulation, data, groups, 5, 0, by_tiles);
 }
 
 // Tiles of 256 columns and of 128 on a GPU: more of them than blocks, tails of every kind, and groups that have more

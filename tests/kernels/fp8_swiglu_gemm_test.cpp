@@ -130,7 +130,7 @@ TEST_CASE("fp8_swiglu_gemm follows its formula", "[kernels][fp8_swiglu_gemm]") {
   const bool gather = GENERATE(false, true), has_weights = GENERATE(false, true);
   const float limit = GENERATE(0.0f, 1.6f);
   const std::vector<int64_t> sizes = GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{3, 0, 9});
-  const int64_t F = GENERATE(100, 128);
+  const int64_t F = GENERATE(0, 100, 128);
   CAPTURE(backend.name, gather, has_weights, limit, sizes, F);
   Problem p(sizes, F, 144, gather);
   p.has_weights = has_weights, p.limit = limit;

@@ -178,7 +178,7 @@ void check_wgrad(const Backend& backend, Groups groups, int64_t N, int64_t K, bo
 TEST_CASE("grouped_gemm sums in its stated order: dense", "[kernels][gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
-  const int64_t M = GENERATE(0, 1, 6, 7, 13), N = GENERATE(1, 15, 16, 70), K = GENERATE(0, 1, 2, 31, 257);
+  const int64_t M = GENERATE(0, 1, 6, 7, 13), N = GENERATE(0, 1, 15, 16, 70), K = GENERATE(0, 1, 2, 31, 257);
   Options options;
   options.dense = true;
   options.b_is_kn = GENERATE(false, true);
@@ -234,7 +234,7 @@ TEST_CASE("grouped_wgrad sums over the rows of each group, in order", "[kernels]
   const UseBackend use(backend);
   const Groups groups(
       GENERATE(std::vector<int64_t>{0}, std::vector<int64_t>{1}, std::vector<int64_t>{0, 3, 0, 270, 9}));
-  const int64_t N = GENERATE(1, 17, 40), K = GENERATE(1, 16, 130);
+  const int64_t N = GENERATE(0, 1, 17, 40), K = GENERATE(0, 1, 16, 130);
   const bool gather = GENERATE(false, true);
   CAPTURE(backend.name, groups.offsets, N, K, gather);
   check_wgrad<float>(backend, groups, N, K, gather);
@@ -330,7 +330,7 @@ TEST_CASE("what lies behind a group's rows does not enter its weight gradient", 
 TEST_CASE("grouped_wgrad sums over all rows of one group", "[kernels][gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
-  const int64_t R = GENERATE(0, 1, 7, 70), N = GENERATE(1, 16, 40), K = GENERATE(1, 17, 130);
+  const int64_t R = GENERATE(0, 1, 7, 70), N = GENERATE(0, 1, 16, 40), K = GENERATE(0, 1, 17, 130);
   CAPTURE(backend.name, R, N, K);
   check_wgrad<float>(backend, Groups({R}), N, K, /*gather=*/false, /*dense=*/true);
   check_wgrad<bfloat16>(backend, Groups({R}), N, K, /*gather=*/false, /*dense=*/true);
