@@ -29,6 +29,9 @@ struct Fp8GroupedGemm {
   ConstView rows = {};     // [R] int32: gathers the rows of a and a_scale; not defined: none
   View c;                  // [R, N] float32 or bfloat16, rows may be strided
   bool b_is_kn = false;
+  // b with its last two axes exchanged, for those who have it (kernels/transpose_codes.h): what reads_b_transposed()
+  // then need not make. Not defined: nobody has.
+  ConstView b_transposed = {};  // [G, N, K]
   Emulation emulation;
 
   KernelCost cost() const {
@@ -37,6 +40,10 @@ struct Fp8GroupedGemm {
             .pair_flops = 2.0 * double(c.num_elements()) * double(a.cols())};
   }
 };
+// Whether a product with b_is_kn reads b transposed: a tensor core sums along the memory of both operands.
+inline bool reads_b_transposed(DeviceType device, Emulation emulation, int64_t K) {
+  return device == DeviceType::kCuda && emulation == Emulation::kHopper && K % 16 == 0;
+}
 struct Fp8GroupedWgrad {
   // dw[g,n,k] = (accumulate ? dw[g,n,k] : 0) + sum over rows p of group g of dy[p,n] * x[p,k]; group g is rows 128 *
   // block_offsets[g] and on. A group without rows leaves dw as it is, or 0 where it is not accumulated.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/elementwise.h"
+#include "kernels/transpose_codes.h"
 
 namespace octet {
 
@@ -91,6 +92,21 @@ const Tensor& Parameter::weight() const {
 const Parameter::Fp8& Parameter::fp8() const {
   require(fp8_.codes.is_defined(), "Parameter {}: no FP8 weight; refresh() never ran, or its form is another", name_);
   return fp8_;
+}
+
+void Parameter::keep_transposed(bool yes) {
+  keeps_transposed_ = yes;
+  transposed_codes_ = Tensor();
+}
+
+Tensor Parameter::transposed_codes() const {
+  if (keeps_transposed_ && !transposed_codes_.is_defined()) {
+    const Tensor& codes = fp8().codes;  // [G, N, K]
+    transposed_codes_ =
+        empty({codes.size(0), codes.size(2), codes.size(1)}, codes.dtype(), MemoryCategory::kWeights, device_);
+    kernels::transpose_codes({.codes = codes, .out = transposed_codes_}, codes.stream());
+  }
+  return transposed_codes_;
 }
 
 Parameter::Fp8 Parameter::fp8_rows(RowRange rows) const {

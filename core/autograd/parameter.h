@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/tensor/tensor.h"
+#include "kernels/fp8_gemm.h"
 #include "kernels/quantize.h"
 
 namespace octet {
@@ -102,6 +103,14 @@ class Parameter {
     Tensor codes, scale;
   };
   const Fp8& fp8() const;
+  // The codes as [G, K, N], as dgrad reads them on this kind of device: kept where it is asked for many times before
+  // the weight changes. While they are, the first call makes them, and nobody changes the weight; while they are not,
+  // they take no memory and are not defined.
+  bool is_read_transposed(DeviceType device, kernels::Emulation emulation) const {
+    return form_ == WeightForm::kFp8Block && kernels::reads_b_transposed(device, emulation, shape_[-2]);
+  }
+  void keep_transposed(bool yes);
+  Tensor transposed_codes() const;
 
   // How the operands of the gradient's FP8 product are made: as tiles (kernels/requantize_tiles.h), whose losses are
   // added to these counts; or as columns, where there are none. core/nn/wgrad_tiles.h decides.
@@ -137,6 +146,8 @@ class Parameter {
   bool grad_is_clear_ = true;  // its numbers are old, and stand for 0
   bool is_refreshed_ = false;
   Fp8 fp8_;
+  bool keeps_transposed_ = false;
+  mutable Tensor transposed_codes_;
   std::optional<TileCounts> wgrad_tiles_;
 };
 

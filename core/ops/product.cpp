@@ -143,6 +143,7 @@ Tensor OutputGradient::dgrad() const {
                                .rows = source_,
                                .c = dx,
                                .b_is_kn = true,
+                               .b_transposed = weight_.transposed_codes(),
                                .emulation = numerics_.emulation},
                               dx.stream());
   } else {

@@ -4,6 +4,7 @@
 #include "kernels/cuda/fp8_product.cuh"
 #include "kernels/cuda/gemm_plain.cuh"
 #include "kernels/cuda/gemm_tensor.cuh"
+#include "kernels/transpose_codes.h"
 
 namespace octet::kernels::cuda {
 namespace {
@@ -49,44 +50,6 @@ bool is_done_by_library(const Fp8GroupedGemm& args, Stream& stream) {
   return multiply_dense(*product, stream);
 }
 
-constexpr int kTransposeThreads = 256, kTransposeSide = 64, kTransposeStep = kTransposeSide + 4;
-
-// to[g, n, k] = from[g, k, n]. K is a multiple of 16. A block has a tile of 64 by 64, a thread 16 codes along n, then
-// k.
-__global__ void __launch_bounds__(kTransposeThreads)
-    transpose_codes_kernel(const uint8_t* from, int64_t K, int64_t N, uint8_t* to) {
-  OCTET_SHARED(uint32_t, words, kTransposeSide * kTransposeStep / 4);
-  const int thread = int(threadIdx.x), line = thread / 4, piece = thread % 4;
-  const int64_t n0 = int64_t(blockIdx.x) * kTransposeSide, k0 = int64_t(blockIdx.y) * kTransposeSide, g = blockIdx.z;
-  const int64_t k = k0 + line, first = n0 + piece * 16;
-  uint32_t four[4] = {};
-  if (k < K && first < N) {
-    const uint8_t* const at = from + (g * K + k) * N + first;
-    if (N - first >= 16 && reinterpret_cast<uintptr_t>(at) % 16 == 0) {
-      const uint4 codes = load_words<uint4>(at);
-      four[0] = codes.x, four[1] = codes.y, four[2] = codes.z, four[3] = codes.w;
-    } else {
-      OCTET_UNROLL
-      for (int i = 0; i < 16; ++i) {
-        if (first + i < N) four[i / 4] |= uint32_t(at[i]) << i % 4 * 8;
-      }
-    }
-  }
-  OCTET_UNROLL
-  for (int i = 0; i < 4; ++i) words[line * (kTransposeStep / 4) + piece * 4 + i] = four[i];
-  __syncthreads();
-  const Shared<uint8_t> codes = words.as<uint8_t>();
-  if (n0 + line >= N || k0 + piece * 16 >= K) return;
-  uint32_t out[4] = {};
-  OCTET_UNROLL
-  for (int i = 0; i < 16; ++i) {
-    out[i / 4] |= uint32_t(codes[(piece * 16 + i) * kTransposeStep + line]) << i % 4 * 8;
-  }
-  uint4 along_k;
-  along_k.x = out[0], along_k.y = out[1], along_k.z = out[2], along_k.w = out[3];
-  store_words(to + (g * N + n0 + line) * K + k0 + piece * 16, along_k);
-}
-
 // wgmma takes FP8 along k only: B that lies along n is transposed first.
 template <class Result>
 bool is_done_by_tiles(const Fp8GroupedGemm& args, Stream& stream) {
@@ -103,10 +66,11 @@ bool is_done_by_tiles(const Fp8GroupedGemm& args, Stream& stream) {
     return true;
   };
   if (!args.b_is_kn) return launch_with(args.b.data<uint8_t>());
-  if (K % 16 != 0) return false;
+  if (args.b_transposed.is_defined()) return launch_with(args.b_transposed.data<uint8_t>());
+  if (!reads_b_transposed(DeviceType::kCuda, args.emulation, K)) return false;
   Workspace<uint8_t> transposed("transposed weights", groups * N * K, stream);
-  launch("transpose_codes", blocks(ceil_div<int64_t>(N, kTransposeSide), ceil_div<int64_t>(K, kTransposeSide), groups),
-         kTransposeThreads, 0, stream, transpose_codes_kernel, args.b.data<uint8_t>(), K, N, transposed.data());
+  transpose_codes({.codes = args.b, .out = View(transposed.data(), {groups, N, K}, args.b.dtype(), args.b.device())},
+                  stream);
   return launch_with(transposed.data());
 }
 

@@ -210,16 +210,22 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
       here());
   auto b_kn = transposed(b.codes, G, N, K);
   auto b_kn_scale = transposed(b.scale, G, blocks(N), blocks(K));
-  kernels::fp8_grouped_gemm({.a = bytes_view(a.codes, {S, K}),
-                             .a_scale = view(a.scale, {S, blocks(K)}),
-                             .b = bytes_view(b_kn, {G, K, N}),
-                             .b_scale = view(b_kn_scale, {G, blocks(K), blocks(N)}),
-                             .offsets = view(groups.offsets, {G + 1}),
-                             .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
-                             .c = view(c_of_kn, {R, N}),
-                             .b_is_kn = true,
-                             .emulation = emulation},
-                            here());
+  kernels::Fp8GroupedGemm of_kn{.a = bytes_view(a.codes, {S, K}),
+                                .a_scale = view(a.scale, {S, blocks(K)}),
+                                .b = bytes_view(b_kn, {G, K, N}),
+                                .b_scale = view(b_kn_scale, {G, blocks(K), blocks(N)}),
+                                .offsets = view(groups.offsets, {G + 1}),
+                                .rows = gather ? ConstView(view(rows, {R})) : ConstView(),
+                                .c = view(c_of_kn, {R, N}),
+                                .b_is_kn = true,
+                                .emulation = emulation};
+  kernels::fp8_grouped_gemm(of_kn, here());
+  // With b transposed too; where that is read, b itself is not.
+  std::vector<Out> c_of_both(c.size());
+  std::vector<uint8_t> no_codes(b_kn.size(), 0x7f);
+  if (kernels::reads_b_transposed(device_here().type, emulation, K)) of_kn.b = bytes_view(no_codes, {G, K, N});
+  of_kn.b_transposed = bytes_view(b.codes, {G, N, K}), of_kn.c = view(c_of_both, {R, N});
+  kernels::fp8_grouped_gemm(of_kn, here());
   int64_t wrong = 0, far = 0;
   for (int64_t r = 0; r < R; ++r) {
     const int64_t from = gather ? rows[size_t(r)] : r, g = groups.of(r);
@@ -229,6 +235,7 @@ void check_gemm(Emulation emulation, Data data, Groups groups, int64_t N, int64_
                                  slice(b.scale, (g * blocks(N) + n / 128) * blocks(K), blocks(K)));
       const float got = float(c[size_t(r * N + n)]), wanted = float(Out(dot(emulation, left, right)));
       wrong += !same(got, wanted) + !same(float(c_of_kn[size_t(r * N + n)]), wanted);
+      wrong += !same(float(c_of_both[size_t(r * N + n)]), wanted);
       double size;
       const double exact = exact_dot(left, right, &size);
       const double stored = std::is_same_v<Out, float> ? 0 : kEpsilonBF16;

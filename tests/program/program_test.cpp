@@ -323,7 +323,7 @@ TEST_CASE("bench quantise times what a layer of experts fuses and finds its answ
   CAPTURE(ended.out, ended.err);
   CHECK(ended.code == 0);
   for (const char* kernel : {"rms_norm, codes alone", "swiglu_backward_fp8", "swiglu_backward_fp8, rows alone",
-                             "requantize_columns", "requantize_tiles"}) {
+                             "requantize_columns", "requantize_tiles", "transpose_codes"}) {
     CHECK_THAT(ended.out, Catch::Contains(kernel));
   }
   CHECK_THAT(ended.out, !Catch::Contains("WRONG"));

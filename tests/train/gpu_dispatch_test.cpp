@@ -257,8 +257,8 @@ TEST_CASE("what ranks on GPUs send and hold is predicted", "[train][gpu][layout]
                                             wire.gradients_out.bytes + wire.gradients_back.bytes);
     const MemoryEstimate memory = estimate_memory(config, 0, rank);
     CAPTURE(memory.activations, memory.workspace);
-    predicted +=
-        memory.total() - std::max<int64_t>(0, memory.saving - memory.activations - memory.workspace - memory.reduction);
+    predicted += memory.total() - std::max<int64_t>(0, memory.saving - memory.activations - memory.workspace -
+                                                           memory.reduction - memory.transposed);
   }
   int64_t held_before = 0;
   for (const int64_t bytes : before.current_bytes) held_before += bytes;

@@ -31,6 +31,7 @@
 #include "tests/support/numeric.h"
 #include "tests/train/small_run.h"
 #include "tools/data/made_up_batch.h"
+#include "tools/train/model_stats.h"
 #include "tools/train/step_graph.h"
 #include "tools/train/verify.h"
 
@@ -233,6 +234,103 @@ TEST_CASE("steps by tiles on a GPU, captured anew when a weight goes back to col
   CHECK(run(CudaGraph::kOff) == plain);
 }
 
+TEST_CASE("weights are transposed once for the micro-batches of a step, and no bit is another", "[train][gpu]") {
+  if (!has_gpu()) return;
+  Config config = smaller(step_config(Recipe::kFp8Block));
+  config.device = DeviceType::kCuda;
+  config.train.batch_size = 3, config.train.micro_batch = 1;
+  config.precision.products.layers.shared_experts = LayerFormat::kBf16;
+  constexpr int64_t kWeights = 4;  // of attention and of experts, in FP8
+  const auto curve = [&](CudaGraph cuda_graph) {
+    config.train.cuda_graph = cuda_graph;
+    Training training(config, kGpu);
+    Curve steps;
+    for (int64_t step = 1; step <= 4; ++step) {
+      const StepSums sums = training.step(step);
+      steps.losses.push_back(sums.loss), steps.norms.push_back(sums.grad_norm);
+    }
+    steps.masters = training.masters();
+    for (Parameter* weight : training.model().parameters()) CHECK_FALSE(weight->transposed_codes().is_defined());
+    CHECK(training.graph_launches() == (cuda_graph == CudaGraph::kAuto ? 3 : 0));
+    if (cuda_graph == CudaGraph::kAuto) return steps;
+    kernels::KernelProfile profile(real_clock());
+    training.step(5);
+    int64_t transposed = 0;
+    for (const kernels::KernelProfile::Row& row : profile.rows()) {
+      if (std::string(row.cost.name) == "transpose_codes") transposed += row.calls;
+    }
+    CHECK(transposed == kWeights);
+    return steps;
+  };
+  // Each micro-batch by itself, as if the weight changed after it.
+  const auto one_by_one = [&] {
+    Transformer model(config.model, config.precision, {}, config.data.seq_len, std::make_unique<LocalDispatcher>(),
+                      kGpu);
+    model.init_weights(1);
+    AdamW optimizer(model.parameters(), config.optim, moments_dtype(config.precision));
+    const StepPlan plan = plan_step(config, 0);
+    const StepLosses losses(plan, kGpu);
+    Curve steps;
+    for (int64_t step = 1; step <= 4; ++step) {
+      optimizer.prepare(step, config.optim.lr);
+      for (Router* router : model.routers()) router->begin_step();
+      for (int64_t m = 0; m < plan.count; ++m) {
+        const Transformer::MicroBatch tokens = tokens_on(
+            kGpu,
+            made_up_batch(7, step * plan.micro_batches + m, plan.sequences, plan.seq_len, config.model.vocab_size));
+        const auto parts = model.train_micro_batches({&tokens, 1}, plan.sequences, 1.0f / float(plan.tokens()),
+                                                     1.0f / float(plan.micro_batches));
+        copy(parts[0].losses, losses.of(m));
+      }
+      optimizer.measure();
+      apply_update(model, optimizer, losses, nullptr);
+      const StepSums sums = sum_step(model, optimizer, plan, losses);
+      steps.losses.push_back(sums.loss), steps.norms.push_back(sums.grad_norm);
+    }
+    for (Parameter* weight : model.parameters()) steps.masters.push_back(to_vector<float>(weight->master()));
+    return steps;
+  };
+  const Curve wanted = one_by_one();
+  CHECK(curve(CudaGraph::kOff) == wanted);
+  CHECK(curve(CudaGraph::kAuto) == wanted);
+  config.parallel.interleave = 3;
+  CHECK(curve(CudaGraph::kOff) == wanted);
+}
+
+TEST_CASE("the memory of weights that are kept transposed is predicted", "[train][gpu][memory]") {
+  if (!has_gpu()) return;
+  Config config = smaller(step_config(Recipe::kFp8Block));
+  config.device = DeviceType::kCuda;
+  config.model.hidden = 128, config.model.moe.expert_hidden = 128;
+  config.train.micro_batch = 1, config.train.sample_tokens = 1;
+  struct Memory {
+    int64_t measured = 0;
+    MemoryEstimate predicted;
+  };
+  const auto peak = [&](int64_t micro_batches) {
+    config.train.batch_size = micro_batches;
+    const MemoryUse before = memory_use(kGpu);
+    Training training(config, kGpu);
+    training.step(1);
+    reset_peak_memory(kGpu);
+    training.step(2);
+    int64_t held = 0;
+    for (const int64_t bytes : before.current_bytes) held += bytes;
+    return Memory{memory_use(kGpu).peak_total_bytes - held, estimate_memory(config, 0)};
+  };
+  const Memory one = peak(1), three = peak(3);
+  CHECK(one.predicted.transposed == 0);
+  const int64_t attention = 128 * (128 + 2 * 64) + 128 * 128, ffn = 3 * 128 * 128;
+  CHECK(three.predicted.transposed == attention + (4 + 1) * ffn);
+  CAPTURE(one.measured, three.measured, three.predicted.transposed);
+  // Besides them, the tokens and losses of two micro-batches more.
+  CHECK(double(three.measured - one.measured) == Approx(double(three.predicted.transposed)).epsilon(0.01));
+  const MemoryEstimate& all = three.predicted;
+  const int64_t predicted =
+      all.masters + all.weights + all.gradients + all.moments + all.activations + all.workspace + all.transposed;
+  CHECK(double(predicted) == Approx(double(three.measured)).epsilon(0.05));
+}
+
 TEST_CASE("the host waits for no number of a step before it has asked for all of it", "[train][gpu]") {
   if (!has_gpu()) return;
   Config config = smaller(step_config(Recipe::kBf16));
@@ -320,8 +418,9 @@ TEST_CASE("a run of captured steps is the run of kernels one by one, over valida
   if (!has_gpu()) return;
   Config config = small_run();
   config.device = DeviceType::kCuda;
-  config.precision.recipe = Recipe::kBf16;
-  config.train.micro_batch = 4;
+  std::tie(config.precision.recipe, config.train.micro_batch) =
+      GENERATE(std::tuple(Recipe::kBf16, int64_t(4)), std::tuple(Recipe::kFp8Block, int64_t(2)));
+  CAPTURE(name_of(config.precision.recipe));
   struct Steps {
     std::vector<double> losses, norms;
     std::vector<std::vector<double>> shares;

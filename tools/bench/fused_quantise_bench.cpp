@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "core/tensor/transfer.h"
 #include "kernels/permute.h"
 #include "kernels/quantize.h"
@@ -9,6 +11,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/row_groups.h"
 #include "kernels/swiglu.h"
+#include "kernels/transpose_codes.h"
 #include "tools/bench/kernel_cases.h"
 #include "tools/train/device.h"
 
@@ -135,6 +138,14 @@ void build(KernelCases& cases, const CaseSizes& s) {
                               .scale = column_scale,
                               .stats = nullptr},
                              {columns, column_scale}, "quantize_columns, permuted");
+  // The weights of a few experts, as dgrad reads them on a GPU.
+  const int64_t few = std::min<int64_t>(E, 8);
+  const Tensor w13 = cases.normal({few, 2 * F, D}, kBf16, "w13"), w13_codes = cases.made({few, 2 * F, D}, kE4m3),
+               w13_scale = cases.made({few, blocks(2 * F), blocks(D)}, kF32);
+  cases.add<QuantizeBlocks>(quantize_blocks, {.x = w13, .codes = w13_codes, .scale = w13_scale, .stats = nullptr},
+                            {w13_codes, w13_scale});
+  const Tensor transposed = cases.made({few, D, 2 * F}, kE4m3);
+  cases.add<TransposeCodes>(transpose_codes, {.codes = w13_codes, .out = transposed}, {transposed});
   // Rows back to their tokens, forwards and backwards.
   const Tensor rows = cases.normal({R, D}, kBf16, "rows"), combined = cases.made({T, D}, kBf16);
   cases.add<CombineForward>(combine_forward, {.rows = rows, .row_of = row_of, .base = {}, .y = combined}, {combined});

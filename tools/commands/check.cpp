@@ -104,6 +104,9 @@ void print_costs(const std::string& path, const CheckedRun& run) {
                   parallel.interleave == 1 ? "" : fmt::format("{} x ", parallel.interleave),
                   config.sequences_per_micro_batch(), config.data.seq_len));
   row("workspace", bytes(double(run.memory.workspace)));
+  if (run.memory.transposed > 0) {
+    row("transposed weights", bytes(double(run.memory.transposed)), "kept over the micro-batches of a step");
+  }
   if (parallel.dp > 1) row("sums of gradients", bytes(double(run.memory.reduction)), "on their way");
   const std::string limit =
       run.memory_bytes == 0 ? std::string() : fmt::format("of {}", bytes(double(run.memory_bytes)));

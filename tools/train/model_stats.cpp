@@ -341,6 +341,13 @@ MemoryEstimate estimate_memory(const Config& config, int64_t vocab_size, int64_t
       if (plan.first_unit == last_unit) memory.reduction += allocated_bytes(4 * mine * (of.ranks - 1));
     });
   }
+  if (config.num_micro_batches() / config.parallel.dp > 1) {
+    const kernels::Emulation emulation = emulation_on(Device{.type = config.device}, config.precision.emulation);
+    for (const auto& parameter : shapes.all()) {
+      if (!parameter->is_read_transposed(config.device, emulation)) continue;
+      memory.transposed += allocated_bytes(parameter->shape().num_elements());
+    }
+  }
   // The rotary table reaches as far as the longest sequence, and a router holds its bias and its last load.
   const int64_t sample = int64_t(config.train.sample_prompt.size()) + 1 + config.train.sample_tokens;
   memory.weights += allocated_bytes(4 * std::max(config.data.seq_len, sample) * config.model.head_width());

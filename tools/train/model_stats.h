@@ -64,9 +64,10 @@ struct MemoryEstimate {
   int64_t activations = 0;  // what the forward pass of parallel.interleave micro-batches keeps for their backward pass
   int64_t workspace = 0;    // the largest of the head's logits and of what one layer's backward pass needs besides
   int64_t reduction = 0;    // what other ranks send of the bucket whose gradients are summed first, at the widest point
+  int64_t transposed = 0;   // FP8 weights as dgrad reads them on GPUs, kept over the micro-batches of a step
   int64_t saving = 0;       // bfloat16 copies of FP8 weights while a checkpoint is saved, when no activations are held
   int64_t total() const {
-    return masters + weights + gradients + moments + std::max(activations + workspace + reduction, saving);
+    return masters + weights + gradients + moments + std::max(activations + workspace + reduction + transposed, saving);
   }
 };
 // rank: of parallel.dp.

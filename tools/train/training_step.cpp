@@ -36,6 +36,28 @@ class GroupSums {
   std::vector<Tensor> sums_;
 };
 
+// Weights whose dgrad reads them transposed are kept so over the micro-batches of a step, for the life of the object.
+class TransposedWeights {
+ public:
+  TransposedWeights(Transformer& model, int64_t micro_batches) {
+    if (micro_batches == 1) return;
+    const ModelContext& context = model.context();
+    for (Parameter* parameter : model.parameters()) {
+      if (!parameter->is_read_transposed(context.device.type, context.numerics.emulation)) continue;
+      parameter->keep_transposed(true);
+      kept_.push_back(parameter);
+    }
+  }
+  ~TransposedWeights() {
+    for (Parameter* parameter : kept_) parameter->keep_transposed(false);
+  }
+  TransposedWeights(const TransposedWeights&) = delete;
+  TransposedWeights& operator=(const TransposedWeights&) = delete;
+
+ private:
+  std::vector<Parameter*> kept_;
+};
+
 }  // namespace
 
 RecomputeParts recompute_parts(const TrainConfig& train) {
@@ -126,6 +148,7 @@ void run_micro_batches(Transformer& model, const StepPlan& plan,
           plan.groups, plan.interleave);
   for (Router* router : model.routers()) router->begin_step();
   if (WgradTiles* tiles = model.wgrad_tiles()) tiles->begin_step();
+  const TransposedWeights transposed(model, plan.count);
   GroupSums groups(model);
   for (int64_t done = 0; done < plan.count;) {
     std::vector<Transformer::MicroBatch> side_by_side;
