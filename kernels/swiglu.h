@@ -72,18 +72,35 @@ struct SwigluBackwardFp8 {
                               dh_scale, dh_column_codes, dh_column_scale, dweights)};
   }
 };
+struct ClampCounts {
+  int64_t count = 0;    // numbers of h
+  int64_t clamped = 0;  // of them those that the limit changed; a NaN, which it leaves, is none
+};
+struct CountClamped {
+  ConstView h;              // [R, 2F] float32 or bfloat16: gate, then up
+  float limit;              // above 0
+  ClampCounts* counts;      // added to
+  ConstView num_rows = {};  // [1] int64
+
+  KernelCost cost() const { return {.name = "count_clamped", .bytes = bytes_of(h)}; }
+};
 namespace cpu {
+void count_clamped(const CountClamped& args, Stream& stream);
 void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream);
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream);
 void swiglu_forward(const SwigluForward& args, Stream& stream);
 void swiglu_backward(const SwigluBackward& args, Stream& stream);
 }  // namespace cpu
 namespace cuda {
+void count_clamped(const CountClamped& args, Stream& stream);
 void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream);
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream);
 void swiglu_forward(const SwigluForward& args, Stream& stream);
 void swiglu_backward(const SwigluBackward& args, Stream& stream);
 }  // namespace cuda
+inline void count_clamped(const CountClamped& args, Stream& stream) {
+  dispatch<cpu::count_clamped, cuda::count_clamped>(args, stream);
+}
 inline void swiglu_forward(const SwigluForward& args, Stream& stream) {
   dispatch<cpu::swiglu_forward, cuda::swiglu_forward>(args, stream);
 }

@@ -4,6 +4,7 @@
 #include "core/base/dtype.h"
 #include "kernels/fp8_gemm.h"
 #include "kernels/quantize.h"
+#include "kernels/swiglu.h"
 
 namespace octet {
 
@@ -20,13 +21,15 @@ enum class GradientWire {
   kFp8,         // E4M3 rows: half the bytes between ranks, and one rounding more (arXiv:2412.19437, section 3.3.3)
 };
 
-// What quantisation did to each kind of tensor since the counts were last cleared.
+// What quantisation did to each kind of tensor, and the limit of SwiGLU to gates and ups, since the counts were last
+// cleared.
 struct Fp8Counts {
   kernels::QuantizeStats weight;            // 128x128
   kernels::QuantizeStats activation;        // 1x128, inputs of linear layers and of SwiGLU
   kernels::QuantizeStats grad_output;       // 1x128, output gradients as dgrad reads them
   kernels::QuantizeStats wgrad_activation;  // 128x1
   kernels::QuantizeStats wgrad_grad;        // 128x1
+  kernels::ClampCounts swiglu;              // in every recipe
 };
 
 struct Numerics {

@@ -14,6 +14,13 @@ Tensor swiglu(const Tensor& h, const RowGroups& groups, const Tensor& weights, f
   return y;
 }
 
+bool are_clamps_counted(const Numerics& numerics, float limit) { return limit > 0.0f && numerics.health != nullptr; }
+void count_clamped(const Tensor& h, const RowGroups& groups, const Numerics& numerics, float limit) {
+  if (!are_clamps_counted(numerics, limit)) return;
+  kernels::count_clamped({.h = h, .limit = limit, .counts = &numerics.health->swiglu, .num_rows = groups.count()},
+                         h.stream());
+}
+
 // To be filled.
 Tensor gradient_of(const Tensor& weights) {
   return weights.is_defined() ? empty(weights.shape(), DType::kFloat32, weights.device()) : Tensor();
@@ -35,8 +42,9 @@ Tensor ffn_in_fp8(const LinearInput& input, const RowGroups& groups, const RowGr
   const float limit = options.limit;
   const int64_t R = groups.num_rows, F = w2.shape()[-1];
   const Device device = groups.offsets.device();
-  const bool has_h = !makes_codes_in_gemm(options);
+  const bool has_h = !makes_codes_in_gemm(options) || are_clamps_counted(numerics, limit);
   Tensor h = has_h ? fprop(input, groups, w13, numerics.activation_dtype()) : Tensor();  // [R, 2F]
+  if (has_h) count_clamped(h, groups, numerics, limit);
   Fp8Rows kept = is_recording() ? empty_rows(R, 2 * F, device) : Fp8Rows();
   Tensor out;  // [R, D]
   {
@@ -139,8 +147,9 @@ Tensor swiglu_ffn(const LinearInput& input, const RowGroups& groups, const Tenso
   if (w13.form() == WeightForm::kFp8Block) return ffn_in_fp8(input, groups, in_order, weights, options, w13, w2);
   const float limit = options.limit;
   Tensor h = fprop_plain(input.values(), groups, w13, dtype);  // [R, 2F]
-  Tensor y = swiglu(h, groups, weights, limit);                // [R, F]
-  Tensor out = fprop_plain(y, in_order, w2, dtype);            // [R, D]
+  count_clamped(h, groups, numerics, limit);
+  Tensor y = swiglu(h, groups, weights, limit);      // [R, F]
+  Tensor out = fprop_plain(y, in_order, w2, dtype);  // [R, D]
   if (!is_recording()) return out;
   if (options.recompute) y = Tensor();
   return record("swiglu_ffn", out, {input.x(), weights},

@@ -216,7 +216,26 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
   });
 }
 
+void count_clamped(const CountClamped& args, Stream& stream) {
+  const int64_t R = rows_there(args.num_rows, args.h.rows()), F = args.h.cols() / 2;
+  std::vector<int64_t> of_rows(static_cast<size_t>(R));
+  visit_float(args.h.dtype(), [&]<class Scalar>() {
+    stream.parallel_for(R, swiglu_grain(F), [&](int64_t r) {
+      const Scalar* gate = args.h.row<Scalar>(r);
+      const f32x16 limit = splat(args.limit);
+      int64_t found = 0;
+      for_lanes(F, [&](int64_t f, auto lanes) {
+        found += count(less(limit, lanes.load(gate + f))) + count(less(limit, abs(lanes.load(gate + F + f))));
+      });
+      of_rows[size_t(r)] = found;
+    });
+  });
+  args.counts->count += R * 2 * F;
+  for (const int64_t found : of_rows) args.counts->clamped += found;
+}
+
 #include "kernels/cpu/isa_end.inc"
+OCTET_CPU_KERNEL(count_clamped, CountClamped)
 OCTET_CPU_KERNEL(swiglu_forward, SwigluForward)
 OCTET_CPU_KERNEL(swiglu_backward, SwigluBackward)
 OCTET_CPU_KERNEL(swiglu_forward_fp8, SwigluForwardFp8)

@@ -198,7 +198,35 @@ __global__ void __launch_bounds__(kRowThreads)
   dweights[row] = sum;
 }
 
+template <class Scalar>
+__global__ void __launch_bounds__(kRowThreads)
+    count_clamped_kernel(const Scalar* h, int64_t h_stride, float limit, ClampCounts* counts, int64_t R,
+                         const int64_t* num_rows, int64_t F, uint32_t pieces) {
+  const RowPlace at = row_place(pieces);
+  int count = 0, clamped = 0;
+  if (at.row < rows_there(num_rows, R)) {
+    const int64_t f = at.column, n = F - f;
+    const Floats8 gate = load8(h + at.row * h_stride + f, n), up = load8(h + at.row * h_stride + F + f, n);
+    for (int j = 0; j < kVector; ++j) clamped += (limit < gate.v[j] ? 1 : 0) + (limit < fabsf(up.v[j]) ? 1 : 0);
+    count = 2 * int(n < kVector ? n : kVector);
+  }
+  count = block_sum<kRowThreads>(count), clamped = block_sum<kRowThreads>(clamped);
+  if (threadIdx.x != 0 || count == 0) return;
+  atomic_add(&counts->count, count);
+  if (clamped != 0) atomic_add(&counts->clamped, clamped);
+}
+
 }  // namespace
+
+void count_clamped(const CountClamped& args, Stream& stream) {
+  const int64_t R = args.h.rows(), F = args.h.cols() / 2, pieces = ceil_div<int64_t>(F, kVector);
+  if (F == 0) return;
+  visit_float(args.h.dtype(), [&]<class Scalar>() {
+    launch("count_clamped", row_grid(R, pieces), kRowThreads, 0, stream, count_clamped_kernel<Scalar>,
+           args.h.data<Scalar>(), args.h.row_stride(), args.limit, args.counts, R, args.num_rows.data<int64_t>(), F,
+           uint32_t(pieces));
+  });
+}
 
 void swiglu_forward(const SwigluForward& args, Stream& stream) {
   const int64_t R = args.y.rows(), F = args.y.cols(), pieces = ceil_div<int64_t>(F, kVector);

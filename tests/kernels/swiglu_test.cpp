@@ -97,6 +97,45 @@ TEST_CASE("a limit of swiglu holds gates from above and ups from both sides", "[
   CHECK(std::vector(dh.begin() + 4, dh.begin() + 7) == std::vector<float>{0.0f, 0.0f, 0.0f});
 }
 
+TEST_CASE("what a limit of swiglu changes is counted", "[kernels][swiglu]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  SECTION("one by one") {
+    // Gates are held from above only; on the edge nothing changes, and NaN stays.
+    std::vector<float> h = {50.5f, 50.0f, -60.0f, nan, inf, -inf, 60.0f, -50.0f, -50.5f, nan, inf, -inf};
+    std::vector<kernels::ClampCounts> counts = {{.count = 5, .clamped = 3}};
+    kernels::count_clamped({.h = view(h, {1, 12}), .limit = 50.0f, .counts = counts.data()}, here());
+    CHECK(counts[0].count == 5 + 12);
+    CHECK(counts[0].clamped == 3 + 2 + 4);
+  }
+  SECTION("of many") {
+    const int64_t R = GENERATE(0, 1, 70), F = GENERATE(1, 8, 37, 300), there = (R + 1) / 2;
+    CAPTURE(R, F);
+    auto h = uniform<bfloat16>(R * 2 * F, 1);
+    auto wide = uniform<float>(R * 2 * F, 2);
+    std::vector<int64_t> num_rows = {there};
+    const auto wanted = [&](const auto& numbers, int64_t rows) {
+      int64_t clamped = 0;
+      for (int64_t i = 0; i < rows * 2 * F; ++i) {
+        const float x = float(numbers[size_t(i)]);
+        clamped += (i / F % 2 == 0 ? x : std::abs(x)) > 0.5f;
+      }
+      return clamped;
+    };
+    std::vector<kernels::ClampCounts> counts(2);
+    kernels::count_clamped({.h = view(h, {R, 2 * F}), .limit = 0.5f, .counts = counts.data()}, here());
+    kernels::count_clamped(
+        {.h = view(wide, {R, 2 * F}), .limit = 0.5f, .counts = counts.data() + 1, .num_rows = view(num_rows, {1})},
+        here());
+    CHECK(counts[0].count == R * 2 * F);
+    CHECK(counts[0].clamped == wanted(h, R));
+    CHECK(counts[1].count == there * 2 * F);
+    CHECK(counts[1].clamped == wanted(wide, there));
+    CHECK((R < 70 || counts[0].clamped > 0));
+  }
+}
+
 TEST_CASE("swiglu gives the same bits everywhere", "[kernels][swiglu]") {
   const int64_t R = 67, F = 203;
   auto h = uniform<bfloat16>(R * 2 * F, 1), dy = uniform<bfloat16>(R * F, 2);

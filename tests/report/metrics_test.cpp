@@ -21,6 +21,7 @@ StepRecord full_record() {
   record.unigram_entropy = 6.25;
   record.aux_loss = 1e-5;
   record.z_loss = 0.0;
+  record.swiglu_clamped_percent = 0.125;
   record.memory_bytes = {{"weights", 1 << 20}, {"optimizer", int64_t(1) << 40}};
   record.experts = {{.layer = 1, .max_violation = 0.5, .entropy = 2.0, .entropy_ratio = 0.96, .dead_experts = 0},
                     {.layer = 2, .max_violation = 7, .dead_experts = 7, .share = {1.0, 0.0}}};
@@ -102,6 +103,7 @@ TEST_CASE("a record reads back as it was written", "[metrics]") {
     CHECK(back.skipped == record.skipped);
     CHECK(back.val_loss == record.val_loss);
     CHECK(back.z_loss == record.z_loss);
+    CHECK(back.swiglu_clamped_percent == record.swiglu_clamped_percent);
     CHECK(back.memory_bytes == record.memory_bytes);
     REQUIRE(back.experts.size() == record.experts.size());
     for (size_t i = 0; i < back.experts.size(); ++i) CHECK(back.experts[i].share == record.experts[i].share);

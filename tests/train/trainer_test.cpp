@@ -293,6 +293,28 @@ TEST_CASE("a format that is left to measurement is decided once, and stands in t
   CHECK_THAT(text, Catch::Contains(fmt::format("experts: {}", name_of(decided.layers.experts))));
 }
 
+TEST_CASE("what the limit of SwiGLU changes is logged, in every recipe", "[train]") {
+  Config config = small_run();
+  config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);
+  config.train.log_every_steps = 2;
+  const bool is_limited = GENERATE(false, true);
+  config.model.swiglu_limit = is_limited ? 0.01f : 0.0f;
+  CAPTURE(name_of(config.precision.recipe), is_limited);
+  FaultFileSystem files;
+  write_dataset(files);
+  Trainer trainer(config, {}, "run", files, real_clock());
+  trainer.resume();
+  for (int64_t step = 1; step <= 4; ++step) {
+    const StepRecord record = trainer.train_step();
+    CHECK(record.swiglu_clamped_percent.has_value() == (is_limited && (step == 1 || step % 2 == 0)));
+    CHECK(record.fp8.empty() == (config.precision.recipe != Recipe::kFp8Block || (step != 1 && step % 2 == 1)));
+    if (!record.swiglu_clamped_percent) continue;
+    // Some gates and more ups, of two signs.
+    CHECK(*record.swiglu_clamped_percent > 1);
+    CHECK(*record.swiglu_clamped_percent < 75);
+  }
+}
+
 TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {
   Config config = small_run();
   config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);

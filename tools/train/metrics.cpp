@@ -83,6 +83,7 @@ std::string to_json(const StepRecord& record) {
     }
     json.set("fp8", std::move(roles));
   }
+  set_if_any(json, "swiglu_clamped_percent", record.swiglu_clamped_percent);
   if (record.slow_rank) {
     const SlowRankRecord& slow = *record.slow_rank;
     json.set("slow_rank",
@@ -140,6 +141,7 @@ StepRecord step_record_from_json(std::string_view line) {
                             .non_finite = role["non_finite"].as_int64(0)});
     }
   }
+  record.swiglu_clamped_percent = number_if_any(members, "swiglu_clamped_percent");
   if (const auto slow = members.find("slow_rank")) {
     record.slow_rank = {.rank = (*slow)["rank"].as_int64(0),
                         .host = (*slow)["host"].as_string(),

@@ -70,7 +70,8 @@ struct StepRecord {
   std::vector<std::pair<std::string, int64_t>> memory_bytes = {};  // peak by category: weights, gradients, ...
   std::vector<LayerLoad> experts = {};                             // one for each MoE layer, at its interval
   std::vector<Fp8Health> fp8 = {};                                 // one for each role, at its interval
-  std::optional<SlowRankRecord> slow_rank = {};                    // at its interval, where one is constantly slow
+  std::optional<double> swiglu_clamped_percent = {};  // of gates and ups, by model.swiglu_limit, at its interval
+  std::optional<SlowRankRecord> slow_rank = {};       // at its interval, where one is constantly slow
 };
 
 // One line without its newline, and back. `from_json` throws Error(kData) that says what is wrong with the line.

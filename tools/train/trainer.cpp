@@ -79,6 +79,7 @@ void sum_over_ranks(Fp8Counts& counts, Communicator& world) {
       sums.push_back(double(count));
     }
   }
+  sums.push_back(double(counts.swiglu.count)), sums.push_back(double(counts.swiglu.clamped));
   world.all_reduce(sums);
   auto next = sums.begin();
   for (auto* stats : all) {
@@ -86,6 +87,7 @@ void sum_over_ranks(Fp8Counts& counts, Communicator& world) {
       *count = int64_t(*next++);
     }
   }
+  counts.swiglu = {.count = int64_t(next[0]), .clamped = int64_t(next[1])};
 }
 
 // "; 4 ranks (ep 2) wrote it, 2 (ep 1) go on", where the layouts differ.
@@ -272,7 +274,7 @@ StepRecord Trainer::train_step() {
   const int64_t step = state_.step + 1;
   const TrainConfig& train = config_.train;
   const bool measure = step == 1 || at_interval(step, train.log_every_steps);
-  Fp8Counts* const counts = measure && model_->context().numerics.is_fp8() ? fp8_tally_->counts() : nullptr;
+  Fp8Counts* const counts = measure && counts_numbers() ? fp8_tally_->counts() : nullptr;
   model_->context().numerics.health = counts;
   const int64_t started_ns = clock_.monotonic_ns();
   const double waited_before_s = timed_.seconds_waited();
@@ -371,16 +373,25 @@ void Trainer::add_router_metrics(StepRecord& record, const std::vector<std::vect
   }
 }
 
+bool Trainer::counts_numbers() const {
+  return model_->context().numerics.is_fp8() || model_->context().swiglu_limit > 0;
+}
+
 void Trainer::add_machine_metrics(StepRecord& record) {
-  if (model_->context().numerics.is_fp8()) {
+  if (counts_numbers()) {
     const WgradTiles* const tiles = model_->wgrad_tiles();
     const WgradTiles::Reading lost = tiles == nullptr ? WgradTiles::Reading() : tiles->read();
     Fp8Counts counts = fp8_tally_->take();
     if (tiles != nullptr) lost.add_to(counts.wgrad_grad, counts.wgrad_activation);
     sum_over_ranks(counts, world_);
-    record.fp8 = {health_of("weight", counts.weight), health_of("activation", counts.activation),
-                  health_of("grad_output", counts.grad_output), health_of("wgrad_activation", counts.wgrad_activation),
-                  health_of("wgrad_grad", counts.wgrad_grad)};
+    if (model_->context().numerics.is_fp8()) {
+      record.fp8 = {health_of("weight", counts.weight), health_of("activation", counts.activation),
+                    health_of("grad_output", counts.grad_output),
+                    health_of("wgrad_activation", counts.wgrad_activation), health_of("wgrad_grad", counts.wgrad_grad)};
+    }
+    if (counts.swiglu.count > 0) {
+      record.swiglu_clamped_percent = 100 * double(counts.swiglu.clamped) / double(counts.swiglu.count);
+    }
   }
   const MemoryUse use = memory_use(device_);
   for (int c = 0; c < kMemoryCategories; ++c) {

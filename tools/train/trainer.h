@@ -57,6 +57,7 @@ class Trainer {
 
  private:
   void add_router_metrics(StepRecord& record, const std::vector<std::vector<int64_t>>& loads) const;
+  bool counts_numbers() const;  // what quantising and the limit of SwiGLU did
   void add_machine_metrics(StepRecord& record);
   void watch_ranks(StepRecord& record, bool is_interval_over, double seconds_waited);
   void validate_into(StepRecord& record);
