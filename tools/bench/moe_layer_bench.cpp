@@ -7,12 +7,15 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <string_view>
 
 #include "core/autograd/tape.h"
+#include "core/base/clock.h"
 #include "core/nn/init.h"
 #include "core/nn/moe_layer.h"
 #include "core/nn/precision_config.h"
 #include "core/nn/wgrad_tiles.h"
+#include "kernels/kernel_profile.h"
 #include "tools/bench/made_up_tensors.h"
 #include "tools/bench/whole_number.h"
 #include "tools/train/device.h"
@@ -176,6 +179,31 @@ double calc_diff(const std::vector<double>& a, const std::vector<double>& b) {
   return squares > 0 ? 1 - 2 * ab / squares : 0;
 }
 
+// What only changes the format or the order of numbers. Norms, gathers and SwiGLU that make codes compute something
+// too.
+constexpr std::string_view kCasts[] = {"cast",
+                                       "quantize_rows",
+                                       "quantize_columns",
+                                       "quantize_blocks",
+                                       "requantize_columns",
+                                       "requantize_tiles",
+                                       "dequantize_rows",
+                                       "transpose_codes"};
+
+// Percent of the time that kernels take in some passes.
+template <class Run>
+double percent_of_casts(Run&& run) {
+  constexpr int kPasses = 3;
+  const kernels::KernelProfile profile(real_clock());
+  for (int pass = 0; pass < kPasses; ++pass) run();
+  double all = 0, casts = 0;
+  for (const auto& row : profile.rows()) {
+    all += row.seconds;
+    if (std::ranges::find(kCasts, std::string_view(row.cost.name)) != std::end(kCasts)) casts += row.seconds;
+  }
+  return all > 0 ? 100 * casts / all : 0;
+}
+
 // Four roundings to E4M3 on the way forward and six on the way back, each of about 2.6 % of its numbers, give 2e-3 to
 // 3e-3; a wrong scale or row gives more than ten times as much.
 constexpr double kMostDifferent = 1e-2;
@@ -210,9 +238,10 @@ bool bench_shape(const LayerSize& shape, int64_t repeats, Device device) {
   const double of_bf16 = timing_of(both_s[0]).median;
   for (size_t i = 0; i < forms; ++i) {
     const Timing forward = timing_of(forward_s[i]), back = timing_of(backward_s[i]), both = timing_of(both_s[i]);
-    fmt::print("  {:<10} {:>9.3f} {:>9.1f} {:>9.3f} {:>9.1f} {:>7.1f}% {:>9.2f} {:>9.1f}", kForms[i].name,
+    fmt::print("  {:<10} {:>9.3f} {:>9.1f} {:>9.3f} {:>9.1f} {:>7.1f}% {:>9.2f} {:>7.1f} {:>9.1f}", kForms[i].name,
                forward.median * 1e3, flops / forward.median * 1e-9, back.median * 1e3, 2 * flops / back.median * 1e-9,
-               100 * both.spread(), of_bf16 / both.median, double(peak_bytes[i]) / (1 << 20));
+               100 * both.spread(), of_bf16 / both.median, percent_of_casts([&] { run(i); }),
+               double(peak_bytes[i]) / (1 << 20));
     if (i > 0) {
       const double off_y = calc_diff(y[i], y[0]), off_dx = calc_diff(dx[i], dx[0]);
       const bool has_other_bits = kForms[i].swiglu_in_gemm && y[i] != y[kFp8Block];
@@ -233,12 +262,13 @@ int bench_moe_layer(const std::vector<std::string>& args) {
   fmt::print(
       "{}; T tokens of width d to K of E experts of width n, each with as many rows; medians of {}\n"
       "GFLOP/s of 6 T K d n forward and twice that backward; x bf16: how much faster than bf16, both ways together;\n"
+      "casts: percent of the kernels' time in those that only quantise, cast or transpose;\n"
       "MiB: the most that a pass holds beside weights and their gradients; off: 1 - 2 a.b / (a.a + b.b) of the output\n"
       "and of the input's gradient, a and b those of this form and of bf16; tiles: weight gradients of 128x128 "
       "tiles;\nin gemm: SwiGLU and its codes made by the first product, with the bits of fp8_block\n\n",
       describe(device), options.repeats);
-  fmt::print("  {:<10} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9} {:>9} {:>9}\n", "", "fwd ms", "GFLOP/s", "bwd ms",
-             "GFLOP/s", "spread", "x bf16", "MiB", "off y", "off dx");
+  fmt::print("  {:<10} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9} {:>7} {:>9} {:>9} {:>9}\n", "", "fwd ms", "GFLOP/s",
+             "bwd ms", "GFLOP/s", "spread", "x bf16", "casts", "MiB", "off y", "off dx");
   int failures = 0;
   for (const LayerSize& shape : options.shapes) failures += !bench_shape(shape, options.repeats, device);
   return failures == 0 ? 0 : 1;
