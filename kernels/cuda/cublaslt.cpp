@@ -1,11 +1,10 @@
-#include <cublasLt.h>
-
 #include <array>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <tuple>
 
+#include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_product.h"
 #include "kernels/cuda/workspace.h"
@@ -16,19 +15,19 @@ namespace {
 constexpr int64_t kWorkspaceBytes = int64_t(32) << 20;  // what NVIDIA recommends for Hopper
 
 void check(cublasStatus_t status, const char* call) {
-  require(ErrorKind::kDevice, status == CUBLAS_STATUS_SUCCESS, "{}: {}", call, cublasLtGetStatusString(status));
+  require(ErrorKind::kDevice, status == CUBLAS_STATUS_SUCCESS, "{}: {}", call, cublaslt().status_string(status));
 }
 
-template <class T, cublasStatus_t (*destroy)(T*)>
+// destroy: which function of the library.
+template <auto destroy>
 struct Destroy {
-  void operator()(T* object) const { destroy(object); }
+  void operator()(auto* object) const { (cublaslt().*destroy)(object); }
 };
-using Description =
-    std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy<cublasLtMatmulDescOpaque_t, cublasLtMatmulDescDestroy>>;
-using Layout =
-    std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy<cublasLtMatrixLayoutOpaque_t, cublasLtMatrixLayoutDestroy>>;
-using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t,
-                                   Destroy<cublasLtMatmulPreferenceOpaque_t, cublasLtMatmulPreferenceDestroy>>;
+template <class T, auto destroy>
+using Owned = std::unique_ptr<T, Destroy<destroy>>;
+using Description = Owned<cublasLtMatmulDescOpaque_t, &CublasLt::destroy_description>;
+using Layout = Owned<cublasLtMatrixLayoutOpaque_t, &CublasLt::destroy_layout>;
+using Preference = Owned<cublasLtMatmulPreferenceOpaque_t, &CublasLt::destroy_preference>;
 
 cudaDataType_t type_of(DType dtype) {
   return dtype == DType::kFloat32 ? CUDA_R_32F : dtype == DType::kBFloat16 ? CUDA_R_16BF : CUDA_R_8F_E4M3;
@@ -42,12 +41,12 @@ uint32_t boundary_of(const void* data) {
 
 template <class T>
 void set(const Description& description, cublasLtMatmulDescAttributes_t attribute, T value) {
-  check(cublasLtMatmulDescSetAttribute(description.get(), attribute, &value, sizeof value),
+  check(cublaslt().set_description(description.get(), attribute, &value, sizeof value),
         "cublasLtMatmulDescSetAttribute");
 }
 Description describe(const DenseProduct& product) {
   cublasLtMatmulDesc_t made = nullptr;
-  check(cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  check(cublaslt().create_description(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
   Description description(made);
   const auto operation = [](const DenseOperand& x) { return x.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
   set(description, CUBLASLT_MATMUL_DESC_TRANSA, operation(product.left));
@@ -67,7 +66,7 @@ Description describe(const DenseProduct& product) {
 
 Layout lay_out(DType dtype, int64_t rows, int64_t columns, int64_t step) {
   cublasLtMatrixLayout_t made = nullptr;
-  check(cublasLtMatrixLayoutCreate(&made, type_of(dtype), uint64_t(rows), uint64_t(columns), step),
+  check(cublaslt().create_layout(&made, type_of(dtype), uint64_t(rows), uint64_t(columns), step),
         "cublasLtMatrixLayoutCreate");
   return Layout(made);
 }
@@ -104,7 +103,7 @@ struct Algorithm {
 // cuBLASLt on one GPU, with the algorithm of each shape seen.
 class Library {
  public:
-  Library() { check(cublasLtCreate(&handle_), "cublasLtCreate"); }
+  Library() { check(cublaslt().create(&handle_), "cublasLtCreate"); }
 
   cublasLtHandle_t handle() const { return handle_; }
   template <class Find>
@@ -138,10 +137,10 @@ bool multiply_dense(const DenseProduct& product, Stream& stream) {
   Library& library = library_of(stream.device());
   const Algorithm chosen = library.algorithm(key_of(product), [&] {
     cublasLtMatmulPreference_t made = nullptr;
-    check(cublasLtMatmulPreferenceCreate(&made), "cublasLtMatmulPreferenceCreate");
+    check(cublaslt().create_preference(&made), "cublasLtMatmulPreferenceCreate");
     const Preference preference(made);
     const auto prefer = [&]<class T>(cublasLtMatmulPreferenceAttributes_t attribute, T value) {
-      check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof value),
+      check(cublaslt().set_preference(preference.get(), attribute, &value, sizeof value),
             "cublasLtMatmulPreferenceSetAttribute");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, size_t(kWorkspaceBytes));
@@ -155,8 +154,8 @@ bool multiply_dense(const DenseProduct& product, Stream& stream) {
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;
     const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(library.handle(), description.get(), left.get(), right.get(), result.get(),
-                                       result.get(), preference.get(), 1, &best, &found);
+        cublaslt().find_algorithm(library.handle(), description.get(), left.get(), right.get(), result.get(),
+                                  result.get(), preference.get(), 1, &best, &found);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0)) return Algorithm{};
     check(status, "cublasLtMatmulAlgoGetHeuristic");
     if (best.state != CUBLAS_STATUS_SUCCESS) return Algorithm{};
@@ -165,9 +164,9 @@ bool multiply_dense(const DenseProduct& product, Stream& stream) {
   if (!chosen.is_there) return false;
   Workspace<std::byte> workspace("cuBLASLt", int64_t(chosen.workspace_bytes), stream);
   const float alpha = 1.0f, beta = product.accumulate ? 1.0f : 0.0f;
-  check(cublasLtMatmul(library.handle(), description.get(), &alpha, product.left.data, left.get(), product.right.data,
-                       right.get(), &beta, product.result, result.get(), product.result, result.get(), &chosen.algo,
-                       workspace.data(), chosen.workspace_bytes, stream.cuda()),
+  check(cublaslt().matmul(library.handle(), description.get(), &alpha, product.left.data, left.get(),
+                          product.right.data, right.get(), &beta, product.result, result.get(), product.result,
+                          result.get(), &chosen.algo, workspace.data(), chosen.workspace_bytes, stream.cuda()),
         "cublasLtMatmul");
   return true;
 }

@@ -295,6 +295,15 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
   CHECK_FALSE(real_file_system().exists(place.at("other")));
 }
 
+TEST_CASE("the large libraries of GPUs are not loaded before a GPU wants them", "[program]") {
+  const Place place;
+  ::setenv("LD_TRACE_LOADED_OBJECTS", "1", 1);  // has the loader name what it would load, and stop
+  const auto loaded = place.run({"--version"});
+  ::unsetenv("LD_TRACE_LOADED_OBJECTS");
+  CHECK_THAT(loaded.out, Catch::Contains("libc.so"));
+  CHECK_THAT(loaded.out, !Catch::Contains("libcublas") && !Catch::Contains("libnccl"));
+}
+
 TEST_CASE("docs/cli.md is what the program says of itself", "[program]") {
   const Place place;
   const auto printed = place.run({"docs", "cli"});
