@@ -106,10 +106,10 @@ struct ProductFormats {
     visit("dense", dense, "dense feed-forward layers and shared experts");
     visit("experts", experts, "routed experts");
     visit("layers", layers,
-          "what is decided for one layer, whatever its kind says: by you, or by the measurement that faster asks for; "
-          "as_kind: nothing");
+          "what is decided for one layer, where its kind says auto or faster: by you, or by the measurement; as_kind: "
+          "nothing");
   }
-  void validate(Problems&) const {}  // every combination runs
+  void validate(Problems& problems) const;
   bool operator==(const ProductFormats&) const = default;
 };
 
@@ -125,6 +125,18 @@ inline constexpr ProductLayer kDense{&LayerFormats::dense, &ProductFormats::dens
 inline constexpr ProductLayer kSharedExperts{&LayerFormats::shared_experts, &ProductFormats::dense, "shared_experts"};
 inline constexpr ProductLayer kExperts{&LayerFormats::experts, &ProductFormats::experts, "experts"};
 inline constexpr ProductLayer kProductLayers[] = {kQkvProj, kOProj, kDense, kSharedExperts, kExperts};
+
+inline void ProductFormats::validate(Problems& problems) const {
+  for (const ProductLayer& layer : kProductLayers) {
+    const LayerFormat decided = layers.*layer.format;
+    const ProductFormat of_kind = this->*layer.kind;
+    if (decided == LayerFormat::kAsKind || of_kind == ProductFormat::kAuto || of_kind == ProductFormat::kFaster)
+      continue;
+    problems.require(
+        (decided == LayerFormat::kBf16) == (of_kind == ProductFormat::kBf16), fmt::format("layers.{}", layer.name),
+        "is {}, and its kind of layers {}; wanted as_kind, or auto there", name_of(decided), name_of(of_kind));
+  }
+}
 
 // kFp8 or kBf16. What nobody has decided yet is FP8.
 inline LayerFormat format_of(const ProductFormats& formats, const ProductLayer& layer) {
@@ -182,6 +194,7 @@ struct PrecisionConfig {
           "takes columns from the next step on");
   }
   void validate(Problems& problems) const {
+    problems.section("products", [&] { products.validate(problems); });
     problems.require(0 <= wgrad_underflow_limit && wgrad_underflow_limit <= 1, "wgrad_underflow_limit",
                      "is {}; wanted 0 to 1", wgrad_underflow_limit);
   }

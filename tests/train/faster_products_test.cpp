@@ -177,8 +177,6 @@ TEST_CASE("only what is left open is measured", "[products]") {
         .qkv_proj = kFp8, .o_proj = kBf16, .dense = kBf16, .shared_experts = kFp8, .experts = kBf16};
     config.precision.products.layers = said;
     CHECK(decide(config, files, clockwork).formats == config.precision.products);
-    config.precision.products.attention = ProductFormat::kFp8;
-    CHECK(format_of(decide(config, files, clockwork).formats, kOProj) == kBf16);
   }
   SECTION("one layer of a kind") {
     config.precision.products = by_kind;
