@@ -315,6 +315,27 @@ TEST_CASE("what the limit of SwiGLU changes is logged, in every recipe", "[train
   }
 }
 
+TEST_CASE("validation adds nothing to what the next record counts", "[train]") {
+  Config config = small_run();
+  config.train.log_every_steps = 1;
+  config.model.swiglu_limit = 0.01f;
+  const auto counts = [&](bool validates) {
+    FaultFileSystem files;
+    write_dataset(files);
+    Trainer trainer(config, {}, "run", files, real_clock());
+    trainer.resume();
+    std::vector<double> percents;
+    for (int64_t step = 1; step <= 3; ++step) {
+      const StepRecord record = trainer.train_step();
+      for (const Fp8Health& health : record.fp8) percents.push_back(health.flushed_percent);
+      percents.push_back(record.swiglu_clamped_percent.value());
+      if (validates) trainer.evaluate();
+    }
+    return percents;
+  };
+  CHECK(counts(true) == counts(false));
+}
+
 TEST_CASE("a model read from a checkpoint gives the losses of the one in training", "[train]") {
   Config config = small_run();
   config.precision.recipe = GENERATE(Recipe::kFp8Block, Recipe::kBf16, Recipe::kFp32);

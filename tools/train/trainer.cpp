@@ -302,6 +302,7 @@ StepRecord Trainer::train_step() {
     ask_for_step(*graph_, *model_, *optimizer_, plan, *tokens_, *losses_, counts, step_ranks());
     sums = sum();
   }
+  model_->context().numerics.health = nullptr;  // what follows, a validation say, is not of the step
   asks_to_stop_ = sums.asks_to_stop;
   for (const WgradTiles::Fallback& fallback : sums.fallbacks) {
     log_warning(
