@@ -130,8 +130,8 @@ inline void ProductFormats::validate(Problems& problems) const {
   for (const ProductLayer& layer : kProductLayers) {
     const LayerFormat decided = layers.*layer.format;
     const ProductFormat of_kind = this->*layer.kind;
-    if (decided == LayerFormat::kAsKind || of_kind == ProductFormat::kAuto || of_kind == ProductFormat::kFaster)
-      continue;
+    const bool is_open = of_kind == ProductFormat::kAuto || of_kind == ProductFormat::kFaster;
+    if (decided == LayerFormat::kAsKind || is_open) continue;
     problems.require(
         (decided == LayerFormat::kBf16) == (of_kind == ProductFormat::kBf16), fmt::format("layers.{}", layer.name),
         "is {}, and its kind of layers {}; wanted as_kind, or auto there", name_of(decided), name_of(of_kind));
