@@ -78,7 +78,7 @@ stage() {
   [ $code -eq 0 ] || failed=1
   tail -n 3 "$log"
   rows+=("| $name | $result | $((SECONDS - began)) |")
-  bodies+=("## $name"$'\n\n```\n'"$(tail -n 60 "$log")"$'\n```\n')
+  bodies+=("## $name"$'\n\n```\n'"$(tail -n 400 "$log")"$'\n```\n')
   return $code
 }
 
@@ -107,7 +107,8 @@ sanitized_step() {
   "${tool[@]}" "$build/octet" bench step "${small[@]}"
 }
 bench_all() {
-  local config=configs/bench_small.yaml sizes=() fused=() products=() steps=() experts=(4x8192x4096x7168)
+  local config=configs/bench_small.yaml sizes=() fused=() products=() steps=()
+  local experts=(4x8192x4096x7168 4x8192x7168x2048)
   local layers=("tokens=32768 hidden=4096 expert_hidden=1024 experts=64 top_k=4"
     "tokens=40960 hidden=768 expert_hidden=256 experts=128 top_k=8")
   [ "$slower" -eq 1 ] || {
@@ -170,7 +171,7 @@ if wants doctor; then stage doctor 15 "$build/octet" doctor || true; fi
 if wants test; then stage test 110 bash -c "$(declare -p tests); run_tests" || true; fi
 if wants memcheck; then stage memcheck 55 bash -c "$(declare -p small); sanitized_step memcheck" || true; fi
 if wants racecheck; then stage racecheck 55 bash -c "$(declare -p small); sanitized_step racecheck" || true; fi
-if wants bench; then stage bench 90 bash -c bench_all || true; fi
+if wants bench; then stage bench 95 bash -c bench_all || true; fi
 if wants loss; then stage loss 1800 bash -c compare_losses || true; fi
 
 {
