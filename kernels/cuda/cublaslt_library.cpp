@@ -1,12 +1,11 @@
 #include "kernels/cuda/cublaslt_library.h"
 
 #include <cublas_api.h>
-#include <dlfcn.h>
 
-#include <cstring>
 #include <string>
 
 #include "core/base/error.h"
+#include "core/base/shared_library.h"
 
 namespace octet::kernels::cuda {
 namespace {
@@ -14,9 +13,8 @@ namespace {
 CublasLt load() {
   // As the linker would: where the system has it, or else where the build had it.
   const std::string name = fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR);
-  void* library = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) library = ::dlopen(OCTET_CUBLASLT_LIBRARY, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
+  const SharedLibrary library(name.c_str(), OCTET_CUBLASLT_LIBRARY);
+  if (!library.is_loaded()) {
     fail(ErrorKind::kDevice,
          {.what = fmt::format("cuBLASLt: {} cannot be loaded", name),
           .where = {},
@@ -24,9 +22,7 @@ CublasLt load() {
           .fix = fmt::format("install the cuBLAS of CUDA {}, or set OCTET_DENSE_GEMM=octet", CUBLAS_VER_MAJOR)});
   }
   const auto find = [&](const char* function_name, auto& function) {
-    void* const found = ::dlsym(library, function_name);
-    require(ErrorKind::kDevice, found != nullptr, "{} has no {}", name, function_name);
-    std::memcpy(&function, &found, sizeof found);
+    require(ErrorKind::kDevice, library.find(function_name, function), "{} has no {}", name, function_name);
   };
   CublasLt all{};
   find("cublasLtCreate", all.create);

@@ -1,10 +1,8 @@
 // octet doctor: what of this machine octet can use, and what keeps it from the rest.
-#include <dlfcn.h>
-
 #include <cstdio>
-#include <cstring>
 
 #include "core/base/isa.h"
+#include "core/base/shared_library.h"
 #include "core/base/thread_pool.h"
 #include "core/tensor/transfer.h"
 #include "kernels/device_runtime.h"
@@ -22,14 +20,9 @@ std::string cuda_version(int number) { return fmt::format("{}.{}", number / 1000
 // The NCCL that a launch on GPUs would load, or 0. Its version is major * 10000 + minor * 100 + patch from 2.9 on
 // (nccl.h, NCCL_VERSION).
 int loaded_nccl() {
-  void* library = ::dlopen("libnccl.so.2", RTLD_LAZY | RTLD_LOCAL);
-  if (library == nullptr) return 0;
-  void* found = ::dlsym(library, "ncclGetVersion");
   int version = 0;
   int (*get_version)(int*) = nullptr;
-  std::memcpy(&get_version, &found, sizeof found);
-  if (get_version != nullptr && get_version(&version) != 0) version = 0;
-  ::dlclose(library);
+  if (SharedLibrary("libnccl.so.2").find("ncclGetVersion", get_version) && get_version(&version) != 0) version = 0;
   return version;
 }
 std::string nccl_version(int number) {
