@@ -143,11 +143,11 @@ struct HopperMath : ScaledMath {
     constexpr bool kAcross = std::remove_cvref_t<decltype(a)>::kAcross;
     const int64_t whole = (depth + kStep - 1) / kStep * kStep;
     if constexpr (kAcross) {
-      for (int64_t i = 0; i < rows; i += 16) {
+      for (const RowTile& tile : RowTiles(rows)) {
         for (int64_t k = 0; k < whole; ++k) {
           uint8_t lanes[16];
-          store_low_bytes(lanes, exponents(load(panels.a + k * kPackRows + i)));
-          for (int64_t j = 0; j < 16; ++j) panels.a_exponents[(i + j) * kDepth + k] = lanes[j];
+          store_low_bytes(lanes, exponents(load(panels.a + place_of<true>(tile) + k * kTileLine)));
+          for (int64_t j = 0; j < tile.rows; ++j) panels.a_exponents[(tile.first + j) * kDepth + k] = lanes[j];
         }
       }
     } else {
