@@ -86,6 +86,10 @@ OCTET_EMULATED __mmask32 cmpgt_epi16_mask(__m512i a, __m512i b) {
   for (size_t i = 0; i < 32; ++i) mask |= __mmask32(lanes<int16_t>(a)[i] > lanes<int16_t>(b)[i]) << i;
   return mask;
 }
+OCTET_EMULATED void stream_ps(float* p, __m512 a) {
+  _mm256_stream_ps(p, half<__m256>(a, 0));
+  _mm256_stream_ps(p + 8, half<__m256>(a, 1));
+}
 OCTET_EMULATED int32_t reduce_max_epi32(__m512i a) {
   const auto all = lanes<int32_t>(a);
   return *std::max_element(all.begin(), all.end());
@@ -137,3 +141,4 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm512_permute_ps octet::kernels::cpu::emulated::permute_ps
 #define _mm512_reduce_max_epi32 octet::kernels::cpu::emulated::reduce_max_epi32
 #define _mm512_srai_epi32 octet::kernels::cpu::emulated::srai_epi32
+#define _mm512_stream_ps octet::kernels::cpu::emulated::stream_ps

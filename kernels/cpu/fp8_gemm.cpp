@@ -296,6 +296,7 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t lines_of_scale = args.by_tiles ? kBlock : 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
+  const WeightGradient gradient(args.dw, args.accumulate);
   // A group of no rows adds nothing: no task, unless there are zeros to write.
   const std::vector<Task> tasks = cut_tasks(
       stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; },
@@ -309,9 +310,9 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
     const auto b = codes<true>(
         [&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
         [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k / lines_of_scale]; });
-    sum_task(args.emulation, task, depth, a, b, [&](int64_t i, const float* total) {
-      add_row(total, task.columns, args.accumulate, args.dw.row<float>(task.group * N + task.row + i) + task.column);
-    });
+    sum_task(args.emulation, task, depth, a, b,
+             [&](int64_t i, const float* total) { gradient.write_row(task, i, total); });
+    gradient.finish_task();
   });
 }
 

@@ -84,7 +84,7 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
         const auto write = [&](int64_t i, const float* total) {
           Result* c = args.c.row<Result>(first + task.row + i) + task.column;
           if constexpr (std::is_same_v<Result, float>) {
-            if (args.accumulate) return add_row(total, task.columns, true, c);
+            if (args.accumulate) return add_row(total, task.columns, c);
           }
           write_row(total, task.columns, c);
         };
@@ -107,6 +107,7 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     const auto rows_of = [&](int64_t g) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     };
+    const WeightGradient gradient(args.dw, args.accumulate);
     // A group of no rows adds nothing: no task, unless there are zeros to write.
     const std::vector<Task> tasks = cut_tasks(
         stream, G, K, kUnit<Scalar>, [&](int64_t g) { return args.accumulate && rows_of(g) == 0 ? 0 : N; }, rows_of);
@@ -116,9 +117,9 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
-      sum_task<Scalar>(task, rows_of(task.group), a, b, [&](int64_t i, const float* total) {
-        add_row(total, task.columns, args.accumulate, args.dw.row<float>(task.group * N + task.row + i) + task.column);
-      });
+      sum_task<Scalar>(task, rows_of(task.group), a, b,
+                       [&](int64_t i, const float* total) { gradient.write_row(task, i, total); });
+      gradient.finish_task();
     });
   });
 }

@@ -286,6 +286,30 @@ TEST_CASE("grouped_wgrad has the same bits wherever its operands lie", "[kernels
   CHECK(run(0, 8) == run(0, 0));
 }
 
+// A CPU writes such a gradient past its caches, where rows lie on boundaries of 64 bytes.
+TEST_CASE("a weight gradient larger than the caches is written as any other", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(cpu_backends()));
+  const UseBackend use(backend);
+  const int64_t N = 1030, K = GENERATE(1040, 1041), first = GENERATE(0, 1);
+  CAPTURE(backend.name, K, first);
+  Groups groups({2, 0, 1});
+  auto dy = uniform<bfloat16>(groups.rows() * N, 1), x = uniform<bfloat16>(groups.rows() * K, 2);
+  const auto run = [&](bool accumulate) {
+    std::vector<float> memory(size_t(3 * N * K + 32), accumulate ? 0.0f : 7.0f);
+    float* dw = memory.data() + first;
+    while ((reinterpret_cast<uintptr_t>(dw - first) % 64) != 0) ++dw;
+    kernels::grouped_wgrad({.dy = view(dy, {3, N}),
+                            .x = view(x, {3, K}),
+                            .offsets = view(groups.offsets, {4}),
+                            .dw = View(dw, {3, N, K}, DType::kFloat32),
+                            .accumulate = accumulate},
+                           here());
+    return std::vector<float>(dw, dw + 3 * N * K);
+  };
+  const bool same = run(false) == run(true);
+  CHECK(same);
+}
+
 TEST_CASE("what lies behind a group's rows does not enter its weight gradient", "[kernels][gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);
