@@ -28,6 +28,7 @@ StepRecord record_of(int64_t step) {
       if (step % 100 == 0) record.experts.back().share = {0.5, 0.25, 0.25, 0.0}, record.experts.back().dead_experts = 1;
     }
     if (step > 100) record.slow_rank = {.rank = 2, .host = step < 200 ? "a<b" : "c", .percent = double(step) / 10};
+    record.swiglu_clamped_percent = double(step) / 100;
     record.fp8 = {{"activation", 0.125, 0, 0}, {"grad_output", 1.5, 0.25, step == 20 ? 2 : 0}};
   }
   return record;
@@ -73,6 +74,8 @@ TEST_CASE("the history has every column of the file", "[report]") {
   CHECK(history.last_load.size() == 3);
   REQUIRE(history.fp8.size() == 2);
   CHECK(history.fp8[1].second.non_finite == 2);
+  CHECK(history.clamped_step.size() == 20);
+  CHECK(history.clamped_percent.back() == 2.0);
   REQUIRE(history.memory_bytes.size() == 2);
   CHECK(history.memory_bytes[1].second == (1 << 20) + (200 << 10));  // the peak
 }
@@ -88,8 +91,9 @@ TEST_CASE("the report has every part, in one file that needs no other", "[report
   CHECK(markup_fault(html, kHtmlWithoutEnd) == "");
   for (const char* part :
        {"run &lt;1&gt;", "unigram entropy", "validation", "Learning rate", "Gradient norm", "tokens per second",
-        "Load of each expert at step 300", "layer 3, expert 2\n25.00% of the choices, 1.00 of the even share",
-        "Max violation over the run", "grad_output", "activations", "Speed of light", "model: {layers: 4}",
+        "Clamped by model.swiglu_limit", "Load of each expert at step 300",
+        "layer 3, expert 2\n25.00% of the choices, 1.00 of the even share", "Max violation over the run", "grad_output",
+        "activations", "Speed of light", "model: {layers: 4}",
         "once &lt;script&gt;alert(1)&lt;/script&gt; \uFFFD &amp; upon\uFFFD a time",
         "Experts without a token at step 300: 3.",
         "Rank 2 (host a&lt;b) was slower than the others, who waited for it in 15 % of the time (records of steps that "

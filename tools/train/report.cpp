@@ -56,14 +56,14 @@ Chart loss_chart(const RunHistory& history, std::string title) {
   return chart;
 }
 
-std::string small_chart(const char* title, const char* unit, const char* color, const RunHistory& history,
+std::string small_chart(const char* title, const char* unit, const char* color, const std::vector<double>& step,
                         const std::vector<double>& values, bool log_y, bool smoothed) {
   Chart chart{.title = title, .x_label = "step", .y_label = unit, .series = {}, .width = kHalfWidth, .height = 230};
   chart.log_y = log_y;
   chart.zero_y = !log_y;
   const int64_t radius = smoothed ? smoothing_radius(values.size()) : 0;
-  if (radius > 0) chart.series.push_back({"each step", color, Mark::kFaintLine, history.step, values});
-  chart.series.push_back({radius > 0 ? "smoothed" : title, color, Mark::kLine, history.step, smooth(values, radius)});
+  if (radius > 0) chart.series.push_back({"each step", color, Mark::kFaintLine, step, values});
+  chart.series.push_back({radius > 0 ? "smoothed" : title, color, Mark::kLine, step, smooth(values, radius)});
   return fmt::format("<figure><h3>{}</h3>\n{}</figure>\n", title, render_chart(chart));
 }
 
@@ -356,6 +356,9 @@ RunHistory read_history(FileSystem& files, const std::string& metrics_path) {
       history.last_load = record.experts;
       history.last_load_step = record.step;
     }
+    if (record.swiglu_clamped_percent) {
+      history.clamped_step.push_back(step), history.clamped_percent.push_back(*record.swiglu_clamped_percent);
+    }
     for (const Fp8Health& health : record.fp8) {
       auto role = std::find_if(history.fp8.begin(), history.fp8.end(), [&](auto& r) { return r.first == health.role; });
       if (role == history.fp8.end()) role = history.fp8.insert(role, {health.role, {}});
@@ -422,12 +425,16 @@ std::string render_report(const RunHistory& history, const ReportTexts& texts) {
     }
     html += "<section><h2>Loss</h2>\n" + render_chart(loss_chart(history, "Loss")) + "</section>\n";
     html += "<section><h2>Optimisation and speed</h2>\n<div class=\"grid2\">\n";
-    html += small_chart("Learning rate", "rate", "violet", history, history.lr, false, false);
-    html += small_chart("Gradient norm", "before clipping", "orange", history, history.grad_norm,
+    html += small_chart("Learning rate", "rate", "violet", history.step, history.lr, false, false);
+    html += small_chart("Gradient norm", "before clipping", "orange", history.step, history.grad_norm,
                         spans_decades(history.grad_norm), true);
-    html += small_chart("Speed", "tokens per second", "teal", history, history.tokens_per_second, false, true);
+    html += small_chart("Speed", "tokens per second", "teal", history.step, history.tokens_per_second, false, true);
     if (std::isfinite(median(history.sol_percent))) {
-      html += small_chart("Speed of light", "percent", "blue", history, history.sol_percent, false, true);
+      html += small_chart("Speed of light", "percent", "blue", history.step, history.sol_percent, false, true);
+    }
+    if (!history.clamped_percent.empty()) {
+      html += small_chart("Clamped by model.swiglu_limit", "percent of gates and ups", "orange", history.clamped_step,
+                          history.clamped_percent, false, false);
     }
     html += "</div></section>\n";
     if (!history.last_load.empty()) {

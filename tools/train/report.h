@@ -16,8 +16,9 @@ namespace octet {
 struct RunHistory {
   std::vector<double> step, loss, lr, grad_norm, tokens_per_second, sol_percent;
   std::vector<double> val_step, val_loss;
-  std::optional<double> bits_per_byte;    // of the last validation
-  std::optional<double> unigram_entropy;  // nats per token
+  std::vector<double> clamped_step, clamped_percent;  // of gates and ups, by model.swiglu_limit
+  std::optional<double> bits_per_byte;                // of the last validation
+  std::optional<double> unigram_entropy;              // nats per token
   int64_t tokens = 0, skipped_steps = 0, lines_left_out = 0;
   double seconds = 0;  // sum of step_seconds
 
