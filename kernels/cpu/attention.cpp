@@ -3,6 +3,8 @@
 #include "kernels/cpu/isa_headers.h"
 //
 #include "kernels/cpu/isa_begin.inc"
+//
+#include "kernels/cpu/exp_simd.inc"
 
 // Keys come in blocks of kKeys by their position in the sequence, and all arithmetic of a query is a chain over those
 // blocks and over the elements inside them, whatever other queries are computed beside it: that is why decoding one
@@ -17,13 +19,17 @@ constexpr int kTile = 8;  // 8 sums hide the latency of two fused multiply-adds 
 
 OCTET_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// tile.operator()<rows>(first) for consecutive tiles of kTile rows, then of 4 and of 1.
+// tile.operator()<rows>(first) for consecutive tiles of kTile rows and one of 4 or 1 behind them. The last may reach
+// beyond n: few rows take as long as some more, waiting for their own sums.
 template <class Tile>
 OCTET_INLINE void for_tiles(int64_t n, Tile&& tile) {
   int64_t r = 0;
-  for (; r + kTile <= n; r += kTile) tile.template operator()<kTile>(r);
-  for (; r + 4 <= n; r += 4) tile.template operator()<4>(r);
-  for (; r < n; ++r) tile.template operator()<1>(r);
+  for (; r + 4 < n; r += kTile) tile.template operator()<kTile>(r);
+  if (r + 1 == n) {
+    tile.template operator()<1>(r);
+  } else if (r < n) {
+    tile.template operator()<4>(r);
+  }
 }
 
 // sums[r] += a[r, k] * b[k, :] for k = 0 .. n - 1 in order; a[r, k] at r * a_row + k * a_k, b[k, :] at k * b_k.
@@ -37,11 +43,18 @@ OCTET_INLINE void multiply_add(f32x16 (&sums)[kRows], const float* a, int64_t a_
   }
 }
 
+// The rows of one head lie too far apart for the processor to foresee: each is asked for this many rows before its
+// turn. Behind the last one lies the next block, or what a prefetch may ask for in vain.
+constexpr int64_t kRowsAhead = 20;
+
 // to[r, :] = x[r, :] in float32 with zeros up to the row length `to_cols`, a multiple of 16.
 template <class Scalar>
 static void pack_rows(const Scalar* x, int64_t x_row, int64_t rows, int64_t cols, float* to, int64_t to_cols) {
   for (int64_t r = 0; r < rows; ++r) {
-    for_lanes(cols, [&](int64_t c, auto lanes) { store(to + r * to_cols + c, lanes.load(x + r * x_row + c)); });
+    for_lanes(cols, [&](int64_t c, auto lanes) {
+      __builtin_prefetch(x + (r + kRowsAhead) * x_row + c);
+      store(to + r * to_cols + c, lanes.load(x + r * x_row + c));
+    });
   }
 }
 // to[c, r] = x[r, c] for r < kKeys, zeros from `rows` to the next multiple of 16 and for columns beyond `cols`.
@@ -51,6 +64,7 @@ static void pack_transposed(const Scalar* x, int64_t x_row, int64_t rows, int64_
     for_lanes(cols, [&](int64_t c, auto lanes) {
       f32x16 square[16];
       for_constants<16>([&](auto i) OCTET_INLINE_LAMBDA {
+        __builtin_prefetch(x + (r + i + kRowsAhead) * x_row + c);
         square[i] = r + i < rows ? lanes.load(x + (r + i) * x_row + c) : splat(0.0f);
       });
       transpose(square);
@@ -62,6 +76,15 @@ static void pack_transposed(const Scalar* x, int64_t x_row, int64_t rows, int64_
 OCTET_INLINE i32x16 lane_numbers() {
   alignas(64) static constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return load_i32(kLanes);
+}
+
+// rows[r] = value in the lanes behind limit + r.
+template <int kRows>
+OCTET_INLINE void replace_later(f32x16 (&rows)[kRows], int64_t limit, f32x16 value) {
+  if (limit >= 15) return;
+  for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA {
+    rows[r] = select(greater_i32(lane_numbers(), splat_i32(int32_t(limit + r))), value, rows[r]);
+  });
 }
 
 // `sizes` floats each, one after the other at multiples of 64 bytes, in memory that the thread keeps.
@@ -95,68 +118,89 @@ struct Attend {
   int64_t lse_row;
 };
 
-// One tile of queries against one block of keys: scores, their softmax so far, and the sums weighted with it. Row r
-// sees the keys 0 .. first_limit + r of the block, first_limit >= 0.
+// Scores of one tile of queries with one block of keys, -infinity where a key is not seen, and the largest of each row.
+// Row r sees the keys 0 .. first_limit + r of the block, first_limit >= 0; vectors of keys that no row sees are left
+// out.
 template <int kRows>
-OCTET_INLINE void attend_tile(const float* q, int64_t q_row, int64_t head_dim, const float* k_t, const float* v,
-                              int64_t V, float scale, int64_t first_limit, float* m, float* l, float* o) {
-  const auto limit = [=](int64_t r) OCTET_INLINE_LAMBDA { return std::min<int64_t>(first_limit + r, kKeys - 1); };
-  const int64_t vectors = limit(kRows - 1) / 16 + 1;
-  alignas(64) float p[kRows * kKeys];
-  for (int64_t c = 0; c < vectors; ++c) {
-    f32x16 sums[kRows];
-    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { sums[r] = splat(0.0f); });
-    multiply_add(sums, q, q_row, 1, k_t + 16 * c, kKeys, head_dim);
-    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { store(p + r * kKeys + 16 * c, sums[r] * splat(scale)); });
-  }
+OCTET_INLINE void score_tile(const float* q, int64_t D, int64_t head_dim, const float* k_t, float scale,
+                             int64_t first_limit, float* p, float* largest) {
   const f32x16 lowest = splat(-std::numeric_limits<float>::infinity());
-  alignas(64) float decay[16] = {};
-  for (int64_t r = 0; r < kRows; ++r) {
-    f32x16 largest = lowest;
-    for (int64_t c = 0; c < vectors; ++c) {
-      f32x16 s = load(p + r * kKeys + 16 * c);
-      if (limit(r) < 16 * c + 15) {
-        s = select(greater_i32(lane_numbers(), splat_i32(int32_t(limit(r) - 16 * c))), lowest, s);
-        store(p + r * kKeys + 16 * c, s);
-      }
-      largest = max(s, largest);
-    }
-    const float row_max = reduce_max(largest), old_m = m[r];
-    m[r] = row_max > old_m ? row_max : old_m;
-    decay[r] = old_m - m[r];
+  const int64_t vectors = std::min<int64_t>(first_limit + kRows - 1, kKeys - 1) / 16 + 1;
+  f32x16 rows[kRows];
+  for (int64_t c = 0; c < vectors; ++c) {
+    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { rows[r] = splat(0.0f); });
+    multiply_add(rows, q, D, 1, k_t + 16 * c, kKeys, head_dim);
+    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { rows[r] *= splat(scale); });
+    replace_later(rows, first_limit - 16 * c, lowest);
+    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { store(p + r * kKeys + 16 * c, rows[r]); });
   }
-  store(decay, exp(load(decay)));
-  for (int64_t r = 0; r < kRows; ++r) {
-    f32x16 sum = splat(0.0f);
-    for (int64_t c = 0; c < vectors; ++c) {
-      const f32x16 e = exp(load(p + r * kKeys + 16 * c) - splat(m[r]));
-      store(p + r * kKeys + 16 * c, e);
-      sum += e;
-    }
-    l[r] = l[r] * decay[r] + reduce_add(sum);
+  for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { rows[r] = lowest; });
+  for (int64_t c = 0; c < vectors; ++c) {
+    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { rows[r] = max(load(p + r * kKeys + 16 * c), rows[r]); });
   }
-  // The keys that all rows see, then those of the later rows only: a value that a row must not see is never touched,
-  // not even multiplied by 0.
-  const int64_t shared = limit(0) + 1, most = limit(kRows - 1) + 1;
+  for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { largest[r] = reduce_max(rows[r]); });
+}
+
+// o[r, :] = decay[r] * o[r, :] + sum over j of p[r, j] * v[j, :]: first the keys that all rows see, then those of the
+// later rows only. A value that a row must not see is never touched, not even multiplied by 0.
+template <int kRows>
+OCTET_INLINE void weigh_tile(const float* p, const float* decay, const float* v, int64_t V, int64_t first_limit,
+                             float* o) {
+  const int64_t shared = std::min<int64_t>(first_limit + 1, kKeys), later = kKeys - shared;
   for (int64_t c = 0; c < V; c += 16) {
     f32x16 sums[kRows];
     for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { sums[r] = load(o + r * V + c) * splat(decay[r]); });
     multiply_add(sums, p, kKeys, 1, v + c, V, shared);
-    for (int64_t j = shared; j < most; ++j) {
-      const f32x16 row = load(v + j * V + c);
+    for_constants<kRows - 1>([&](auto i) OCTET_INLINE_LAMBDA {
+      if (i >= later) return;
+      const f32x16 row = load(v + (shared + i) * V + c);
       for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA {
-        if (j <= limit(r)) sums[r] = fma(splat(p[r * kKeys + j]), row, sums[r]);
+        if constexpr (r > i) sums[r] = fma(splat(p[r * kKeys + shared + i]), row, sums[r]);
       });
-    }
+    });
     for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { store(o + r * V + c, sums[r]); });
   }
+}
+
+// Up to kGroup queries against one block of keys: scores, their softmax so far, and the sums weighted with it. Row r
+// sees the keys 0 .. first_limit + r of the block, first_limit >= 0. Each step waits for the one before: two tiles at
+// a time wait half as often.
+constexpr int kGroup = 2 * kTile;
+static void attend_group(int64_t rows, const float* q, int64_t D, int64_t head_dim, const float* k_t, const float* v,
+                         int64_t V, float scale, int64_t first_limit, float* m, float* l, float* o) {
+  alignas(64) float p[kGroup * kKeys], largest[16], decay[16], sums[16];
+  for_tiles(rows, [&]<int kRows>(int64_t r) OCTET_INLINE_LAMBDA {
+    score_tile<kRows>(q + r * D, D, head_dim, k_t, scale, first_limit + r, p + r * kKeys, largest + r);
+  });
+  const mask16 in_group = greater_i32(splat_i32(int32_t(rows)), lane_numbers());
+  const f32x16 old_m = load(m), old_l = load(l);
+  const f32x16 new_m = select(in_group, max(load(largest), old_m), old_m);
+  store(m, new_m);
+  store(decay, exp(old_m - new_m));
+  for (int64_t r = 0; r < rows; r += 2) {
+    const int64_t next = std::min(r + 1, rows - 1);  // the same row twice where one is left
+    const int64_t vectors = std::min<int64_t>(first_limit + next, kKeys - 1) / 16 + 1;
+    f32x16 sum[2] = {splat(0.0f), splat(0.0f)};
+    for (int64_t c = 0; c < vectors; ++c) {
+      float *at = p + r * kKeys + 16 * c, *at_next = p + next * kKeys + 16 * c;
+      f32x16 x[2] = {load(at) - splat(m[r]), load(at_next) - splat(m[next])};
+      exp_to_88(x);
+      store(at, x[0]), store(at_next, x[1]);
+      sum[0] += x[0], sum[1] += x[1];
+    }
+    sums[r] = reduce_add(sum[0]), sums[next] = reduce_add(sum[1]);
+  }
+  store(l, select(in_group, old_l * load(decay) + load(sums), old_l));
+  for_tiles(rows, [&]<int kRows>(int64_t r) OCTET_INLINE_LAMBDA {
+    weigh_tile<kRows>(p + r * kKeys, decay + r, v, V, first_limit + r, o + r * V);
+  });
 }
 
 template <class Scalar>
 static void attend(const Attend<Scalar>& a) {
   const int64_t D = round_up(a.head_dim, 16), V = round_up(a.value_dim, 16);
   const std::array<float*, 6> parts =
-      workspace<6>({a.rows * D, a.rows * V, D * kKeys, V * kKeys, a.rows + 16, a.rows + 16});
+      workspace<6>({(a.rows + kTile) * D, (a.rows + kTile) * V, D * kKeys, V * kKeys, a.rows + 16, a.rows + 16});
   float *q = parts[0], *o = parts[1], *k_t = parts[2], *v = parts[3], *m = parts[4], *l = parts[5];
   pack_rows(a.q, a.q_row, a.rows, a.head_dim, q, D);
   std::fill_n(o, a.rows * V, 0.0f);
@@ -168,11 +212,10 @@ static void attend(const Attend<Scalar>& a) {
     pack_transposed(a.k + key * a.k_row, a.k_row, keys, a.head_dim, k_t);
     pack_rows(a.v + key * a.v_row, a.v_row, keys, a.value_dim, v, V);
     const int64_t first = std::max<int64_t>(0, key - a.first_position);  // rows before it see no key of this block
-    for_tiles(a.rows - first, [&]<int kRows>(int64_t r) OCTET_INLINE_LAMBDA {
-      const int64_t row = first + r;
-      attend_tile<kRows>(q + row * D, D, a.head_dim, k_t, v, V, a.scale, a.first_position + row - key, m + row, l + row,
-                         o + row * V);
-    });
+    for (int64_t row = first; row < a.rows; row += kGroup) {
+      attend_group(std::min<int64_t>(kGroup, a.rows - row), q + row * D, D, a.head_dim, k_t, v, V, a.scale,
+                   a.first_position + row - key, m + row, l + row, o + row * V);
+    }
   }
   for (int64_t r = 0; r < a.rows; ++r) {
     const f32x16 inv_l = splat(1.0f / l[r]);
@@ -257,33 +300,35 @@ struct Gradients {
 // p and ds of one tile of queries, row r of which sees the keys 0 .. first_limit + r of the block; zeros elsewhere.
 template <int kRows>
 OCTET_INLINE void gradient_tile(const Gradients& g, int64_t query, int64_t row, int64_t first_limit) {
-  const auto limit = [=](int64_t r) OCTET_INLINE_LAMBDA { return std::min<int64_t>(first_limit + r, kKeys - 1); };
   float *p = g.p + row * kKeys, *ds = g.ds + row * kKeys;
-  for (int64_t c = 0; c < kKeyVectors; ++c) {
-    if (limit(kRows - 1) < 16 * c) {
+  for (int64_t c = 0; c < kKeyVectors; ++c, p += 16, ds += 16) {
+    if (first_limit + kRows - 1 < 16 * c) {
       for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA {
-        store(p + r * kKeys + 16 * c, splat(0.0f));
-        store(ds + r * kKeys + 16 * c, splat(0.0f));
+        store(p + r * kKeys, splat(0.0f));
+        store(ds + r * kKeys, splat(0.0f));
       });
       continue;
     }
-    const auto seen = [&](auto r, f32x16 x) OCTET_INLINE_LAMBDA {
-      const mask16 later = greater_i32(lane_numbers(), splat_i32(int32_t(limit(r) - 16 * c)));
-      return select(later, splat(0.0f), x);
-    };
     f32x16 sums[kRows];
     for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { sums[r] = splat(0.0f); });
     multiply_add(sums, g.q + query * g.D, g.D, 1, g.k_t + 16 * c, kKeys, g.head_dim);
+    for_constants<(kRows + 1) / 2>([&](auto pair) OCTET_INLINE_LAMBDA {
+      constexpr int r = 2 * pair, next = std::min(r + 1, kRows - 1);
+      f32x16 x[2] = {sums[r] * splat(g.scale) - splat(g.lse[query + r]),
+                     sums[next] * splat(g.scale) - splat(g.lse[query + next])};
+      exp_to_88(x);  // beyond 88 is a later key at most
+      sums[r] = x[0], sums[next] = x[1];
+    });
+    replace_later(sums, first_limit - 16 * c, splat(0.0f));
     for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA {
-      const f32x16 e = exp(sums[r] * splat(g.scale) - splat(g.lse[query + r]));
-      store(p + r * kKeys + 16 * c, seen(r, e));
+      store(p + r * kKeys, sums[r]);
       sums[r] = splat(0.0f);
     });
     multiply_add(sums, g.grad_o + query * g.V, g.V, 1, g.v_t + 16 * c, kKeys, g.value_dim);
-    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA {
-      const f32x16 e = load(p + r * kKeys + 16 * c);
-      store(ds + r * kKeys + 16 * c, seen(r, e * (sums[r] - splat(g.delta[query + r]))));
-    });
+    for_constants<kRows>(
+        [&](auto r) OCTET_INLINE_LAMBDA { sums[r] = load(p + r * kKeys) * (sums[r] - splat(g.delta[query + r])); });
+    replace_later(sums, first_limit - 16 * c, splat(0.0f));
+    for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { store(ds + r * kKeys, sums[r]); });
   }
 }
 
@@ -305,7 +350,7 @@ static void add_gradients(const Gradients& g, int64_t query, int64_t key) {
   const bool diagonal = query == key;
   for_tiles(rows, [&]<int kRows>(int64_t r) OCTET_INLINE_LAMBDA {
     gradient_tile<kRows>(g, query + r, r, query + r - key);
-    const int64_t keys = diagonal ? std::min<int64_t>(r + kRows, kKeys) : kKeys;
+    const int64_t keys = diagonal ? std::min<int64_t>(r + kRows, rows) : kKeys;
     add_product<kRows>(g.dq + (query + r) * g.D, g.D, g.ds + r * kKeys, kKeys, 1, g.k, keys);
   });
   // A key is seen by the queries from its own position on.
@@ -324,6 +369,7 @@ static void unpack_rows(const float* from, int64_t from_cols, float factor, Scal
                         int64_t cols) {
   for (int64_t r = 0; r < rows; ++r) {
     for_lanes(cols, [&](int64_t c, auto lanes) {
+      __builtin_prefetch(x + (r + kRowsAhead) * x_row + c);
       lanes.store(x + r * x_row + c, load(from + r * from_cols + c) * splat(factor));
     });
   }
@@ -338,9 +384,9 @@ void attention_backward(const AttentionBackward& args, Stream& stream) {
     const int64_t D = round_up(head_dim, 16), V = round_up(value_dim, 16);
     stream.parallel_for(args.batch * args.num_kv_heads, [&](int64_t item) {
       const int64_t t = item / args.num_kv_heads * S, kv_head = item % args.num_kv_heads;
-      const std::array<float*, 12> parts =
-          workspace<12>({S * D, S * V, S, S, S * D, padded_S * D, padded_S * V, D * kKeys, V * kKeys, kKeys * D,
-                         kKeys * kKeys, kKeys * kKeys});
+      const std::array<float*, 12> parts = workspace<12>(
+          {(S + kTile) * D, (S + kTile) * V, S + kTile, S + kTile, (S + kTile) * D, padded_S * D, padded_S * V,
+           D * kKeys, V * kKeys, kKeys * D, kKeys * (kKeys + kTile), kKeys * (kKeys + kTile)});
       float *q = parts[0], *grad_o = parts[1], *lse = parts[2], *delta = parts[3];
       const Gradients g{.S = S,
                         .D = D,

@@ -254,6 +254,21 @@ TEST_CASE("a token never sees a later one, whatever that holds", "[kernels][atte
   CHECK(std::isnan(spoilt.o.back()));
 }
 
+TEST_CASE("what another call has left in memory is not seen", "[kernels][attention]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  Run<float> spoilt{{.batch = 1, .S = 100, .heads = 1, .kv_heads = 1, .head_dim = 24, .value_dim = 24}};
+  for (auto* values : {&spoilt.qkv, &spoilt.grad_o}) {
+    std::fill(values->begin(), values->end(), std::numeric_limits<float>::quiet_NaN());
+  }
+  for (int64_t S = 1; S <= 17; ++S) {
+    CAPTURE(S);
+    spoilt.forward(), spoilt.backward();
+    check<float>(backend, {.batch = 1, .S = S, .heads = 1, .kv_heads = 1, .head_dim = 8, .value_dim = 8});
+  }
+}
+
 TEST_CASE("decoding gives the bits of the forward pass, one token or many at a time", "[kernels][attention]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);

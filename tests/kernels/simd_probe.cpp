@@ -4,6 +4,7 @@
 //
 #include "kernels/cpu/isa_begin.inc"
 //
+#include "kernels/cpu/exp_simd.inc"
 #include "kernels/cpu/fp8_simd.inc"
 
 void simd_probe(const SimdProbe& args, Stream&) {
@@ -16,6 +17,12 @@ void simd_probe(const SimdProbe& args, Stream&) {
       case SimdProbe::kExp:
         store(args.y + i, exp(x));
         break;
+      case SimdProbe::kExpTo88: {
+        f32x16 two[2] = {s, x};
+        exp_to_88(two);
+        store(args.y + i, two[1]);
+        break;
+      }
       case SimdProbe::kLog:
         store(args.y + i, log(x));
         break;

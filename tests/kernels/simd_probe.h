@@ -1,5 +1,5 @@
 // The mathematics of kernels/cpu/simd.inc, one kernel for all functions of one argument, and what kernels are made of
-// there and in fp8_simd.inc: each on 16 lanes x and on s, which is x with its pairs swapped.
+// there, in exp_simd.inc and in fp8_simd.inc: each on 16 lanes x and on s, which is x with its pairs swapped.
 #pragma once
 
 #include "kernels/dispatch.h"
@@ -9,6 +9,7 @@ namespace octet::kernels {
 struct SimdProbe {
   enum Function {
     kExp,
+    kExpTo88,  // exp_to_88 of s and x: the latter
     kLog,
     kSigmoid,
     kSwapPairs,

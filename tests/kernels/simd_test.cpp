@@ -101,6 +101,24 @@ TEST_CASE("exp and log at their edges", "[kernels][simd]") {
   CHECK(l[8] == Approx(88.7228391));
 }
 
+TEST_CASE("exp of numbers up to 88 has the bits of exp", "[kernels][simd]") {
+  const Isa isa = GENERATE(from_range(supported_isas()));
+  const UseIsa use(isa);
+  CAPTURE(name_of(isa));
+  std::vector<float> x = {-kInfinity, std::numeric_limits<float>::quiet_NaN()};
+  for (const float value : floats()) x.push_back(std::min(value, 88.0f));
+  for (int i = -2000; i <= 2000; ++i) {
+    x.push_back(-0x1.5d589ep6f + float(i) * 0x1p-17f);
+    x.push_back(88.0f - float(i + 2000) * 0x1p-17f);
+  }
+  const std::vector<float> wanted = probe(SimdProbe::kExp, x), got = probe(SimdProbe::kExpTo88, x);
+  size_t different = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    different += std::bit_cast<uint32_t>(got[i]) != std::bit_cast<uint32_t>(wanted[i]);
+  }
+  CHECK(different == 0);
+}
+
 TEST_CASE("lanes move to where they are told", "[kernels][simd]") {
   const Isa isa = GENERATE(from_range(supported_isas()));
   const UseIsa use(isa);
