@@ -80,7 +80,7 @@ void step_blocks(const AdamwStep& args, Stream& stream) {
   const Shape& shape = args.master.shape();
   const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape[-2], K = shape[-1];
   const int64_t n_blocks = (N + kBlock - 1) / kBlock, pieces = (K + kColumns - 1) / kColumns;
-  visit_counting(args.stats != nullptr, [&](auto counting) {
+  visit_flag(args.stats != nullptr, [&](auto counting) {
     stream.parallel_for(G * n_blocks * pieces, [&](int64_t task) {
       thread_local std::vector<bfloat16> copy(size_t(kBlock * kColumns));
       const int64_t k0 = task % pieces * kColumns, nb = task / pieces % n_blocks, g = task / pieces / n_blocks;

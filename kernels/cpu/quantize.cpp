@@ -49,9 +49,10 @@ OCTET_INLINE void shift_codes(const uint8_t* codes, int64_t n, int shift, uint8_
       }
     } else {
       uint16_t values[32];
-      store_high_halves(values, bits(load_e4m3_finite(from)));
-      store_high_halves(values + 16, bits(load_e4m3_finite(from + 16)));
-      store_low_bytes(result, shifted.encode<kCount>(load_u16(values), flushed));
+      store_high_halves_any_order(values, bits(load_e4m3_finite_any_order(from)));
+      store_high_halves_any_order(values + 16, bits(load_e4m3_finite_any_order(from + 16)));
+      const u16x32 x = load_u16(values);
+      store_low_bytes(result, shifted.encode<kCount>(x, flushed), x);
     }
     std::memcpy(to + d, result, size_t(here));
   }
@@ -73,7 +74,7 @@ OCTET_INLINE bool has_values_e4m3(const uint8_t* codes, int64_t n) {
 
 void quantize_rows(const QuantizeRows& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    visit_counting(args.stats != nullptr, [&](auto counting) {
+    visit_flag(args.stats != nullptr, [&](auto counting) {
       const int64_t R = rows_there(args.num_rows, args.x.rows()), C = args.x.cols();
       if (C == 0) return;
       stream.parallel_chunks(R, std::max<int64_t>(1, 16384 / C), [&](int64_t begin, int64_t end) {
@@ -114,7 +115,7 @@ void dequantize_rows(const DequantizeRows& args, Stream& stream) {
 void quantize_columns(const QuantizeColumns& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    visit_counting(args.stats != nullptr || args.row_stats != nullptr, [&](auto counting) {
+    visit_flag(args.stats != nullptr || args.row_stats != nullptr, [&](auto counting) {
       for_tiles_of_groups(
           args.offsets, args.block_offsets, args.x.cols(), stream,
           [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
@@ -139,7 +140,7 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream) {
 
 void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-  visit_counting(args.stats != nullptr, [&](auto counting) {
+  visit_flag(args.stats != nullptr, [&](auto counting) {
     for_tiles_of_groups(args.offsets, args.block_offsets, args.codes.cols(), stream,
                         [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
                           Counts counts;
@@ -163,14 +164,15 @@ void requantize_columns(const RequantizeColumns& args, Stream& stream) {
                                 if (n - d < 16) std::memcpy(last, x + d, size_t(n - d));
                                 const uint8_t* sixteen = n - d < 16 ? last : x + d;
                                 if constexpr (std::is_same_v<Scalar, bfloat16>) {
-                                  store_high_halves(reinterpret_cast<uint16_t*>(tile + r * kBlock + d),
-                                                    bits(load_e4m3_finite(sixteen) * factor));
+                                  store_high_halves_any_order(reinterpret_cast<uint16_t*>(tile + r * kBlock + d),
+                                                              bits(load_e4m3_finite_any_order(sixteen) * factor));
                                 } else {
                                   store(tile + r * kBlock + d, load_e4m3(sixteen) * factor);
                                 }
                               }
                             }
-                            quantize_columns_block<counting>(
+                            // Strips that stay in the nearest cache between their two looks.
+                            quantize_columns_block<counting, 2>(
                                 block.rows, n, [&](int64_t r) -> const Scalar* { return tile + r * kBlock; }, codes,
                                 args.out_codes.row_stride(), scale, counts);
                           };
@@ -188,7 +190,7 @@ void requantize_columns(const RequantizeColumns& args, Stream& stream) {
 
 void requantize_tiles(const RequantizeTiles& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-  visit_counting(args.stats != nullptr, [&](auto counting) {
+  visit_flag(args.stats != nullptr, [&](auto counting) {
     for_tiles_of_groups(args.offsets, args.block_offsets, args.codes.cols(), stream,
                         [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
                           const auto from = [&](int64_t r) {
@@ -220,7 +222,7 @@ void requantize_tiles(const RequantizeTiles& args, Stream& stream) {
 
 void quantize_blocks(const QuantizeBlocks& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
-    visit_counting(args.stats != nullptr, [&](auto counting) {
+    visit_flag(args.stats != nullptr, [&](auto counting) {
       const Shape& shape = args.x.shape();
       const int64_t G = shape.rank() == 3 ? shape[0] : 1, N = shape[-2], K = shape[-1];
       const int64_t n_blocks = (N + kBlock - 1) / kBlock, k_blocks = (K + kBlock - 1) / kBlock;

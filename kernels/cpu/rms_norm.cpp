@@ -47,7 +47,7 @@ void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
   const int64_t D = args.x.cols();
   const float* weight = args.weight.data<float>();
   float* rstd = args.rstd.data<float>();
-  visit_counting(args.stats != nullptr, [&](auto counting) {
+  visit_flag(args.stats != nullptr, [&](auto counting) {
     stream.parallel_chunks(args.x.rows(), 16, [&](int64_t begin, int64_t end) {
       std::vector<bfloat16> scratch(args.y.is_defined() ? 0 : size_t(D));
       Counts counts;

@@ -18,32 +18,74 @@ namespace {
 // Rows that one thread takes at a time: about 16384 elements of h.
 OCTET_INLINE int64_t swiglu_grain(int64_t F) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, F)); }
 
-// min and max give their second operand where one is NaN, which so stays one.
+// min and max give their second operand where one is NaN, which so stays one. kLimited: whether there is a limit.
 OCTET_INLINE f32x16 limit_of(float limit) {
   return splat(limit > 0.0f ? limit : std::numeric_limits<float>::infinity());
 }
-OCTET_INLINE f32x16 limited(f32x16 up, f32x16 limit) { return max(splat(0.0f) - limit, min(limit, up)); }
+template <bool kLimited>
+OCTET_INLINE f32x16 limited_gate(f32x16 gate, f32x16 limit) {
+  return kLimited ? min(limit, gate) : gate;
+}
+template <bool kLimited>
+OCTET_INLINE f32x16 limited_up(f32x16 up, f32x16 limit) {
+  return kLimited ? max(splat(0.0f) - limit, min(limit, up)) : up;
+}
+template <bool kLimited>
 OCTET_INLINE f32x16 swiglu(f32x16 h_gate, f32x16 h_up, f32x16 limit) {
-  const f32x16 gate = min(limit, h_gate);
-  return gate * sigmoid(gate) * limited(h_up, limit);
+  const f32x16 gate = limited_gate<kLimited>(h_gate, limit);
+  return gate * sigmoid(gate) * limited_up<kLimited>(h_up, limit);
 }
 struct SwigluSlopes {
   f32x16 y, gate, up;  // y before the weight of its row; dh
 };
-// dot += dy y.
-OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 h_gate, f32x16 h_up, f32x16 limit, f32x16 dy, f32x16 weight,
+// s: sigmoid of the limited gate. dot += dy y.
+template <bool kLimited>
+OCTET_INLINE SwigluSlopes swiglu_slopes(f32x16 h_gate, f32x16 s, f32x16 h_up, f32x16 limit, f32x16 dy, f32x16 weight,
                                         f32x16& dot) {
-  const f32x16 gate = min(limit, h_gate), up = limited(h_up, limit);
-  const f32x16 s = sigmoid(gate), slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
+  const f32x16 gate = limited_gate<kLimited>(h_gate, limit), up = limited_up<kLimited>(h_up, limit);
+  const f32x16 slope = s * fma(gate, splat(1.0f) - s, splat(1.0f));
   const f32x16 silu = gate * s, y = silu * up, grad = weight * dy;
   dot = fma(dy, y, dot);
-  return {y, select(less(limit, h_gate), splat(0.0f), grad * up * slope),
-          select(less(limit, abs(h_up)), splat(0.0f), grad * silu)};
+  const f32x16 dgate = grad * up * slope, dup = grad * silu;
+  if constexpr (!kLimited) return {y, dgate, dup};
+  return {y, select(less(limit, h_gate), splat(0.0f), dgate), select(less(limit, abs(h_up)), splat(0.0f), dup)};
 }
 OCTET_INLINE f32x16 weight_of_row(const ConstView& weights, int64_t r) {
   return splat(weights.is_defined() ? weights.data<float>()[r] : 1.0f);
 }
+// With a NaN of which AnyOrder's store makes one.
+OCTET_INLINE f32x16 weight_of_fp8_row(const ConstView& weights, int64_t r) {
+  const f32x16 weight = weight_of_row(weights, r);
+  return select(is_nan(weight), splat(std::numeric_limits<float>::quiet_NaN()), weight);
+}
 
+// y and dh of 128 columns of a row, whose codes have no NaN, and its dot.
+template <bool kLimited>
+OCTET_INLINE f32x16 slopes_of_block(const uint8_t* gate_codes, const uint8_t* up_codes, f32x16 gate_scale,
+                                    f32x16 up_scale, const bfloat16* dy, f32x16 limit, f32x16 weight, bfloat16* y,
+                                    bfloat16* dgate, bfloat16* dup) {
+  // Sigmoids apart, whose long chains of dependent instructions the processor overlaps only where they are near.
+  float gates[kBlock], sigmoids[kBlock];
+  for (int64_t f = 0; f < kBlock; f += 16) {
+    const f32x16 gate = load_e4m3_finite_any_order(gate_codes + f) * gate_scale;
+    store(gates + f, gate);
+    store(sigmoids + f, sigmoid(limited_gate<kLimited>(gate, limit)));
+  }
+  f32x16 dot = splat(0.0f);
+  for (int64_t f = 0; f < kBlock; f += 16) {
+    const f32x16 up = load_e4m3_finite_any_order(up_codes + f) * up_scale;
+    const SwigluSlopes slopes =
+        swiglu_slopes<kLimited>(load(gates + f), load(sigmoids + f), up, limit, load_any_order(dy + f), weight, dot);
+    AnyOrder().store(y + f, weight * slopes.y);
+    AnyOrder().store(dgate + f, slopes.gate);
+    AnyOrder().store(dup + f, slopes.up);
+  }
+  return in_order(dot);
+}
+
+inline void prefetch(const void* p, int64_t num_bytes) {
+  for (int64_t line = 0; line < num_bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line);
+}
 // bfloat16 scratch of this thread.
 inline bfloat16* scratch(int64_t n) {
   thread_local std::vector<bfloat16> memory;
@@ -62,7 +104,7 @@ void swiglu_forward(const SwigluForward& args, Stream& stream) {
       Scalar* y = args.y.row<Scalar>(r);
       const f32x16 weight = weight_of_row(args.weights, r), limit = limit_of(args.limit);
       for_lanes(F, [=](int64_t f, auto lanes) {
-        lanes.store(y + f, weight * swiglu(lanes.load(gate + f), lanes.load(up + f), limit));
+        lanes.store(y + f, weight * swiglu<true>(lanes.load(gate + f), lanes.load(up + f), limit));
       });
     });
   });
@@ -81,8 +123,9 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
         f32x16 dot = splat(0.0f);
         for_lanes(std::min(kBlock, F - block), [&](int64_t from_block, auto lanes) {
           const int64_t f = block + from_block;
+          const f32x16 g = lanes.load(gate + f), s = sigmoid(limited_gate<true>(g, limit));
           const SwigluSlopes slopes =
-              swiglu_slopes(lanes.load(gate + f), lanes.load(gate + F + f), limit, lanes.load(dy + f), weight, dot);
+              swiglu_slopes<true>(g, s, lanes.load(gate + F + f), limit, lanes.load(dy + f), weight, dot);
           lanes.store(dgate + f, slopes.gate);
           lanes.store(dgate + F + f, slopes.up);
         });
@@ -94,23 +137,25 @@ void swiglu_backward(const SwigluBackward& args, Stream& stream) {
 }
 
 void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
-  visit_counting(args.stats != nullptr, [&](auto counting) {
-    const int64_t R = rows_there(args.num_rows, args.h.rows()), F = args.y_codes.cols();
-    stream.parallel_chunks(R, swiglu_grain(F), [&](int64_t begin, int64_t end) {
-      bfloat16* y = scratch(F);
-      Counts counts;
-      for (int64_t r = begin; r < end; ++r) {
-        const bfloat16* h = args.h.row<bfloat16>(r);
-        if (args.h_codes.is_defined()) {
-          quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
+  visit_flag(args.stats != nullptr, [&](auto counting) {
+    visit_flag(args.limit > 0.0f, [&](auto limited) {
+      const int64_t R = rows_there(args.num_rows, args.h.rows()), F = args.y_codes.cols();
+      stream.parallel_chunks(R, swiglu_grain(F), [&](int64_t begin, int64_t end) {
+        bfloat16* y = scratch(F);
+        Counts counts;
+        for (int64_t r = begin; r < end; ++r) {
+          const bfloat16* h = args.h.row<bfloat16>(r);
+          if (args.h_codes.is_defined()) {
+            quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
+          }
+          const f32x16 weight = weight_of_fp8_row(args.weights, r), limit = limit_of(args.limit);
+          for_lanes_any_order(F, [=](int64_t f, auto lanes) {
+            lanes.store(y + f, weight * swiglu<limited>(lanes.load(h + f), lanes.load(h + F + f), limit));
+          });
+          quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
         }
-        const f32x16 weight = weight_of_row(args.weights, r), limit = limit_of(args.limit);
-        for_lanes(F, [=](int64_t f, auto lanes) {
-          lanes.store(y + f, weight * swiglu(lanes.load(h + f), lanes.load(h + F + f), limit));
-        });
-        quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
-      }
-      counts.add_to(args.stats, (end - begin) * (args.h_codes.is_defined() ? 3 : 1) * F);
+        counts.add_to(args.stats, (end - begin) * (args.h_codes.is_defined() ? 3 : 1) * F);
+      });
     });
   });
 }
@@ -119,99 +164,107 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
 // there: 128 columns of the gate and the same of up, whose blocks of a row are whole; or, where 128 does not divide F
 // and blocks run from the gate into up, all of them.
 void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
-  visit_counting(args.y_stats != nullptr, [&](auto counting) {
-    const int64_t F = args.dy.cols(), width = F % kBlock == 0 ? kBlock : F;
-    if (F == 0) return;
-    const int64_t pieces = F / width, blocks_of_row = (F + kBlock - 1) / kBlock;
-    // Of each row and 128 columns what they add to the gradient of its weight.
-    std::unique_ptr<float[]> dots;
-    if (args.dweights.is_defined()) dots.reset(new float[size_t(args.dy.rows() * blocks_of_row)]);
-    stream.parallel_for(num_blocks(args.block_offsets) * pieces, [&](int64_t task) {
-      const int64_t b = task / pieces, f0 = task % pieces * width;
-      const RowBlock block = row_block(args.offsets, args.block_offsets, b);
-      bfloat16* dh = scratch(3 * width * kBlock);  // [128, 2 width]: gate, then up
-      bfloat16* y = dh + 2 * width * kBlock;       // [128, width]
-      Counts y_counts, row_counts, column_counts;
-      for (int64_t r = 0; r < block.rows; ++r) {
-        const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
-        const float* scale = args.h_scale.row<float>(block.first + r);
-        const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
-        const f32x16 weight = weight_of_row(args.weights, block.first + r), limit = limit_of(args.limit);
-        f32x16 dot = splat(0.0f);
-        const auto add_dot = [&](int64_t f) {
-          if (dots != nullptr) dots[size_t((block.first + r) * blocks_of_row + f / kBlock)] = reduce_add(dot);
-          dot = splat(0.0f);
-        };
-        const auto make = [&](int64_t f, auto lanes, f32x16 g, f32x16 up) OCTET_INLINE_LAMBDA {
-          const SwigluSlopes slopes = swiglu_slopes(g, up, limit, lanes.load(dy + f), weight, dot);
-          lanes.store(y + r * width + f, weight * slopes.y);
-          lanes.store(dh + r * 2 * width + f, slopes.gate);
-          lanes.store(dh + r * 2 * width + width + f, slopes.up);
-        };
-        if (width == kBlock) {
-          // The row is too short a piece for the processor to foresee the next.
-          const int64_t ahead = std::min(r + 4, block.rows - 1) - r;
-          for (int64_t line = 0; line < kBlock; line += 64) {
-            __builtin_prefetch(gate + ahead * args.h_codes.row_stride() + line);
-            __builtin_prefetch(gate + ahead * args.h_codes.row_stride() + F + line);
-            __builtin_prefetch(dy + ahead * args.dy.row_stride() + line);
-            __builtin_prefetch(dy + ahead * args.dy.row_stride() + line + 32);
+  visit_flag(args.y_stats != nullptr, [&](auto counting) {
+    visit_flag(args.limit > 0.0f, [&](auto limited) {
+      const int64_t F = args.dy.cols(), width = F % kBlock == 0 ? kBlock : F;
+      if (F == 0) return;
+      const int64_t pieces = F / width, blocks_of_row = (F + kBlock - 1) / kBlock;
+      // Of each row and 128 columns what they add to the gradient of its weight.
+      std::unique_ptr<float[]> dots;
+      if (args.dweights.is_defined()) dots.reset(new float[size_t(args.dy.rows() * blocks_of_row)]);
+      stream.parallel_for(num_blocks(args.block_offsets) * pieces, [&](int64_t task) {
+        const int64_t b = task / pieces, f0 = task % pieces * width;
+        const RowBlock block = row_block(args.offsets, args.block_offsets, b);
+        bfloat16* dh = scratch(3 * width * kBlock);  // [128, 2 width]: gate, then up
+        bfloat16* y = dh + 2 * width * kBlock;       // [128, width]
+        Counts y_counts, row_counts, column_counts;
+        for (int64_t r = 0; r < block.rows; ++r) {
+          const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
+          const float* scale = args.h_scale.row<float>(block.first + r);
+          const bfloat16* dy = args.dy.row<bfloat16>(block.first + r) + f0;
+          const f32x16 weight = weight_of_fp8_row(args.weights, block.first + r), limit = limit_of(args.limit);
+          bfloat16 *const y_row = y + r * width, *const dgate = dh + r * 2 * width;
+          f32x16 dot = splat(0.0f);
+          const auto add_dot = [&](int64_t f) {
+            if (dots != nullptr) dots[size_t((block.first + r) * blocks_of_row + (f0 + f) / kBlock)] = reduce_add(dot);
+            dot = splat(0.0f);
+          };
+          const auto make = [&](int64_t f, auto lanes, f32x16 g, f32x16 s, f32x16 up) OCTET_INLINE_LAMBDA {
+            const SwigluSlopes slopes = swiglu_slopes<limited>(g, s, up, limit, lanes.load(dy + f), weight, dot);
+            lanes.store(y_row + f, weight * slopes.y);
+            lanes.store(dgate + f, slopes.gate);
+            lanes.store(dgate + width + f, slopes.up);
+          };
+          if (width == kBlock) {
+            // Pieces of rows are too short for the processor to foresee the next.
+            const int64_t next = block.first + std::min(r + 4, block.rows - 1);
+            prefetch(args.h_codes.row<uint8_t>(next) + f0, kBlock);
+            prefetch(args.h_codes.row<uint8_t>(next) + F + f0, kBlock);
+            prefetch(args.dy.row<bfloat16>(next) + f0, 2 * kBlock);
+            prefetch(args.dh_codes.row<uint8_t>(next) + f0, kBlock);
+            prefetch(args.dh_codes.row<uint8_t>(next) + F + f0, kBlock);
+            if (args.y_codes.is_defined()) prefetch(args.y_codes.row<uint8_t>(kBlock * b + r) + f0, kBlock);
+            if (args.dh_column_codes.is_defined()) {
+              prefetch(args.dh_column_codes.row<uint8_t>(kBlock * b + r) + f0, kBlock);
+              prefetch(args.dh_column_codes.row<uint8_t>(kBlock * b + r) + F + f0, kBlock);
+            }
           }
-          const f32x16 gate_scale = splat(scale[f0 / kBlock]), up_scale = splat(scale[(F + f0) / kBlock]);
-          for (int64_t f = 0; f < kBlock; f += 16) {
-            make(f, AllLanes{}, load_e4m3(gate + f) * gate_scale, load_e4m3(gate + F + f) * up_scale);
+          if (width == kBlock && !has_nan_e4m3(gate, kBlock) && !has_nan_e4m3(gate + F, kBlock)) {
+            dot = slopes_of_block<limited>(gate, gate + F, splat(scale[f0 / kBlock]), splat(scale[(F + f0) / kBlock]),
+                                           dy, limit, weight, y_row, dgate, dgate + width);
+            add_dot(0);
+          } else {
+            for_lanes(width, [&](int64_t f, auto lanes) {
+              const int64_t n = std::min<int64_t>(16, width - f);
+              const auto h = [&](int64_t column) {
+                uint8_t codes[16] = {};
+                float factors[16] = {};
+                for (int64_t i = 0; i < n; ++i) {
+                  codes[i] = gate[column + i], factors[i] = scale[(f0 + column + i) / kBlock];
+                }
+                return load_e4m3(codes) * load(factors);
+              };
+              const f32x16 g = h(f);
+              make(f, lanes, g, sigmoid(limited_gate<limited>(g, limit)), h(F + f));
+              if (f % kBlock == kBlock - 16 || f + 16 >= width) add_dot(f);
+            });
           }
-          add_dot(f0);
-        } else {
-          for_lanes(F, [&](int64_t f, auto lanes) {
-            const int64_t n = std::min<int64_t>(16, F - f);
-            const auto h = [&](int64_t column) {
-              uint8_t codes[16] = {};
-              float factors[16] = {};
-              for (int64_t i = 0; i < n; ++i) {
-                codes[i] = gate[column + i], factors[i] = scale[(column + i) / kBlock];
-              }
-              return load_e4m3(codes) * load(factors);
-            };
-            make(f, lanes, h(f), h(F + f));
-            if (f % kBlock == kBlock - 16 || f + 16 >= F) add_dot(f);
-          });
+          const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) OCTET_INLINE_LAMBDA {
+            quantize_row<counting>(dgate + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
+                                   args.dh_scale.row<float>(block.first + r) + column / kBlock, row_counts);
+          };
+          if (args.y_row_codes.is_defined()) {
+            quantize_row<counting>(y_row, width, args.y_row_codes.row<uint8_t>(block.first + r) + f0,
+                                   args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_counts);
+          }
+          if (width == F) {
+            quantize_part(0, 2 * F, 0);
+          } else {
+            quantize_part(0, kBlock, f0);
+            quantize_part(width, kBlock, F + f0);
+          }
         }
-        const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) {
-          quantize_row<counting>(dh + r * 2 * width + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
-                                 args.dh_scale.row<float>(block.first + r) + column / kBlock, row_counts);
+        const auto quantize_columns = [&](const bfloat16* from, int64_t step, const View& codes, const View& scales,
+                                          int64_t column, Counts& counts) {
+          quantize_columns_block<counting>(
+              block.rows, width, [=](int64_t r) -> const bfloat16* { return from + r * step; },
+              codes.row<uint8_t>(kBlock * b) + column, codes.row_stride(), scales.row<float>(b) + column, counts);
         };
-        if (args.y_row_codes.is_defined()) {
-          quantize_row<counting>(y + r * width, width, args.y_row_codes.row<uint8_t>(block.first + r) + f0,
-                                 args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_counts);
-        }
-        if (width == F) {
-          quantize_part(0, 2 * F, 0);
-        } else {
-          quantize_part(0, width, f0);
-          quantize_part(width, width, F + f0);
-        }
-      }
-      const auto quantize_columns = [&](const bfloat16* from, int64_t step, const View& codes, const View& scales,
-                                        int64_t column, Counts& counts) {
-        quantize_columns_block<counting>(
-            block.rows, width, [=](int64_t r) -> const bfloat16* { return from + r * step; },
-            codes.row<uint8_t>(kBlock * b) + column, codes.row_stride(), scales.row<float>(b) + column, counts);
-      };
-      if (args.y_codes.is_defined()) quantize_columns(y, width, args.y_codes, args.y_scale, f0, y_counts);
-      y_counts.add_to(args.y_stats, block.rows * width);
-      row_counts.add_to(args.dh_stats, block.rows * 2 * width);
-      if (!args.dh_column_codes.is_defined()) return;
-      quantize_columns(dh, 2 * width, args.dh_column_codes, args.dh_column_scale, f0, column_counts);
-      quantize_columns(dh + width, 2 * width, args.dh_column_codes, args.dh_column_scale, F + f0, column_counts);
-      column_counts.add_to(args.dh_column_stats, block.rows * 2 * width);
-    });
-    if (dots == nullptr) return;
-    const int64_t R = args.offsets.data<int64_t>()[args.offsets.num_elements() - 1];
-    stream.parallel_for(R, 16384, [&](int64_t r) {
-      float sum = 0.0f;
-      for (int64_t i = 0; i < blocks_of_row; ++i) sum += dots[size_t(r * blocks_of_row + i)];
-      args.dweights.data<float>()[r] = sum;
+        if (args.y_codes.is_defined()) quantize_columns(y, width, args.y_codes, args.y_scale, f0, y_counts);
+        y_counts.add_to(args.y_stats, block.rows * width);
+        row_counts.add_to(args.dh_stats, block.rows * 2 * width);
+        if (!args.dh_column_codes.is_defined()) return;
+        quantize_columns(dh, 2 * width, args.dh_column_codes, args.dh_column_scale, f0, column_counts);
+        quantize_columns(dh + width, 2 * width, args.dh_column_codes, args.dh_column_scale, F + f0, column_counts);
+        column_counts.add_to(args.dh_column_stats, block.rows * 2 * width);
+      });
+      if (dots == nullptr) return;
+      const int64_t R = args.offsets.data<int64_t>()[args.offsets.num_elements() - 1];
+      stream.parallel_for(R, 16384, [&](int64_t r) {
+        float sum = 0.0f;
+        for (int64_t i = 0; i < blocks_of_row; ++i) sum += dots[size_t(r * blocks_of_row + i)];
+        args.dweights.data<float>()[r] = sum;
+      });
     });
   });
 }

@@ -368,22 +368,29 @@ TEST_CASE("the vector cast gives the code of the scalar cast for every bfloat16 
   const UseBackend use(backend);
   CAPTURE(backend.name);
   const bool as_bf16 = GENERATE(false, true);
-  // A block whose amax is 448 has scale 1, so its other elements are cast as they are: 448, then 127 patterns.
+  // Exponents of the scale: 0, and both sides of those between which bfloat16 is cast by its bits.
+  const int e = GENERATE(0, -101, -100, 113, 114, 119);
+  CAPTURE(as_bf16, e);
+  // A block whose amax is 448 * 2^e has scale 2^e: that, then 127 patterns.
+  const float amax = std::ldexp(448.0f, e);
   std::vector<uint16_t> patterns;
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const float value = std::bit_cast<float>(bits << 16);
-    if (std::isfinite(value) && std::abs(value) > 448) continue;
-    if (patterns.size() % 128 == 0) patterns.push_back(bfloat16(448.0f).bits);
+    if (std::isfinite(value) && std::abs(value) > amax) continue;
+    if (patterns.size() % 128 == 0) patterns.push_back(bfloat16(amax).bits);
     patterns.push_back(uint16_t(bits));
   }
   patterns.resize((patterns.size() + 127) / 128 * 128);
   const int64_t R = int64_t(patterns.size()) / 128;
-  std::vector<float> x;
-  std::vector<bfloat16> x16;
-  for (const uint16_t pattern : patterns) {
-    x.push_back(std::bit_cast<float>(uint32_t(pattern) << 16));
-    x16.emplace_back();
-    x16.back().bits = pattern;
+  // The blocks as rows, and as columns.
+  std::vector<float> x, columns(patterns.size());
+  std::vector<bfloat16> x16(patterns.size()), columns16(patterns.size());
+  std::vector<uint8_t> want, want_columns(patterns.size());
+  for (size_t i = 0; i < patterns.size(); ++i) {
+    const size_t at = i % 128 * size_t(R) + i / 128;
+    x16[i].bits = columns16[at].bits = patterns[i];
+    x.push_back(float(x16[i])), columns[at] = float(x16[i]);
+    want.push_back(encode_e4m3(float(std::ldexp(double(x.back()), -e))).bits), want_columns[at] = want.back();
   }
   std::vector<uint8_t> codes(x.size());
   std::vector<float> scale(static_cast<size_t>(R));
@@ -392,10 +399,21 @@ TEST_CASE("the vector cast gives the code of the scalar cast for every bfloat16 
                           .scale = view(scale, {R, 1}),
                           .stats = nullptr},
                          here());
-  int64_t wrong = 0;
-  for (size_t i = 0; i < x.size(); ++i) wrong += codes[i] != encode_e4m3(x[i]).bits;
-  CHECK(wrong == 0);
-  CHECK(scale == std::vector<float>(size_t(R), 1.0f));
+  CHECK(codes == want);
+  CHECK(scale == std::vector<float>(size_t(R), std::ldexp(1.0f, e)));
+
+  std::vector<int64_t> offsets = {0, 128}, block_offsets = {0, 1};
+  std::vector<uint8_t> column_codes(x.size());
+  std::fill(scale.begin(), scale.end(), 0.0f);
+  kernels::quantize_columns({.x = as_bf16 ? view(columns16, {128, R}) : view(columns, {128, R}),
+                             .offsets = view(offsets, {2}),
+                             .block_offsets = view(block_offsets, {2}),
+                             .codes = codes_view(column_codes, kernels::column_codes_shape(128, R, device_here())),
+                             .scale = view(scale, {1, R}),
+                             .stats = nullptr},
+                            here());
+  CHECK(column_codes == (device_here().is_cpu() ? want_columns : want));
+  CHECK(scale == std::vector<float>(size_t(R), std::ldexp(1.0f, e)));
 }
 
 TEST_CASE("quantize_rows and dequantize_rows follow the scalar casts", "[kernels][quantize]") {
