@@ -28,7 +28,7 @@ inline std::ostream& operator<<(std::ostream& out, const Backend& backend) { ret
 
 std::vector<Backend> cpu_backends();
 std::vector<Backend> cuda_backends();
-std::vector<Backend> backends();  // both
+std::vector<Backend> backends();  // both; of CPUs only AVX-512 where that is emulated
 
 // Uses one backend, and a pool of threads, for the life of the object.
 class UseBackend {
