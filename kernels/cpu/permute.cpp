@@ -66,11 +66,9 @@ void combine_forward(const CombineForward& args, Stream& stream) {
         for_constants<kVectors>(
             [&](auto i) OCTET_INLINE_LAMBDA { sum[i] = base == nullptr ? splat(0.0f) : load(base + d + 16 * i); });
         for (int64_t k = 0; k < K; ++k) {
-          const Scalar *from = row(row_of[k]) + d, *ahead = row(next[k]) + d;
+          const Scalar* from = row(row_of[k]) + d;
           // The rows of a token lie anywhere, and the processor would see where only when it is there.
-          for (size_t at = 0; at < 16 * kVectors * sizeof(Scalar); at += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(ahead) + at);
-          }
+          prefetch(row(next[k]) + d, 16 * kVectors);
           for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { sum[i] = sum[i] + load(from + 16 * i); });
         }
         for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { store(y + d + 16 * i, sum[i]); });

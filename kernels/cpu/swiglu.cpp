@@ -83,9 +83,6 @@ OCTET_INLINE f32x16 slopes_of_block(const uint8_t* gate_codes, const uint8_t* up
   return in_order(dot);
 }
 
-inline void prefetch(const void* p, int64_t num_bytes) {
-  for (int64_t line = 0; line < num_bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line);
-}
 // bfloat16 scratch of this thread.
 inline bfloat16* scratch(int64_t n) {
   thread_local std::vector<bfloat16> memory;
@@ -200,7 +197,7 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
             const int64_t next = block.first + std::min(r + 4, block.rows - 1);
             prefetch(args.h_codes.row<uint8_t>(next) + f0, kBlock);
             prefetch(args.h_codes.row<uint8_t>(next) + F + f0, kBlock);
-            prefetch(args.dy.row<bfloat16>(next) + f0, 2 * kBlock);
+            prefetch(args.dy.row<bfloat16>(next) + f0, kBlock);
             prefetch(args.dh_codes.row<uint8_t>(next) + f0, kBlock);
             prefetch(args.dh_codes.row<uint8_t>(next) + F + f0, kBlock);
             if (args.y_codes.is_defined()) prefetch(args.y_codes.row<uint8_t>(kBlock * b + r) + f0, kBlock);
