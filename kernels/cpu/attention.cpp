@@ -73,11 +73,6 @@ static void pack_transposed(const Scalar* x, int64_t x_row, int64_t rows, int64_
   }
 }
 
-OCTET_INLINE i32x16 lane_numbers() {
-  alignas(64) static constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return load_i32(kLanes);
-}
-
 // rows[r] = value in the lanes behind limit + r.
 template <int kRows>
 OCTET_INLINE void replace_later(f32x16 (&rows)[kRows], int64_t limit, f32x16 value) {

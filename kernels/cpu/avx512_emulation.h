@@ -90,6 +90,27 @@ OCTET_EMULATED void stream_ps(float* p, __m512 a) {
   _mm256_stream_ps(p, half<__m256>(a, 0));
   _mm256_stream_ps(p + 8, half<__m256>(a, 1));
 }
+// Lanes whose bit is not set are not touched in memory, and read as zero.
+template <class Vector, class Lane>
+OCTET_EMULATED Vector load_masked(unsigned mask, const void* p) {
+  return each_lane<Vector, Lane>([&](size_t i) {
+    Lane lane = 0;
+    if ((mask >> i & 1) != 0) std::memcpy(&lane, static_cast<const Lane*>(p) + i, sizeof lane);
+    return lane;
+  });
+}
+template <class Lane, class Vector>
+OCTET_EMULATED void store_masked(void* p, unsigned mask, Vector a) {
+  for (size_t i = 0; i < lanes<Lane>(a).size(); ++i) {
+    if ((mask >> i & 1) != 0) std::memcpy(static_cast<Lane*>(p) + i, &lanes<Lane>(a)[i], sizeof(Lane));
+  }
+}
+OCTET_EMULATED __m512 maskz_loadu_ps(unsigned mask, const void* p) { return load_masked<__m512, float>(mask, p); }
+OCTET_EMULATED __m256i maskz_loadu_epi16(unsigned mask, const void* p) {
+  return load_masked<__m256i, uint16_t>(mask, p);
+}
+OCTET_EMULATED void mask_storeu_ps(void* p, unsigned mask, __m512 a) { store_masked<float>(p, mask, a); }
+OCTET_EMULATED void mask_storeu_epi16(void* p, unsigned mask, __m256i a) { store_masked<uint16_t>(p, mask, a); }
 OCTET_EMULATED int32_t reduce_max_epi32(__m512i a) {
   const auto all = lanes<int32_t>(a);
   return *std::max_element(all.begin(), all.end());
@@ -126,6 +147,8 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #undef _mm512_srai_epi32
 #undef _mm512_extractf32x8_ps
 #undef _mm512_dpbf16_ps  // SIMDe's
+#define _mm256_maskz_loadu_epi16 octet::kernels::cpu::emulated::maskz_loadu_epi16
+#define _mm256_mask_storeu_epi16 octet::kernels::cpu::emulated::mask_storeu_epi16
 #define _mm512_cmpgt_epi16_mask octet::kernels::cpu::emulated::cmpgt_epi16_mask
 #define _mm512_cvtepi32_epi16 octet::kernels::cpu::emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 octet::kernels::cpu::emulated::cvtepi32_epi8
@@ -138,6 +161,8 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm512_dpbf16_ps octet::kernels::cpu::emulated::dpbf16_ps
 #define _mm512_extractf32x8_ps octet::kernels::cpu::emulated::extractf32x8_ps
 #define _mm512_i32gather_ps octet::kernels::cpu::emulated::i32gather_ps
+#define _mm512_mask_storeu_ps octet::kernels::cpu::emulated::mask_storeu_ps
+#define _mm512_maskz_loadu_ps octet::kernels::cpu::emulated::maskz_loadu_ps
 #define _mm512_permute_ps octet::kernels::cpu::emulated::permute_ps
 #define _mm512_reduce_max_epi32 octet::kernels::cpu::emulated::reduce_max_epi32
 #define _mm512_srai_epi32 octet::kernels::cpu::emulated::srai_epi32
