@@ -86,6 +86,11 @@ OCTET_EMULATED __mmask32 cmpgt_epi16_mask(__m512i a, __m512i b) {
   for (size_t i = 0; i < 32; ++i) mask |= __mmask32(lanes<int16_t>(a)[i] > lanes<int16_t>(b)[i]) << i;
   return mask;
 }
+OCTET_EMULATED __mmask32 cmplt_epu16_mask(__m512i a, __m512i b) {
+  __mmask32 mask = 0;
+  for (size_t i = 0; i < 32; ++i) mask |= __mmask32(lanes<uint16_t>(a)[i] < lanes<uint16_t>(b)[i]) << i;
+  return mask;
+}
 OCTET_EMULATED void stream_ps(float* p, __m512 a) {
   _mm256_stream_ps(p, half<__m256>(a, 0));
   _mm256_stream_ps(p + 8, half<__m256>(a, 1));
@@ -150,6 +155,7 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm256_maskz_loadu_epi16 octet::kernels::cpu::emulated::maskz_loadu_epi16
 #define _mm256_mask_storeu_epi16 octet::kernels::cpu::emulated::mask_storeu_epi16
 #define _mm512_cmpgt_epi16_mask octet::kernels::cpu::emulated::cmpgt_epi16_mask
+#define _mm512_cmplt_epu16_mask octet::kernels::cpu::emulated::cmplt_epu16_mask
 #define _mm512_cvtepi32_epi16 octet::kernels::cpu::emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 octet::kernels::cpu::emulated::cvtepi32_epi8
 #define _mm512_cvtepi32_ps octet::kernels::cpu::emulated::cvtepi32_ps

@@ -52,7 +52,7 @@ OCTET_INLINE void shift_codes(const uint8_t* codes, int64_t n, int shift, uint8_
       store_high_halves_any_order(values, bits(load_e4m3_finite_any_order(from)));
       store_high_halves_any_order(values + 16, bits(load_e4m3_finite_any_order(from + 16)));
       const u16x32 x = load_u16(values);
-      store_low_bytes(result, shifted.encode<kCount>(x, flushed), x);
+      store_codes(result, shifted.encode<kCount>(x, flushed), x);
     }
     std::memcpy(to + d, result, size_t(here));
   }
@@ -79,10 +79,12 @@ void quantize_rows(const QuantizeRows& args, Stream& stream) {
       if (C == 0) return;
       stream.parallel_chunks(R, std::max<int64_t>(1, 16384 / C), [&](int64_t begin, int64_t end) {
         Counts counts;
+        RowBlocks<counting> blocks(counts);
         for (int64_t r = begin; r < end; ++r) {
-          quantize_row<counting>(args.x.row<Scalar>(r), C, args.codes.row<uint8_t>(r), args.scale.row<float>(r),
+          quantize_row<counting>(args.x.row<Scalar>(r), C, args.codes.row<uint8_t>(r), args.scale.row<float>(r), blocks,
                                  counts);
         }
+        blocks.flush();
         counts.add_to(args.stats, (end - begin) * C);
       });
     });
@@ -128,10 +130,12 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream) {
             counts.add_to(args.stats, block.rows * n);
             if (!args.row_codes.is_defined()) return;
             Counts row_counts;
+            RowBlocks<counting> blocks(row_counts);
             for (int64_t r = 0; r < block.rows; ++r) {
               quantize_row<counting>(row(r), n, args.row_codes.row<uint8_t>(block.first + r) + c,
-                                     args.row_scale.row<float>(block.first + r) + c / kBlock, row_counts);
+                                     args.row_scale.row<float>(block.first + r) + c / kBlock, blocks, row_counts);
             }
+            blocks.flush();
             row_counts.add_to(args.row_stats, block.rows * n);
           });
     });

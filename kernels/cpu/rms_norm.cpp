@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int64_t kRowsTogether = 16;  // rows that one thread takes at a time
+
 template <class Scalar>
 OCTET_INLINE float rstd_of(const Scalar* x, int64_t D, float eps) {
   f32x16 sum = splat(0.0f);
@@ -35,7 +37,7 @@ void rms_norm_forward(const RmsNormForward& args, Stream& stream) {
     const int64_t D = args.x.cols();
     const float* weight = args.weight.data<float>();
     float* rstd = args.rstd.data<float>();
-    stream.parallel_for(args.x.rows(), 16, [&](int64_t t) {
+    stream.parallel_for(args.x.rows(), kRowsTogether, [&](int64_t t) {
       const Scalar* x = args.x.row<Scalar>(t);
       rstd[t] = rstd_of(x, D, args.eps);
       scale_row(x, rstd[t], weight, args.y.row<Scalar>(t), D);
@@ -48,16 +50,18 @@ void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
   const float* weight = args.weight.data<float>();
   float* rstd = args.rstd.data<float>();
   visit_flag(args.stats != nullptr, [&](auto counting) {
-    stream.parallel_chunks(args.x.rows(), 16, [&](int64_t begin, int64_t end) {
-      std::vector<bfloat16> scratch(args.y.is_defined() ? 0 : size_t(D));
+    stream.parallel_chunks(args.x.rows(), kRowsTogether, [&](int64_t begin, int64_t end) {
+      std::vector<bfloat16> scratch(args.y.is_defined() ? 0 : size_t(kRowsTogether * D));
       Counts counts;
+      RowBlocks<counting> blocks(counts);
       for (int64_t t = begin; t < end; ++t) {
         const bfloat16* x = args.x.row<bfloat16>(t);
-        bfloat16* y = args.y.is_defined() ? args.y.row<bfloat16>(t) : scratch.data();
+        bfloat16* y = args.y.is_defined() ? args.y.row<bfloat16>(t) : scratch.data() + (t - begin) * D;
         rstd[t] = rstd_of(x, D, args.eps);
         scale_row(x, rstd[t], weight, y, D);
-        quantize_row<counting>(y, D, args.codes.row<uint8_t>(t), args.scale.row<float>(t), counts);
+        quantize_row<counting>(y, D, args.codes.row<uint8_t>(t), args.scale.row<float>(t), blocks, counts);
       }
+      blocks.flush();
       counts.add_to(args.stats, (end - begin) * D);
     });
   });

@@ -11,6 +11,7 @@
 #include "kernels/cpu/fp8_simd.inc"
 //
 #include "kernels/cpu/bf16_simd.inc"
+#include "kernels/cpu/exp_simd.inc"
 #include "kernels/cpu/quantize_tile.inc"
 
 namespace {
@@ -59,28 +60,78 @@ OCTET_INLINE f32x16 weight_of_fp8_row(const ConstView& weights, int64_t r) {
   return select(is_nan(weight), splat(std::numeric_limits<float>::quiet_NaN()), weight);
 }
 
-// y and dh of 128 columns of a row, whose codes have no NaN, and its dot.
-template <bool kLimited>
-OCTET_INLINE f32x16 slopes_of_block(const uint8_t* gate_codes, const uint8_t* up_codes, f32x16 gate_scale,
-                                    f32x16 up_scale, const bfloat16* dy, f32x16 limit, f32x16 weight, bfloat16* y,
-                                    bfloat16* dgate, bfloat16* dup) {
-  // Sigmoids apart, whose long chains of dependent instructions the processor overlaps only where they are near.
-  float gates[kBlock], sigmoids[kBlock];
-  for (int64_t f = 0; f < kBlock; f += 16) {
-    const f32x16 gate = load_e4m3_finite_any_order(gate_codes + f) * gate_scale;
-    store(gates + f, gate);
-    store(sigmoids + f, sigmoid(limited_gate<kLimited>(gate, limit)));
+// Sigmoids in steps that several vectors take together: one alone is a long chain of dependent instructions.
+constexpr int kTogether = OCTET_ISA_LEVEL == 2 ? 4 : 2;
+constexpr float kMostModerate = 64.0f;
+// kModerate: no |x| is above kMostModerate, or NaN.
+template <bool kModerate>
+OCTET_INLINE void sigmoids(f32x16 (&x)[kTogether]) {
+  const auto each = [](auto&& step) OCTET_INLINE_LAMBDA { for_constants<kTogether>(step); };
+  each([&](auto i) OCTET_INLINE_LAMBDA { x[i] = -x[i]; });
+  if constexpr (kModerate) {
+    exp_to_88<kTogether, /*kAbove87=*/true>(x);
+  } else {
+    each([&](auto i) OCTET_INLINE_LAMBDA { x[i] = exp(x[i]); });
   }
+  const f32x16 one = splat(1.0f);
+  each([&](auto i) OCTET_INLINE_LAMBDA { x[i] = one / (one + x[i]); });
+}
+
+// y and dh of 128 columns of a row, whose codes have no NaN, and its dot.
+template <bool kLimited, bool kModerate>
+OCTET_INLINE f32x16 slopes_of_block(const uint8_t* gate_codes, const uint8_t* up_codes, float gate_scale,
+                                    float up_scale, const bfloat16* dy, f32x16 limit, f32x16 weight, bfloat16* y,
+                                    bfloat16* dgate, bfloat16* dup) {
   f32x16 dot = splat(0.0f);
-  for (int64_t f = 0; f < kBlock; f += 16) {
-    const f32x16 up = load_e4m3_finite_any_order(up_codes + f) * up_scale;
-    const SwigluSlopes slopes =
-        swiglu_slopes<kLimited>(load(gates + f), load(sigmoids + f), up, limit, load_any_order(dy + f), weight, dot);
-    AnyOrder().store(y + f, weight * slopes.y);
-    AnyOrder().store(dgate + f, slopes.gate);
-    AnyOrder().store(dup + f, slopes.up);
+  for (int64_t f = 0; f < kBlock; f += 16 * kTogether) {
+    f32x16 gate[kTogether], s[kTogether];
+    for_constants<kTogether>([&](auto i) OCTET_INLINE_LAMBDA {
+      gate[i] = load_e4m3_finite_any_order(gate_codes + f + 16 * i) * splat(gate_scale);
+      s[i] = limited_gate<kLimited>(gate[i], limit);
+    });
+    sigmoids<kModerate>(s);
+    for_constants<kTogether / 2>([&](auto half) OCTET_INLINE_LAMBDA {
+      constexpr int i = 2 * half;
+      const auto slopes_of = [&](auto part) OCTET_INLINE_LAMBDA {
+        const int64_t at = f + 16 * part;
+        const f32x16 up = load_e4m3_finite_any_order(up_codes + at) * splat(up_scale);
+        return swiglu_slopes<kLimited>(gate[part], s[part], up, limit, load_any_order(dy + at), weight, dot);
+      };
+      const SwigluSlopes first = slopes_of(std::integral_constant<int, i>{});
+      const SwigluSlopes second = slopes_of(std::integral_constant<int, i + 1>{});
+      store_u16(y + f + 16 * i, round_any_order(weight * first.y, weight * second.y));
+      store_u16(dgate + f + 16 * i, round_any_order(first.gate, second.gate));
+      store_u16(dup + f + 16 * i, round_any_order(first.up, second.up));
+    });
   }
   return in_order(dot);
+}
+
+// y of 128 columns of a row.
+template <bool kLimited, bool kModerate>
+OCTET_INLINE void swiglu_of_block(const bfloat16* h_gate, const bfloat16* h_up, f32x16 limit, f32x16 weight,
+                                  bfloat16* y) {
+  for (int64_t f = 0; f < kBlock; f += 16 * kTogether) {
+    f32x16 gate[kTogether], s[kTogether];
+    for_constants<kTogether>([&](auto i) OCTET_INLINE_LAMBDA {
+      gate[i] = s[i] = limited_gate<kLimited>(load_any_order(h_gate + f + 16 * i), limit);
+    });
+    sigmoids<kModerate>(s);
+    for_constants<kTogether>([&](auto i) OCTET_INLINE_LAMBDA {
+      const f32x16 up = limited_up<kLimited>(load_any_order(h_up + f + 16 * i), limit);
+      s[i] = weight * (gate[i] * s[i] * up);
+    });
+    for_constants<kTogether / 2>([&](auto half) OCTET_INLINE_LAMBDA {
+      store_u16(y + f + 32 * half, round_any_order(s[2 * half], s[2 * half + 1]));
+    });
+  }
+}
+// Of 128 numbers.
+OCTET_INLINE bool are_moderate(const bfloat16* x) {
+  constexpr int kMost = std::bit_cast<int32_t>(kMostModerate) >> 16;
+  u16x32 top = splat_u16(0);
+  for (int64_t d = 0; d < kBlock; d += 32) top = max_u16(top, load_u16(x + d) & splat_u16(0x7fff));
+  return !any_less(splat_u16(kMost), top);
 }
 
 // bfloat16 scratch of this thread.
@@ -138,19 +189,32 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
     visit_flag(args.limit > 0.0f, [&](auto limited) {
       const int64_t R = rows_there(args.num_rows, args.h.rows()), F = args.y_codes.cols();
       stream.parallel_chunks(R, swiglu_grain(F), [&](int64_t begin, int64_t end) {
-        bfloat16* y = scratch(F);
+        // Rows that are quantised together, near enough to be in cache then.
+        const int64_t rows_together = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, F));
+        bfloat16* kept = scratch(rows_together * F);
         Counts counts;
+        RowBlocks<counting> blocks(counts);
         for (int64_t r = begin; r < end; ++r) {
           const bfloat16* h = args.h.row<bfloat16>(r);
+          bfloat16* const y = kept + (r - begin) % rows_together * F;
           if (args.h_codes.is_defined()) {
-            quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), counts);
+            quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), blocks, counts);
           }
           const f32x16 weight = weight_of_fp8_row(args.weights, r), limit = limit_of(args.limit);
-          for_lanes_any_order(F, [=](int64_t f, auto lanes) {
+          int64_t c = 0;
+          for (; c + kBlock <= F; c += kBlock) {
+            visit_flag(are_moderate(h + c), [&](auto moderate) OCTET_INLINE_LAMBDA {
+              swiglu_of_block<limited, moderate>(h + c, h + F + c, limit, weight, y + c);
+            });
+          }
+          for_lanes_any_order(F - c, [=](int64_t from_c, auto lanes) {
+            const int64_t f = c + from_c;
             lanes.store(y + f, weight * swiglu<limited>(lanes.load(h + f), lanes.load(h + F + f), limit));
           });
-          quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), counts);
+          quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), blocks, counts);
+          if ((r - begin) % rows_together == rows_together - 1) blocks.flush();
         }
+        blocks.flush();
         counts.add_to(args.stats, (end - begin) * (args.h_codes.is_defined() ? 3 : 1) * F);
       });
     });
@@ -175,6 +239,7 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
         bfloat16* dh = scratch(3 * width * kBlock);  // [128, 2 width]: gate, then up
         bfloat16* y = dh + 2 * width * kBlock;       // [128, width]
         Counts y_counts, row_counts, column_counts;
+        RowBlocks<counting> y_blocks(y_counts), dh_blocks(row_counts);
         for (int64_t r = 0; r < block.rows; ++r) {
           const uint8_t* gate = args.h_codes.row<uint8_t>(block.first + r) + f0;
           const float* scale = args.h_scale.row<float>(block.first + r);
@@ -207,8 +272,11 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
             }
           }
           if (width == kBlock && !has_nan_e4m3(gate, kBlock) && !has_nan_e4m3(gate + F, kBlock)) {
-            dot = slopes_of_block<limited>(gate, gate + F, splat(scale[f0 / kBlock]), splat(scale[(F + f0) / kBlock]),
-                                           dy, limit, weight, y_row, dgate, dgate + width);
+            const float gate_scale = scale[f0 / kBlock], up_scale = scale[(F + f0) / kBlock];
+            visit_flag(448.0f * gate_scale <= kMostModerate, [&](auto moderate) OCTET_INLINE_LAMBDA {
+              dot = slopes_of_block<limited, moderate>(gate, gate + F, gate_scale, up_scale, dy, limit, weight, y_row,
+                                                       dgate, dgate + width);
+            });
             add_dot(0);
           } else {
             for_lanes(width, [&](int64_t f, auto lanes) {
@@ -228,11 +296,11 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
           }
           const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) OCTET_INLINE_LAMBDA {
             quantize_row<counting>(dgate + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
-                                   args.dh_scale.row<float>(block.first + r) + column / kBlock, row_counts);
+                                   args.dh_scale.row<float>(block.first + r) + column / kBlock, dh_blocks, row_counts);
           };
           if (args.y_row_codes.is_defined()) {
             quantize_row<counting>(y_row, width, args.y_row_codes.row<uint8_t>(block.first + r) + f0,
-                                   args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_counts);
+                                   args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_blocks, y_counts);
           }
           if (width == F) {
             quantize_part(0, 2 * F, 0);
@@ -241,6 +309,7 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
             quantize_part(width, kBlock, F + f0);
           }
         }
+        y_blocks.flush(), dh_blocks.flush();
         const auto quantize_columns = [&](const bfloat16* from, int64_t step, const View& codes, const View& scales,
                                           int64_t column, Counts& counts) {
           quantize_columns_block<counting>(
