@@ -121,6 +121,25 @@ OCTET_EMULATED int32_t reduce_max_epi32(__m512i a) {
   return *std::max_element(all.begin(), all.end());
 }
 
+// The numbers that are not zero and have a least exponent: the only class that is asked for.
+OCTET_EMULATED __mmask16 subnormal_ps_mask(__m512 a) {
+  __mmask16 mask = 0;
+  for (size_t i = 0; i < 16; ++i) {
+    const uint32_t magnitude = lanes<uint32_t>(a)[i] & 0x7fffffffu;
+    mask = __mmask16(mask | unsigned(magnitude - 1 < 0x7fffffu) << i);
+  }
+  return mask;
+}
+// VCVTNEPS2BF16: to nearest even, subnormal numbers as zero, NaN cut and quiet.
+OCTET_EMULATED __m256bh cvtneps_pbh(__m512 a) {
+  return each_lane<__m256bh, uint16_t>([&](size_t i) {
+    const uint32_t u = lanes<uint32_t>(a)[i], exponent = u & 0x7f800000u, fraction = u & 0x7fffffu;
+    if (exponent == 0) return uint16_t(u >> 16 & 0x8000u);
+    if (exponent == 0x7f800000u && fraction != 0) return uint16_t(u >> 16 | 0x40u);
+    return uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+  });
+}
+
 // VDPBF16PS: two fused multiply-adds, the odd elements first, to nearest even, with subnormal inputs and results taken
 // as zero and no regard to MXCSR; which therefore holds that for the time. The empty assembler lines keep the
 // arithmetic between the two writes to MXCSR, of which GCC does not know that it depends on them.
@@ -151,6 +170,7 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #undef _mm512_permute_ps
 #undef _mm512_srai_epi32
 #undef _mm512_extractf32x8_ps
+#undef _mm512_fpclass_ps_mask
 #undef _mm512_dpbf16_ps  // SIMDe's
 #define _mm256_maskz_loadu_epi16 octet::kernels::cpu::emulated::maskz_loadu_epi16
 #define _mm256_mask_storeu_epi16 octet::kernels::cpu::emulated::mask_storeu_epi16
@@ -164,8 +184,10 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm512_cvtph_ps octet::kernels::cpu::emulated::cvtph_ps
 #define _mm512_cvtps_pd octet::kernels::cpu::emulated::cvtps_pd
 #define _mm512_cvttps_epi32 octet::kernels::cpu::emulated::cvttps_epi32
+#define _mm512_cvtneps_pbh octet::kernels::cpu::emulated::cvtneps_pbh
 #define _mm512_dpbf16_ps octet::kernels::cpu::emulated::dpbf16_ps
 #define _mm512_extractf32x8_ps octet::kernels::cpu::emulated::extractf32x8_ps
+#define _mm512_fpclass_ps_mask(a, classes) octet::kernels::cpu::emulated::subnormal_ps_mask(a)
 #define _mm512_i32gather_ps octet::kernels::cpu::emulated::i32gather_ps
 #define _mm512_mask_storeu_ps octet::kernels::cpu::emulated::mask_storeu_ps
 #define _mm512_maskz_loadu_ps octet::kernels::cpu::emulated::maskz_loadu_ps

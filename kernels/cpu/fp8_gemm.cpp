@@ -9,8 +9,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 128;  // k of one scale
-static_assert(kDepth == 2 * kBlock);
+constexpr int64_t kBlock = 128;                      // k of one scale
 constexpr int64_t kUnit = 16 * PairWords::kVectors;  // columns of a tile, the widest of all emulations
 
 // An operand of codes as gemm_tile.inc has it, with the scale of each 128 of k.
@@ -66,24 +65,24 @@ struct ScaledMath {
   static void pack_row_extras(const auto& a, int64_t first, int64_t rows, int64_t k0, int64_t depth, Panels& panels) {
     pack_scales(a, first, rows, k0, depth, kPackRows, panels.a_scale);
   }
-  // Calls f(piece, k, n) for each 128 of the block's k: its number, its first k and how many there are.
-  template <class F>
-  OCTET_INLINE static void for_pieces(int64_t depth, F&& f) {
-    for (int64_t k = 0; k == 0 || k < depth; k += kBlock) f(k / kBlock, k, std::min(kBlock, depth - k));
-  }
-  // total = fma(sum, a_scale * b_scale, total), from 0 in the first piece of all.
+  // fma(sum, a_scale * b_scale, total), total being 0 in the first piece of all.
   template <int64_t rows, int64_t V>
-  OCTET_INLINE static void promote(const Tile& t, int64_t piece, const f32x16 (&sum)[rows][V]) {
-    float* total = static_cast<float*>(t.total);
-    const float* a_scale = t.a_scale + piece * kPackRows;
+  OCTET_INLINE static void promote(const Tile& t, const Piece& piece, f32x16 (&sum)[rows][V]) {
+    const float* const total = static_cast<const float*>(t.total);
+    const float* const a_scale = t.a_scale + piece.number * kPackRows;
     f32x16 b_scale[V];
-    unrolled<V>([&](auto v) { b_scale[v] = load(t.b_scale + piece * kTaskColumns + 16 * v); });
-    const bool from_zero = t.first && piece == 0;
-    each_sum<rows, V>([&](auto i, auto v) {
-      float* to = total + i * kTotalStride + 16 * v;
-      const f32x16 before = from_zero ? splat(0.0f) : load(to);
-      store(to, fma(sum[i][v], splat(a_scale[i]) * b_scale[v], before));
-    });
+    unrolled<V>([&](auto v) { b_scale[v] = load(t.b_scale + piece.number * kTaskColumns + 16 * v); });
+    const auto add_to = [&](auto&& before) OCTET_INLINE_LAMBDA {
+      each_sum<rows, V>([&](auto i, auto v) {
+        sum[i][v] = fma(sum[i][v], splat(a_scale[i]) * b_scale[v], before(total + i * kTotalStride + 16 * v));
+      });
+    };
+    if (piece.first) {
+      add_to([](const float*) { return splat(0.0f); });
+    } else {
+      add_to([](const float* sums) { return load(sums); });
+    }
+    put_sums(t, piece, sum);
   }
 };
 
@@ -94,12 +93,12 @@ struct IdealMath : ScaledMath {
   template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     constexpr int64_t V = Words::kVectors;
-    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+    for_pieces<kBlock>(t, [&](const Piece& piece) OCTET_INLINE_LAMBDA {
       f32x16 acc[rows][V];
       each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
-      const int64_t w = k / Words::kElements;
-      multiply<Words, across, rows>(t.a + w * kWordStep<across>, t.b + w * 16 * V, (n + 1) / 2 * (2 / Words::kElements),
-                                    acc);
+      const int64_t w = piece.k / Words::kElements;
+      multiply<Words, across, rows>(t.a + w * kWordStep<across>, t.b + w * 16 * V,
+                                    (piece.depth + 1) / 2 * (2 / Words::kElements), acc);
       promote(t, piece, acc);
     });
   }
@@ -127,14 +126,14 @@ struct HopperMath : ScaledMath {
     const i32x16 byte = splat_i32(0xff);
     for (int64_t j = 0; j < columns; j += 16) {
       for (int64_t k = 0; k < depth; k += 4) {
-        const float* x = panels.b + j * kDepth + k * 16;
+        const float* x = panels.b + j * kWords + k * 16;
         const i32x16 e0 = exponents(load(x)) & byte, e1 = shift_left<8>(exponents(load(x + 16)) & byte);
         const i32x16 e2 = shift_left<16>(exponents(load(x + 32)) & byte), e3 = shift_left<24>(exponents(load(x + 48)));
-        store_i32(panels.b_exponents + (j * kDepth / 4) + k / 4 * 16, (e0 | e1) | (e2 | e3));
+        store_i32(panels.b_exponents + (j * kWords / 4) + k / 4 * 16, (e0 | e1) | (e2 | e3));
       }
       // Up to a whole step.
       for (int64_t k = (depth + 3) / 4 * 4; k % kStep != 0; k += 4) {
-        store_i32(panels.b_exponents + (j * kDepth / 4) + k / 4 * 16, splat_i32(int32_t(0xc0c0c0c0u)));
+        store_i32(panels.b_exponents + (j * kWords / 4) + k / 4 * 16, splat_i32(int32_t(0xc0c0c0c0u)));
       }
     }
   }
@@ -147,13 +146,13 @@ struct HopperMath : ScaledMath {
         for (int64_t k = 0; k < whole; ++k) {
           uint8_t lanes[16];
           store_low_bytes(lanes, exponents(load(panels.a + place_of<true>(tile) + k * kTileLine)));
-          for (int64_t j = 0; j < tile.rows; ++j) panels.a_exponents[(tile.first + j) * kDepth + k] = lanes[j];
+          for (int64_t j = 0; j < tile.rows; ++j) panels.a_exponents[(tile.first + j) * kWords + k] = lanes[j];
         }
       }
     } else {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t k = 0; k < whole; k += 16) {
-          store_low_bytes(panels.a_exponents + i * kDepth + k, exponents(load(panels.a + i * kDepth + k)));
+          store_low_bytes(panels.a_exponents + i * kWords + k, exponents(load(panels.a + i * kWords + k)));
         }
       }
     }
@@ -169,7 +168,7 @@ struct HopperMath : ScaledMath {
       const i32x16 column = load_i32(t.b_exponents + (k + q) / 4 * 16);
       for (int64_t i = 0; i < rows; ++i) {
         int32_t four;
-        std::memcpy(&four, t.a_exponents + (r + i) * kDepth + k + q, 4);
+        std::memcpy(&four, t.a_exponents + (r + i) * kWords + k + q, 4);
         top[i] = max_bytes(top[i], add_bytes(splat_i32(four), column));
       }
     }
@@ -197,12 +196,12 @@ struct HopperMath : ScaledMath {
 
   template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
-    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+    for_pieces<kBlock>(t, [&](const Piece& piece) OCTET_INLINE_LAMBDA {
       f32x16 sum[rows][1];
       unrolled<rows>([&](auto i) { sum[i][0] = splat(0.0f); });
-      for (int64_t step = k; step < k + n; step += kStep) {
-        unrolled<rows / 2>([&](auto half) { add_step<2, across>(t, 2 * half, step, sum + 2 * half); });
-        if constexpr (rows % 2 == 1) add_step<1, across>(t, rows - 1, step, sum + rows - 1);
+      for (int64_t k = piece.k; k < piece.k + piece.depth; k += kStep) {
+        unrolled<rows / 2>([&](auto half) { add_step<2, across>(t, 2 * half, k, sum + 2 * half); });
+        if constexpr (rows % 2 == 1) add_step<1, across>(t, rows - 1, k, sum + rows - 1);
       }
       promote(t, piece, sum);
     });
@@ -216,42 +215,36 @@ struct Fp64Math : ScaledMath {
 
   template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
-    for_pieces(t.depth, [&](int64_t piece, int64_t k, int64_t n) {
+    for_pieces<kBlock>(t, [&](const Piece& piece) OCTET_INLINE_LAMBDA {
       for (int64_t i = 0; i < rows; ++i) {
         f64x16 sum = splat_f64(0.0);
-        for (int64_t w = k; w < k + n; ++w)
+        for (int64_t w = piece.k; w < piece.k + piece.depth; ++w)
           sum = sum + widen(splat(t.a[i * kRowStep<across> + w * kWordStep<across>]) * load(t.b + w * 16));
         double* total = static_cast<double*>(t.total) + i * kTotalStride;
         f64x16 before = splat_f64(0.0);
-        if (!t.first || piece > 0) std::memcpy(&before, total, sizeof before);
-        const f64x16 a_scale = splat_f64(double(t.a_scale[piece * kPackRows + i]));
-        const f64x16 after = before + sum * (a_scale * widen(load(t.b_scale + piece * kTaskColumns)));
+        if (!piece.first) std::memcpy(&before, total, sizeof before);
+        const f64x16 a_scale = splat_f64(double(t.a_scale[piece.number * kPackRows + i]));
+        const f64x16 after = before + sum * (a_scale * widen(load(t.b_scale + piece.number * kTaskColumns)));
         std::memcpy(total, &after, sizeof after);
+        if (!piece.last) continue;
+        float rounded[16];
+        for (int64_t j = 0; j < 16; ++j) rounded[j] = float(total[j]);
+        t.result->visit([&](auto&& put) { put(AllLanes{}, t.row + i, t.column, load(rounded)); });
       }
     });
   }
 };
 
-// write(row, total) for each row of the task, with its sums as float32.
-template <class A, class B, class Write>
-void sum_task(Emulation emulation, const Task& task, int64_t K, const A& a, const B& b, Write&& write) {
+template <class A, class B>
+void sum_task(Emulation emulation, const Task& task, int64_t K, const A& a, const B& b, const Result& result) {
   Panels& panels = panels_of_this_thread();
-  const auto write_rows = [&](int64_t first, int64_t rows, const float* total) {
-    for (int64_t i = 0; i < rows; ++i) write(first + i, total + i * kTotalStride);
-  };
   switch (emulation) {
     case Emulation::kIdeal:
-      return sum_products<IdealMath>(task, K, a, b, panels, write_rows);
+      return sum_products<IdealMath>(task, K, a, b, panels, result);
     case Emulation::kHopper:
-      return sum_products<HopperMath>(task, K, a, b, panels, write_rows);
+      return sum_products<HopperMath>(task, K, a, b, panels, result);
     case Emulation::kFp64:
-      return sum_products<Fp64Math>(task, K, a, b, panels, [&](int64_t first, int64_t rows, const double* total) {
-        for (int64_t i = 0; i < rows; ++i) {
-          float rounded[kTaskColumns];
-          for (int64_t j = 0; j < task.columns; ++j) rounded[j] = float(total[i * kTotalStride + j]);
-          write(first + i, rounded);
-        }
-      });
+      return sum_products<Fp64Math>(task, K, a, b, panels, result);
   }
 }
 
@@ -272,22 +265,18 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
     const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
     const auto a = codes<false>([&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
                                 [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; });
-    visit_float(args.c.dtype(), [&]<class Result>() {
-      const auto write = [&](int64_t i, const float* total) {
-        write_row(total, task.columns, args.c.row<Result>(first + task.row + i) + task.column);
-      };
-      if (args.b_is_kn) {
-        const auto b =
-            codes<true>([&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
-                        [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; });
-        sum_task(args.emulation, task, K, a, b, write);
-      } else {
-        const auto b =
-            codes<false>([&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
-                         [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; });
-        sum_task(args.emulation, task, K, a, b, write);
-      }
-    });
+    const Result result = result_in(args.c, first + task.row, task, /*accumulate=*/false);
+    if (args.b_is_kn) {
+      const auto b =
+          codes<true>([&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
+                      [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; });
+      sum_task(args.emulation, task, K, a, b, result);
+    } else {
+      const auto b =
+          codes<false>([&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
+                       [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; });
+      sum_task(args.emulation, task, K, a, b, result);
+    }
   });
 }
 
@@ -296,7 +285,6 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t lines_of_scale = args.by_tiles ? kBlock : 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
-  const WeightGradient gradient(args.dw, args.accumulate);
   // A group of no rows adds nothing: no task, unless there are zeros to write.
   const std::vector<Task> tasks = cut_tasks(
       stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; },
@@ -310,9 +298,7 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
     const auto b = codes<true>(
         [&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
         [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k / lines_of_scale]; });
-    sum_task(args.emulation, task, depth, a, b,
-             [&](int64_t i, const float* total) { gradient.write_row(task, i, total); });
-    gradient.finish_task();
+    sum_task(args.emulation, task, depth, a, b, gradient_in(args.dw, task, args.accumulate));
   });
 }
 

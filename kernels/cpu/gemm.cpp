@@ -9,8 +9,6 @@
 
 namespace {
 
-static_assert(kGemmKBlock == kDepth);
-
 template <class Scalar>
 struct PlainMath {
   static constexpr bool kPairs = std::is_same_v<Scalar, bfloat16>;
@@ -23,34 +21,27 @@ struct PlainMath {
   template <int64_t rows, bool across>
   [[gnu::noinline]] static void tile(const Tile& t) {
     constexpr int64_t V = Words::kVectors;
-    f32x16 acc[rows][V];
-    each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
-    const int64_t words = kPairs ? (t.depth + 1) / 2 * (2 / Words::kElements) : t.depth;
-    multiply<Words, across, rows>(t.a, t.b, words, acc);
-    float* total = static_cast<float*>(t.total);
-    if (t.first) {
-      each_sum<rows, V>([&](auto i, auto v) { store(total + i * kTotalStride + 16 * v, acc[i][v]); });
-    } else {
-      each_sum<rows, V>([&](auto i, auto v) {
-        float* sum = total + i * kTotalStride + 16 * v;
-        store(sum, load(sum) + acc[i][v]);
-      });
-    }
+    for_pieces<kGemmKBlock>(t, [&](const Piece& piece) OCTET_INLINE_LAMBDA {
+      f32x16 acc[rows][V];
+      each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = splat(0.0f); });
+      const int64_t w = piece.k / Words::kElements;
+      const int64_t words = kPairs ? (piece.depth + 1) / 2 * (2 / Words::kElements) : piece.depth;
+      multiply<Words, across, rows>(t.a + w * kWordStep<across>, t.b + w * 16 * V, words, acc);
+      if (!piece.first) {
+        const float* const total = static_cast<const float*>(t.total);
+        each_sum<rows, V>([&](auto i, auto v) { acc[i][v] = load(total + i * kTotalStride + 16 * v) + acc[i][v]; });
+      }
+      put_sums(t, piece, acc);
+    });
   }
 };
 
 template <class Scalar>
 constexpr int64_t kUnit = 16 * PlainMath<Scalar>::Words::kVectors;  // columns of a tile
 
-// write(row, total) for each row of the task, with its sums.
-template <class Scalar, class A, class B, class Write>
-void sum_task(const Task& task, int64_t K, const A& a, const B& b, Write&& write) {
-  const auto run = [&] {
-    sum_products<PlainMath<Scalar>>(task, K, a, b, panels_of_this_thread(),
-                                    [&](int64_t first, int64_t rows, const float* total) {
-                                      for (int64_t i = 0; i < rows; ++i) write(first + i, total + i * kTotalStride);
-                                    });
-  };
+template <class Scalar, class A, class B>
+void sum_task(const Task& task, int64_t K, const A& a, const B& b, const Result& result) {
+  const auto run = [&] { sum_products<PlainMath<Scalar>>(task, K, a, b, panels_of_this_thread(), result); };
   if constexpr (std::is_same_v<Scalar, bfloat16>) {
     const FlushSubnormals flush;
     run();
@@ -80,22 +71,14 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
       const int64_t first = row_of_group(args.offsets, R, task.group);
       const auto a = operand<Scalar, false>(
           [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
-      visit_float(args.c.dtype(), [&]<class Result>() {
-        const auto write = [&](int64_t i, const float* total) {
-          Result* c = args.c.row<Result>(first + task.row + i) + task.column;
-          if constexpr (std::is_same_v<Result, float>) {
-            if (args.accumulate) return add_row(total, task.columns, c);
-          }
-          write_row(total, task.columns, c);
-        };
-        if (args.b_is_kn) {
-          const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
-          sum_task<Scalar>(task, K, a, b, write);
-        } else {
-          const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
-          sum_task<Scalar>(task, K, a, b, write);
-        }
-      });
+      const Result result = result_in(args.c, first + task.row, task, args.accumulate);
+      if (args.b_is_kn) {
+        const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
+        sum_task<Scalar>(task, K, a, b, result);
+      } else {
+        const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
+        sum_task<Scalar>(task, K, a, b, result);
+      }
     });
   });
 }
@@ -107,7 +90,6 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     const auto rows_of = [&](int64_t g) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     };
-    const WeightGradient gradient(args.dw, args.accumulate);
     // A group of no rows adds nothing: no task, unless there are zeros to write.
     const std::vector<Task> tasks = cut_tasks(
         stream, G, K, kUnit<Scalar>, [&](int64_t g) { return args.accumulate && rows_of(g) == 0 ? 0 : N; }, rows_of);
@@ -117,9 +99,7 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
-      sum_task<Scalar>(task, rows_of(task.group), a, b,
-                       [&](int64_t i, const float* total) { gradient.write_row(task, i, total); });
-      gradient.finish_task();
+      sum_task<Scalar>(task, rows_of(task.group), a, b, gradient_in(args.dw, task, args.accumulate));
     });
   });
 }
