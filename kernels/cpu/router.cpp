@@ -11,20 +11,22 @@ namespace {
 constexpr int64_t kRouterTokens = 32;  // tokens that one thread takes at a time; the balance loss sums them first
 constexpr float kRouterGuard = 1e-20f;
 
-// Room for n numbers and more, up to whole vectors: what is stored as one can be read at once as one.
-template <class Number>
-struct alignas(64) SixteenNumbers {
-  Number numbers[16];
-};
+// Room for n numbers and more, up to whole vectors: what is stored as one can be read at once as one. A few need no
+// memory of their own.
 template <class Number>
 class Room {
  public:
-  explicit Room(int64_t n) : vectors_(size_t(whole(n) / 16)) {}
-  Number* data() { return vectors_.data()->numbers; }
+  explicit Room(int64_t n) : many_(size_t(n > kFew ? whole(n) / 16 : 0)) {}
+  Number* data() { return many_.empty() ? few_ : many_.data()->numbers; }
   static int64_t whole(int64_t n) { return (n + 15) / 16 * 16; }
 
  private:
-  std::vector<SixteenNumbers<Number>> vectors_;
+  static constexpr int64_t kFew = 64;
+  struct alignas(64) Sixteen {
+    Number numbers[16];
+  };
+  alignas(64) Number few_[kFew] = {};
+  std::vector<Sixteen> many_;
 };
 
 // Floats as integers of the same order, -0 beside 0 and NaN below every number; taken ones are below NaN.
