@@ -130,14 +130,19 @@ OCTET_EMULATED __mmask16 subnormal_ps_mask(__m512 a) {
   }
   return mask;
 }
-// VCVTNEPS2BF16: to nearest even, subnormal numbers as zero, NaN cut and quiet.
+// VCVTNEPS2BF16 and VCVTNE2PS2BF16, whose second operand comes first: to nearest even, subnormal numbers as zero, NaN
+// cut and quiet.
+OCTET_EMULATED uint16_t bf16_of(uint32_t u) {
+  const uint32_t exponent = u & 0x7f800000u, fraction = u & 0x7fffffu;
+  if (exponent == 0) return uint16_t(u >> 16 & 0x8000u);
+  if (exponent == 0x7f800000u && fraction != 0) return uint16_t(u >> 16 | 0x40u);
+  return uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
 OCTET_EMULATED __m256bh cvtneps_pbh(__m512 a) {
-  return each_lane<__m256bh, uint16_t>([&](size_t i) {
-    const uint32_t u = lanes<uint32_t>(a)[i], exponent = u & 0x7f800000u, fraction = u & 0x7fffffu;
-    if (exponent == 0) return uint16_t(u >> 16 & 0x8000u);
-    if (exponent == 0x7f800000u && fraction != 0) return uint16_t(u >> 16 | 0x40u);
-    return uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-  });
+  return each_lane<__m256bh, uint16_t>([&](size_t i) { return bf16_of(lanes<uint32_t>(a)[i]); });
+}
+OCTET_EMULATED __m512bh cvtne2ps_pbh(__m512 a, __m512 b) {
+  return each_lane<__m512bh, uint16_t>([&](size_t i) { return bf16_of(lanes<uint32_t>(i < 16 ? b : a)[i % 16]); });
 }
 
 // VDPBF16PS: two fused multiply-adds, the odd elements first, to nearest even, with subnormal inputs and results taken
@@ -184,6 +189,7 @@ OCTET_EMULATED __m512 dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
 #define _mm512_cvtph_ps octet::kernels::cpu::emulated::cvtph_ps
 #define _mm512_cvtps_pd octet::kernels::cpu::emulated::cvtps_pd
 #define _mm512_cvttps_epi32 octet::kernels::cpu::emulated::cvttps_epi32
+#define _mm512_cvtne2ps_pbh octet::kernels::cpu::emulated::cvtne2ps_pbh
 #define _mm512_cvtneps_pbh octet::kernels::cpu::emulated::cvtneps_pbh
 #define _mm512_dpbf16_ps octet::kernels::cpu::emulated::dpbf16_ps
 #define _mm512_extractf32x8_ps octet::kernels::cpu::emulated::extractf32x8_ps

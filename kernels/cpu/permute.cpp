@@ -71,7 +71,8 @@ void combine_forward(const CombineForward& args, Stream& stream) {
           prefetch(row(next[k]) + d, 16 * kVectors);
           for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { sum[i] = sum[i] + load(from + 16 * i); });
         }
-        for_constants<kVectors>([&](auto i) OCTET_INLINE_LAMBDA { store(y + d + 16 * i, sum[i]); });
+        for_constants<kVectors / 2>([&](auto i)
+                                        OCTET_INLINE_LAMBDA { store_two(y + d + 32 * i, sum[2 * i], sum[2 * i + 1]); });
       }
       for_lanes(D - d, [&](int64_t rest, auto lanes) {
         const int64_t at = d + rest;

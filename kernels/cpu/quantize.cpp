@@ -145,50 +145,50 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream) {
 void requantize_columns(const RequantizeColumns& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   visit_flag(args.stats != nullptr, [&](auto counting) {
-    for_tiles_of_groups(args.offsets, args.block_offsets, args.codes.cols(), stream,
-                        [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
-                          Counts counts;
-                          uint8_t* codes = args.out_codes.row<uint8_t>(kBlock * b) + c;
-                          float* scale = args.out_scale.row<float>(b) + c;
-                          const auto from = [&](int64_t r) {
-                            return rows != nullptr ? rows[block.first + r] : block.first + r;
-                          };
-                          // A value of 4 significant bits is a bfloat16 unless it is tiny or NaN.
-                          bool exact = true;
-                          for (int64_t r = 0; r < block.rows; ++r) {
-                            exact &= args.scale.row<float>(from(r))[c / kBlock] >= 0x1p-100f &&
-                                     !has_nan_e4m3(args.codes.row<uint8_t>(from(r)) + c, n);
-                          }
-                          const auto values = [&]<class Scalar>(Scalar* tile) {
-                            for (int64_t r = 0; r < block.rows; ++r) {
-                              const uint8_t* x = args.codes.row<uint8_t>(from(r)) + c;
-                              const f32x16 factor = splat(args.scale.row<float>(from(r))[c / kBlock]);
-                              for (int64_t d = 0; d < n; d += 16) {
-                                uint8_t last[16] = {};
-                                if (n - d < 16) std::memcpy(last, x + d, size_t(n - d));
-                                const uint8_t* sixteen = n - d < 16 ? last : x + d;
-                                if constexpr (std::is_same_v<Scalar, bfloat16>) {
-                                  store_high_halves_any_order(reinterpret_cast<uint16_t*>(tile + r * kBlock + d),
-                                                              bits(load_e4m3_finite_any_order(sixteen) * factor));
-                                } else {
-                                  store(tile + r * kBlock + d, load_e4m3(sixteen) * factor);
-                                }
-                              }
-                            }
-                            // Strips that stay in the nearest cache between their two looks.
-                            quantize_columns_block<counting, 2>(
-                                block.rows, n, [&](int64_t r) -> const Scalar* { return tile + r * kBlock; }, codes,
-                                args.out_codes.row_stride(), scale, counts);
-                          };
-                          if (exact) {
-                            alignas(64) bfloat16 tile[kBlock * kBlock];
-                            values(tile);
-                          } else {
-                            const std::unique_ptr<float[]> tile(new float[kBlock * kBlock]);
-                            values(tile.get());
-                          }
-                          counts.add_to(args.stats, block.rows * n);
-                        });
+    for_tiles_of_groups(
+        args.offsets, args.block_offsets, args.codes.cols(), stream,
+        [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
+          Counts counts;
+          uint8_t* codes = args.out_codes.row<uint8_t>(kBlock * b) + c;
+          float* scale = args.out_scale.row<float>(b) + c;
+          const auto from = [&](int64_t r) { return rows != nullptr ? rows[block.first + r] : block.first + r; };
+          // A value of 4 significant bits is a bfloat16 unless it is tiny, huge or NaN.
+          bool exact = true;
+          for (int64_t r = 0; r < block.rows; ++r) {
+            const float factor = args.scale.row<float>(from(r))[c / kBlock];
+            exact &=
+                0x1p-100f <= factor && factor <= 0x1p100f && !has_nan_e4m3(args.codes.row<uint8_t>(from(r)) + c, n);
+          }
+          const auto values = [&]<class Scalar>(Scalar* tile) {
+            for (int64_t r = 0; r < block.rows; ++r) {
+              const uint8_t* x = args.codes.row<uint8_t>(from(r)) + c;
+              const float factor = args.scale.row<float>(from(r))[c / kBlock];
+              constexpr int64_t kWidth = std::is_same_v<Scalar, bfloat16> ? 32 : 16;
+              for (int64_t d = 0; d < n; d += kWidth) {
+                uint8_t last[kWidth] = {};
+                if (n - d < kWidth) std::memcpy(last, x + d, size_t(n - d));
+                const uint8_t* here = n - d < kWidth ? last : x + d;
+                if constexpr (std::is_same_v<Scalar, bfloat16>) {
+                  store_u16(tile + r * kBlock + d, exact_bf16(here, factor));
+                } else {
+                  store(tile + r * kBlock + d, load_e4m3(here) * splat(factor));
+                }
+              }
+            }
+            // Strips that stay in the nearest cache between their two looks.
+            quantize_columns_block<counting, 2>(
+                block.rows, n, [&](int64_t r) -> const Scalar* { return tile + r * kBlock; }, codes,
+                args.out_codes.row_stride(), scale, counts);
+          };
+          if (exact) {
+            alignas(64) bfloat16 tile[kBlock * kBlock];
+            values(tile);
+          } else {
+            const std::unique_ptr<float[]> tile(new float[kBlock * kBlock]);
+            values(tile.get());
+          }
+          counts.add_to(args.stats, block.rows * n);
+        });
   });
 }
 

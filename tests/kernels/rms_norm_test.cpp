@@ -60,16 +60,24 @@ TEST_CASE("rms_norm follows its formula, forward and backward", "[kernels][rms_n
 }
 
 TEST_CASE("rms_norm gives the same bits on every instruction set", "[kernels][rms_norm]") {
-  const int64_t T = 130, D = 77;
-  auto x = uniform<bfloat16>(T * D, 1);
+  const int64_t T = 130, D = GENERATE(77, 205);
+  auto x = uniform<bfloat16>(T * D, 1), dy = uniform<bfloat16>(T * D, 3);
   auto weight = uniform(D, 2);
+  for (size_t d = 0; d < weight.size(); d += 3) weight[d] *= 0x1p-127f;  // subnormal numbers
   check_same_bits([&](std::string& bytes) {
-    std::vector<bfloat16> y(x.size());
-    std::vector<float> rstd(static_cast<size_t>(T));
+    std::vector<bfloat16> y(x.size()), dx(x.size());
+    std::vector<float> rstd(static_cast<size_t>(T)), dweight(static_cast<size_t>(D));
     kernels::rms_norm_forward(
         {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
         here());
-    append_bytes(bytes, y);
+    kernels::rms_norm_backward({.dy = view(dy, {T, D}),
+                                .x = view(x, {T, D}),
+                                .weight = view(weight, {D}),
+                                .rstd = view(rstd, {T}),
+                                .dx = view(dx, {T, D}),
+                                .dweight = view(dweight, {D})},
+                               here());
+    append_bytes(bytes, y), append_bytes(bytes, rstd), append_bytes(bytes, dx), append_bytes(bytes, dweight);
   });
 }
 
@@ -126,7 +134,7 @@ TEST_CASE("rms_norm in FP8 has the bits of rms_norm and quantisation one after t
 }
 
 TEST_CASE("rms_norm's dweight has the same bits everywhere", "[kernels][rms_norm]") {
-  const int64_t T = 150, D = 77;
+  const int64_t T = 150, D = GENERATE(77, 600);
   auto x = uniform<bfloat16>(T * D, 1), dy = uniform<bfloat16>(T * D, 2);
   auto weight = uniform(D, 3), rstd = uniform(T, 4);
   check_same_bits(backends(), [&](std::string& bytes) {
