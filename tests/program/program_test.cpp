@@ -271,6 +271,7 @@ TEST_CASE("what cannot be done is refused in one block with its code", "[program
       {{"bench", "grouped-gemm", "4x64x64"}, 2, "4x64x64"},
       {{"bench", "grouped-gemm", "repeats=0"}, 2, "repeats=0"},
       {{"bench", "grouped-gemm", "peak=0"}, 2, "peak=0"},
+      {{"bench", "gemm", "64x64x64", "caches=hot"}, 2, "caches=hot"},
       {{"bench", "quantise", "device=cpu", "tokens=0"}, 2, "tokens=0"},
       {{"bench", "quantise", "device=cpu", "experts=2", "top_k=3"}, 2, "top_k is 3 of 2"},
       {{"bench", "step"}, 2, "no configuration"},

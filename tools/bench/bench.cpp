@@ -27,9 +27,12 @@ int quantise(const std::vector<std::string>& args) {
 }
 
 constexpr Benchmark kBenchmarks[] = {
-    {"gemm", "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all", bench_gemm},
+    {"gemm",
+     "matrix products of each precision and emulation; args: MxNxK..., repeats=N, threads=1|all, caches=cold|warm",
+     bench_gemm},
     {"quantise",
-     "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all; or, of what a layer of experts fuses: "
+     "FP8 quantisation against a copy; args: RxC..., repeats=N, threads=1|all, caches=cold|warm; or, of what a layer "
+     "of experts fuses: "
      "device=cpu|cuda, tokens=N, hidden=N, experts=N, top_k=N, expert_hidden=N, repeats=N",
      quantise},
     {"grouped-gemm",

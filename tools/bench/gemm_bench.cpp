@@ -29,13 +29,15 @@ struct Options {
   std::vector<std::vector<int64_t>> shapes;
   int64_t repeats = 9;
   std::vector<int> threads;
+  bool warm = false;  // operands are where the call before left them, not in memory
 };
 
 Options parse(const char* bench, const std::vector<std::string>& args, size_t axes, const char* form) {
   Options options;
   const auto refuse = [&](const std::string& arg) {
     fail(ErrorKind::kArgument,
-         {.what = fmt::format("bench {}: \"{}\" came; wanted {}, repeats=N or threads=1|all", bench, arg, form),
+         {.what = fmt::format("bench {}: \"{}\" came; wanted {}, repeats=N, threads=1|all or caches=cold|warm", bench,
+                              arg, form),
           .where = "command line",
           .why = {},
           .fix =
@@ -47,6 +49,8 @@ Options parse(const char* bench, const std::vector<std::string>& args, size_t ax
       options.threads = {1};
     } else if (arg == "threads=all") {
       options.threads = {0};
+    } else if (arg == "caches=cold" || arg == "caches=warm") {
+      options.warm = arg == "caches=warm";
     } else {
       const std::vector<int64_t> shape = whole_numbers(arg);
       if (shape.size() != axes) refuse(arg);
@@ -57,12 +61,12 @@ Options parse(const char* bench, const std::vector<std::string>& args, size_t ax
   return options;
 }
 
-Timing time_of(int64_t repeats, const std::function<void()>& body) {
+Timing time_of(const Options& options, const std::function<void()>& body) {
   static std::vector<char> cold(size_t(64) << 20);  // larger than the caches: writing it empties them
   body();
   std::vector<double> seconds;
-  for (int64_t i = 0; i < repeats; ++i) {
-    std::memset(cold.data(), int(i), cold.size());
+  for (int64_t i = 0; i < options.repeats; ++i) {
+    if (!options.warm) std::memset(cold.data(), int(i), cold.size());
     const int64_t begin = real_clock().monotonic_ns();
     body();
     seconds.push_back(double(real_clock().monotonic_ns() - begin) * 1e-9);
@@ -171,7 +175,7 @@ int bench_gemm(const std::vector<std::string>& args) {
       const auto row = [&](const char* name, double peak, double tolerance, const std::function<void()>& body,
                            const std::function<double()>& worst) {
         std::fill(p.c.begin(), p.c.end(), NAN);
-        const Timing timing = time_of(options.repeats, body);
+        const Timing timing = time_of(options, body);
         if (eigen_seconds == 0) eigen_seconds = timing.median;
         const double flops = 2.0 * double(M) * double(N) * double(K), off = worst();
         const bool wrong = !(off <= tolerance);
@@ -251,9 +255,9 @@ int bench_quantise(const std::vector<std::string>& args) {
 
       // bytes: read and written by one call. The rival moves as many with memcpy, half of them read and half written.
       const auto row = [&](const char* name, int64_t bytes, const std::function<void()>& body, bool right) {
-        const Timing timing = time_of(options.repeats, body);
+        const Timing timing = time_of(options, body);
         std::vector<char> from(size_t(bytes / 2), 1), to(size_t(bytes / 2));
-        const Timing copy = time_of(options.repeats, [&] {
+        const Timing copy = time_of(options, [&] {
           stream.parallel_chunks(bytes / 2, int64_t(1) << 20, [&](int64_t begin, int64_t end) {
             std::memcpy(to.data() + begin, from.data() + begin, size_t(end - begin));
           });

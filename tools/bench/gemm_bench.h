@@ -8,9 +8,10 @@
 
 namespace octet {
 
-// args: shapes MxNxK, repeats=N, threads=1|all. Rivals: Eigen's float32 product of the same shape.
+// args: shapes MxNxK, repeats=N, threads=1|all, caches=cold|warm: whether a call's operands are in memory or where the
+// call before left them. Rivals: Eigen's float32 product of the same shape.
 int bench_gemm(const std::vector<std::string>& args);
-// args: shapes RxC, repeats=N, threads=1|all. Rival: a copy of the same bytes.
+// args: shapes RxC, repeats=N, threads=1|all, caches=cold|warm. Rival: a copy of the same bytes.
 int bench_quantise(const std::vector<std::string>& args);
 
 }  // namespace octet
