@@ -5,15 +5,17 @@
 // Backward:  ds[i,j] = p[i,j] (do[i] . v[j] - do[i] . o[i]);  dq = scale ds k;  dk = scale ds^T q;  dv = p^T do
 // q . k, softmax and all sums are float32; dk and dv add the query heads of a group and the query blocks in order.
 // T = batch * S; a token's row holds its heads side by side. B or S may be 0.
-// A GPU computes float32 with the CPU's bits. For bfloat16 with heads of at most 192 columns it takes its tensor cores:
-// p and ds are rounded to bfloat16 where they are factors, and an infinity or NaN in v reaches the queries of its block
-// of 64 positions that lie before it.
+// For bfloat16 with heads of at most kWidestRoundedHead columns p and ds are rounded to bfloat16 where they are
+// factors, and subnormals are taken as zero. A GPU has its tensor cores' own bits there, and an infinity or NaN in v
+// reaches the queries of its block of 64 positions that lie before it; otherwise it has the CPU's bits.
 #pragma once
 
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
 
 namespace octet::kernels {
+
+constexpr int64_t kWidestRoundedHead = 192;  // what a GPU's registers and shared memory hold
 
 // Of `products` products between the rows of x, [T, heads * width], and the positions up to each row's own.
 inline double causal_flops(int64_t batch, const ConstView& x, double products) {

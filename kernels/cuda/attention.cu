@@ -6,8 +6,9 @@
 namespace octet::kernels::cuda {
 namespace {
 
-// What the registers and the shared memory of the tensor cores' form hold.
-bool fits_tensor_form(int head_dim, int value_dim) { return head_dim <= 192 && value_dim <= 192; }
+bool fits_tensor_form(int head_dim, int value_dim) {
+  return head_dim <= kWidestRoundedHead && value_dim <= kWidestRoundedHead;
+}
 
 template <int kRowTiles, int kWidth>
 void launch_tensor_forward(const char* name, const ForwardHeads<bfloat16>& a, Stream& stream) {

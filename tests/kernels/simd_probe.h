@@ -9,7 +9,8 @@ namespace octet::kernels {
 struct SimdProbe {
   enum Function {
     kExp,
-    kExpTo88,  // exp_to_88 of s and x: the latter
+    kExpTo88,         // exp_to_88 of s and x: the latter
+    kExpTo88Flushed,  // the same where subnormals are flushed
     kLog,
     kSigmoid,
     kSwapPairs,
