@@ -9,6 +9,8 @@
 
 namespace {
 
+static_assert(kWords % kGemmKBlock == 0);  // no piece is cut by a block
+
 template <class Scalar>
 struct PlainMath {
   static constexpr bool kPairs = std::is_same_v<Scalar, bfloat16>;
