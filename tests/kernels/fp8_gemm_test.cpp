@@ -323,6 +323,15 @@ TEST_CASE("fp8_grouped_gemm has the bits of its emulation: groups and hostile da
   check_gemm<bfloat16>(emulation, data, Groups({0, 0}), 19, 390, gather);
 }
 
+TEST_CASE("a CPU adds up several blocks of codes along k", "[kernels][fp8_gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  check_gemm<bfloat16>(Emulation::kIdeal, Data::kAllCodes, Groups({3, 0, 110}), 81, 1100, /*gather=*/true);
+  check_gemm<float>(Emulation::kIdeal, Data::kNan, Groups({17}), 130, 1030, /*gather=*/false);
+  check_wgrad(Emulation::kIdeal, Data::kAllCodes, Groups({5, 1100}), 19, 81, /*by_tiles=*/false);
+}
+
 TEST_CASE("fp8_grouped_gemm fills whole tiles of a tensor core", "[kernels][fp8_gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);

@@ -205,6 +205,18 @@ TEST_CASE("grouped_gemm sums in its stated order: groups, gathered rows, many bl
   check_gemm<bfloat16, float>(backend, groups, 140, 21, options);
 }
 
+TEST_CASE("a CPU adds up several blocks of k", "[kernels][gemm]") {
+  const Backend backend = GENERATE(from_range(backends()));
+  const UseBackend use(backend);
+  CAPTURE(backend.name);
+  Options options;
+  options.b_is_kn = GENERATE(false, true);
+  check_gemm<bfloat16, bfloat16>(backend, Groups({3, 0, 110}), 81, 1100, options);
+  options.accumulate = true;
+  check_gemm<bfloat16, float>(backend, Groups({17}), 130, 1030, options);
+  check_wgrad<bfloat16>(backend, Groups({5, 1100}), 19, 81, options.b_is_kn);
+}
+
 TEST_CASE("grouped_gemm fills whole tiles of a tensor core", "[kernels][gemm]") {
   const Backend backend = GENERATE(from_range(backends()));
   const UseBackend use(backend);

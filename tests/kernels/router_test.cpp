@@ -154,10 +154,12 @@ TEST_CASE("the router follows its formula, forward and backward", "[kernels][rou
   check(5, 4, 4, plain, has_bias);
   check(7, 19, 3, plain, has_bias);
   check(2, 64, 6, plain, has_bias);
+  check(3, 100, 6, plain, has_bias);
   for (const int64_t kept : {1, 2, 3}) {
     RouterOptions grouped = plain;
     grouped.num_groups = 4, grouped.kept_groups = kept;
     check(9, 24, 3, grouped, has_bias);
+    check(2, 80, 3, grouped, has_bias);
   }
   RouterOptions alone = plain;  // groups of one expert: their score is the score of the expert
   alone.num_groups = 5, alone.kept_groups = 3;
