@@ -10,17 +10,29 @@
 // reaches the queries of its block of 64 positions that lie before it; otherwise it has the CPU's bits.
 #pragma once
 
+#include <algorithm>
+
 #include "core/base/view.h"
 #include "kernels/dispatch.h"
 
 namespace octet::kernels {
 
-constexpr int64_t kWidestRoundedHead = 192;  // what a GPU's registers and shared memory hold
+inline constexpr int64_t kWidestRoundedHead = 192;  // what a GPU's registers and shared memory hold
 
 // Of `products` products between the rows of x, [T, heads * width], and the positions up to each row's own.
 inline double causal_flops(int64_t batch, const ConstView& x, double products) {
   const double positions = batch == 0 ? 0 : double(x.rows() / batch);
   return products * double(x.num_elements()) * (positions + 1);
+}
+
+// Whether p and ds are rounded, q and o being as below.
+inline bool rounds_factors(const ConstView& q, const ConstView& o, int64_t num_heads) {
+  return q.dtype() == DType::kBFloat16 && std::max(q.cols(), o.cols()) <= kWidestRoundedHead * num_heads;
+}
+inline KernelCost attention_cost(const char* name, const ConstView& q, const ConstView& o, int64_t num_heads,
+                                 double flops, double bytes) {
+  if (rounds_factors(q, o, num_heads)) return {.name = name, .bytes = bytes, .pair_flops = flops};
+  return {.name = name, .bytes = bytes, .float_flops = flops};
 }
 
 struct AttentionForward {
@@ -33,9 +45,8 @@ struct AttentionForward {
   float scale;  // usually 1 / sqrt(head_dim)
 
   KernelCost cost() const {
-    return {.name = "attention_forward",
-            .bytes = bytes_of(q, k, v, o, lse),
-            .float_flops = causal_flops(batch, q, 1) + causal_flops(batch, o, 1)};
+    return attention_cost("attention_forward", q, o, num_heads, causal_flops(batch, q, 1) + causal_flops(batch, o, 1),
+                          bytes_of(q, k, v, o, lse));
   }
 };
 struct AttentionBackward {
@@ -47,9 +58,8 @@ struct AttentionBackward {
   float scale;
 
   KernelCost cost() const {
-    return {.name = "attention_backward",
-            .bytes = bytes_of(grad_o, q, k, v, o, lse, dq, dk, dv),
-            .float_flops = causal_flops(batch, q, 3) + causal_flops(batch, o, 2)};
+    return attention_cost("attention_backward", q, o, num_heads, causal_flops(batch, q, 3) + causal_flops(batch, o, 2),
+                          bytes_of(grad_o, q, k, v, o, lse, dq, dk, dv));
   }
 };
 struct AttentionDecode {
