@@ -120,13 +120,11 @@ OCTET_INLINE void add_even(f32x16 (&sums)[vectors][kRows], const float* a, const
   });
 }
 
-// x rounded to bfloat16 where words are pairs. A NaN whose low half is 0, as what arithmetic makes of bfloat16, stays
-// one.
+// x rounded to bfloat16 where words are pairs.
 template <class Words>
 OCTET_INLINE f32x16 as_factor(f32x16 x) {
   if constexpr (!Words::kPaired) return x;
-  const i32x16 u = bits(x);
-  return from_bits((u + splat_i32(0x7fff) + (shift_right<16>(u) & splat_i32(1))) & splat_i32(int32_t(0xffff0000u)));
+  return from_bits(rounded_in_high_halves(x) & splat_i32(int32_t(0xffff0000u)));
 }
 // Factors to the words of a row, from consecutive vectors of it.
 template <class Words, int n>
@@ -202,9 +200,9 @@ OCTET_INLINE void replace_later(f32x16 (&rows)[kRows], int64_t limit, f32x16 val
 }
 
 // body(v, r) for each of the sums[v][r].
-template <int kVectors, int kRows, class Body>
-OCTET_INLINE void each_sum(const f32x16 (&)[kVectors][kRows], Body&& body) {
-  for_constants<kVectors>(
+template <int vectors, int kRows, class Body>
+OCTET_INLINE void each_sum(const f32x16 (&)[vectors][kRows], Body&& body) {
+  for_constants<vectors>(
       [&](auto v) OCTET_INLINE_LAMBDA { for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { body(v, r); }); });
 }
 // Vectors of a block of keys that hold those up to `limit`.
@@ -250,7 +248,7 @@ OCTET_INLINE void score_tile(const float* q, int64_t q_row, int64_t head_dim, co
   const f32x16 lowest = splat(-std::numeric_limits<float>::infinity());
   const int64_t vectors = vectors_seen(first_limit + kRows - 1);
   f32x16 top[kRows];
-  for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { top[r] = lowest; });
+  if constexpr (kTopInRegisters) for_constants<kRows>([&](auto r) OCTET_INLINE_LAMBDA { top[r] = lowest; });
   for_vectors(vectors, [&]<int n>(int64_t c) OCTET_INLINE_LAMBDA {
     f32x16 sums[n][kRows];
     each_sum(sums, [&](auto v, auto r) OCTET_INLINE_LAMBDA { sums[v][r] = splat(0.0f); });
@@ -396,9 +394,7 @@ template <class Body>
 static void visit_forms(const ConstView& q, const ConstView& o, int64_t heads, Body&& body) {
   visit_float(q.dtype(), [&]<class Scalar>() {
     if constexpr (std::is_same_v<Scalar, bfloat16>) {
-      if (std::max(q.cols(), o.cols()) <= heads * kWidestRoundedHead) {
-        return body.template operator()<Scalar, Pairs>();
-      }
+      if (rounds_factors(q, o, heads)) return body.template operator()<Scalar, Pairs>();
     }
     body.template operator()<Scalar, Singles>();
   });

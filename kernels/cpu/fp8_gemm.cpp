@@ -9,7 +9,8 @@
 
 namespace {
 
-constexpr int64_t kBlock = 128;                      // k of one scale
+constexpr int64_t kBlock = 128;  // k of one scale
+static_assert(kWords % kBlock == 0 && kPieces * kBlock == 2 * kWords);
 constexpr int64_t kUnit = 16 * PairWords::kVectors;  // columns of a tile, the widest of all emulations
 
 // An operand of codes as gemm_tile.inc has it, with the scale of each 128 of k.

@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t kRowsTogether = 16;  // rows that one thread takes at a time
+constexpr int64_t kRowsTogether = 16;  // that one thread takes at a time, and whose sums are one vector
 
 // Rows whose steps are done together, since one row alone is a long chain from its sum to its last number: as many as
 // stay in the nearest cache between the steps.
@@ -25,6 +25,7 @@ OCTET_INLINE int64_t rows_of_group(int64_t D) {
 template <class Scalar>
 OCTET_INLINE void make_rstd(const ConstView& x, int64_t first, int64_t n, float eps, float* rstd) {
   const int64_t D = x.cols();
+  static_assert(kRowsTogether == 16);
   float sums[kRowsTogether] = {};
   for (int64_t i = 0; i < n; ++i) {
     f32x16 sum = splat(0.0f);
@@ -93,6 +94,7 @@ void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
 
 void rms_norm_backward(const RmsNormBackward& args, Stream& stream) {
   visit_float(args.x.dtype(), [&]<class Scalar>() {
+    // A group's rows of x and dy are read twice: wide ones would be out of the nearest cache by then.
     const int64_t T = args.x.rows(), D = args.x.cols(), group = D <= 512 ? kRowsTogether : 1;
     const float* weight = args.weight.data<float>();
     const float* rstd = args.rstd.data<float>();
