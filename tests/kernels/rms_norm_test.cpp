@@ -22,21 +22,39 @@ Doubles reference(const Doubles& x, const Doubles& weight) {
 }
 
 template <class Scalar>
-void check(int64_t T, int64_t D) {
-  auto x = uniform<Scalar>(T * D, 1), dy = uniform<Scalar>(T * D, 3);
-  auto weight = uniform(D, 2);
-  std::vector<Scalar> y(x.size()), dx(x.size());
-  std::vector<float> rstd(static_cast<size_t>(T)), dweight(static_cast<size_t>(D), 0.0f);
-  kernels::rms_norm_forward(
-      {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
-      here());
+struct Norm {
+  std::vector<Scalar> y, dx;
+  std::vector<float> rstd, dweight;
+};
+// Forward and backward of x [T, D].
+template <class Scalar>
+Norm<Scalar> norm_of(std::vector<Scalar>& x, std::vector<Scalar>& dy, std::vector<float>& weight, int64_t T,
+                     int64_t D) {
+  Norm<Scalar> of{.y = std::vector<Scalar>(x.size()),
+                  .dx = std::vector<Scalar>(x.size()),
+                  .rstd = std::vector<float>(size_t(T)),
+                  .dweight = std::vector<float>(size_t(D), 0.0f)};
+  kernels::rms_norm_forward({.x = view(x, {T, D}),
+                             .weight = view(weight, {D}),
+                             .y = view(of.y, {T, D}),
+                             .rstd = view(of.rstd, {T}),
+                             .eps = kEps},
+                            here());
   kernels::rms_norm_backward({.dy = view(dy, {T, D}),
                               .x = view(x, {T, D}),
                               .weight = view(weight, {D}),
-                              .rstd = view(rstd, {T}),
-                              .dx = view(dx, {T, D}),
-                              .dweight = view(dweight, {D})},
+                              .rstd = view(of.rstd, {T}),
+                              .dx = view(of.dx, {T, D}),
+                              .dweight = view(of.dweight, {D})},
                              here());
+  return of;
+}
+
+template <class Scalar>
+void check(int64_t T, int64_t D) {
+  auto x = uniform<Scalar>(T * D, 1), dy = uniform<Scalar>(T * D, 3);
+  auto weight = uniform(D, 2);
+  const auto [y, dx, rstd, dweight] = norm_of(x, dy, weight, T, D);
   const Doubles xs = doubles(x), ws = doubles(weight), dys = doubles(dy);
   // float32 sums of D terms err like sqrt(D) ulp; a bfloat16 result is rounded once more, by half an ulp.
   const double stored = std::is_same_v<Scalar, float> ? 0 : kEpsilonBF16 / 2;
@@ -65,18 +83,7 @@ TEST_CASE("rms_norm gives the same bits on every instruction set", "[kernels][rm
   auto weight = uniform(D, 2);
   for (size_t d = 0; d < weight.size(); d += 3) weight[d] *= 0x1p-127f;  // subnormal numbers
   check_same_bits([&](std::string& bytes) {
-    std::vector<bfloat16> y(x.size()), dx(x.size());
-    std::vector<float> rstd(static_cast<size_t>(T)), dweight(static_cast<size_t>(D));
-    kernels::rms_norm_forward(
-        {.x = view(x, {T, D}), .weight = view(weight, {D}), .y = view(y, {T, D}), .rstd = view(rstd, {T}), .eps = kEps},
-        here());
-    kernels::rms_norm_backward({.dy = view(dy, {T, D}),
-                                .x = view(x, {T, D}),
-                                .weight = view(weight, {D}),
-                                .rstd = view(rstd, {T}),
-                                .dx = view(dx, {T, D}),
-                                .dweight = view(dweight, {D})},
-                               here());
+    const auto [y, dx, rstd, dweight] = norm_of(x, dy, weight, T, D);
     append_bytes(bytes, y), append_bytes(bytes, rstd), append_bytes(bytes, dx), append_bytes(bytes, dweight);
   });
 }
