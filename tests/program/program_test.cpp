@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -124,13 +125,17 @@ TEST_CASE("prepare, check, train, resume, sample, evaluate and inspect", "[progr
   ::unsetenv("OCTET_ISA");
   CHECK(place.losses("generic") == place.losses("run"));
 
-  const std::vector<std::string> sample = {"sample", "run", "--prompt", "The ", "--tokens", "20", "--seed", "3"};
-  const auto text = place.run(sample);
-  INFO(text.err);
-  REQUIRE(text.code == 0);
-  CHECK(text.out.starts_with("The "));
-  CHECK(text.out.size() > 6);
-  CHECK(place.run(sample).out == text.out);
+  size_t longest = 0;  // any one may end at once: the model has seen the end of a text
+  for (const char* seed : {"3", "4", "5"}) {
+    const std::vector<std::string> sample = {"sample", "run", "--prompt", "The ", "--tokens", "20", "--seed", seed};
+    const auto text = place.run(sample);
+    INFO(text.err);
+    REQUIRE(text.code == 0);
+    CHECK(text.out.starts_with("The "));
+    CHECK(place.run(sample).out == text.out);
+    longest = std::max(longest, text.out.size());
+  }
+  CHECK(longest > 6);
 
   const auto eval = place.run({"eval", "run", "--data", "data"});
   INFO(eval.err);
