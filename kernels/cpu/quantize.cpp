@@ -81,8 +81,8 @@ void quantize_rows(const QuantizeRows& args, Stream& stream) {
         Counts counts;
         RowBlocks<counting> blocks(counts);
         for (int64_t r = begin; r < end; ++r) {
-          quantize_row<counting>(args.x.row<Scalar>(r), C, args.codes.row<uint8_t>(r), args.scale.row<float>(r), blocks,
-                                 counts);
+          quantize_row<counting>(args.x.row<Scalar>(r), C, args.codes.row<uint8_t>(r), args.scale.row<float>(r),
+                                 blocks);
         }
         blocks.flush();
         counts.add_to(args.stats, (end - begin) * C);
@@ -118,26 +118,26 @@ void quantize_columns(const QuantizeColumns& args, Stream& stream) {
   const int32_t* rows = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   visit_float(args.x.dtype(), [&]<class Scalar>() {
     visit_flag(args.stats != nullptr || args.row_stats != nullptr, [&](auto counting) {
-      for_tiles_of_groups(
-          args.offsets, args.block_offsets, args.x.cols(), stream,
-          [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
-            Counts counts;
-            const auto row = [&](int64_t r) {
-              return args.x.row<Scalar>(rows != nullptr ? rows[block.first + r] : block.first + r) + c;
-            };
-            quantize_columns_block<counting>(block.rows, n, row, args.codes.row<uint8_t>(kBlock * b) + c,
-                                             args.codes.row_stride(), args.scale.row<float>(b) + c, counts);
-            counts.add_to(args.stats, block.rows * n);
-            if (!args.row_codes.is_defined()) return;
-            Counts row_counts;
-            RowBlocks<counting> blocks(row_counts);
-            for (int64_t r = 0; r < block.rows; ++r) {
-              quantize_row<counting>(row(r), n, args.row_codes.row<uint8_t>(block.first + r) + c,
-                                     args.row_scale.row<float>(block.first + r) + c / kBlock, blocks, row_counts);
-            }
-            blocks.flush();
-            row_counts.add_to(args.row_stats, block.rows * n);
-          });
+      for_tiles_of_groups(args.offsets, args.block_offsets, args.x.cols(), stream,
+                          [&](int64_t b, RowBlock block, int64_t c, int64_t n) {
+                            Counts counts;
+                            const auto row = [&](int64_t r) {
+                              return args.x.row<Scalar>(rows != nullptr ? rows[block.first + r] : block.first + r) + c;
+                            };
+                            quantize_columns_block<counting>(
+                                block.rows, n, row, args.codes.row<uint8_t>(kBlock * b) + c, args.codes.row_stride(),
+                                args.scale.row<float>(b) + c, counts);
+                            counts.add_to(args.stats, block.rows * n);
+                            if (!args.row_codes.is_defined()) return;
+                            Counts row_counts;
+                            RowBlocks<counting> blocks(row_counts);
+                            for (int64_t r = 0; r < block.rows; ++r) {
+                              quantize_row<counting>(row(r), n, args.row_codes.row<uint8_t>(block.first + r) + c,
+                                                     args.row_scale.row<float>(block.first + r) + c / kBlock, blocks);
+                            }
+                            blocks.flush();
+                            row_counts.add_to(args.row_stats, block.rows * n);
+                          });
     });
   });
 }

@@ -83,7 +83,7 @@ void rms_norm_forward_fp8(const RmsNormForwardFp8& args, Stream& stream) {
         for (int64_t t = first; t < first + n; ++t) {
           bfloat16* y = args.y.is_defined() ? args.y.row<bfloat16>(t) : scratch.data() + (t - first) * D;
           scale_row(args.x.row<bfloat16>(t), rstd[t], weight, y, D);
-          quantize_row<counting>(y, D, args.codes.row<uint8_t>(t), args.scale.row<float>(t), blocks, counts);
+          quantize_row<counting>(y, D, args.codes.row<uint8_t>(t), args.scale.row<float>(t), blocks);
         }
         blocks.flush();
       }

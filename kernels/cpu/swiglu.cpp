@@ -198,7 +198,7 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
           const bfloat16* h = args.h.row<bfloat16>(r);
           bfloat16* const y = kept + (r - begin) % rows_together * F;
           if (args.h_codes.is_defined()) {
-            quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), blocks, counts);
+            quantize_row<counting>(h, 2 * F, args.h_codes.row<uint8_t>(r), args.h_scale.row<float>(r), blocks);
           }
           const f32x16 weight = weight_of_fp8_row(args.weights, r), limit = limit_of(args.limit);
           int64_t c = 0;
@@ -211,7 +211,7 @@ void swiglu_forward_fp8(const SwigluForwardFp8& args, Stream& stream) {
             const int64_t f = c + from_c;
             lanes.store(y + f, weight * swiglu<limited>(lanes.load(h + f), lanes.load(h + F + f), limit));
           });
-          quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), blocks, counts);
+          quantize_row<counting>(y, F, args.y_codes.row<uint8_t>(r), args.y_scale.row<float>(r), blocks);
           if ((r - begin) % rows_together == rows_together - 1) blocks.flush();
         }
         blocks.flush();
@@ -296,11 +296,11 @@ void swiglu_backward_fp8(const SwigluBackwardFp8& args, Stream& stream) {
           }
           const auto quantize_part = [&](int64_t from, int64_t n, int64_t column) OCTET_INLINE_LAMBDA {
             quantize_row<counting>(dgate + from, n, args.dh_codes.row<uint8_t>(block.first + r) + column,
-                                   args.dh_scale.row<float>(block.first + r) + column / kBlock, dh_blocks, row_counts);
+                                   args.dh_scale.row<float>(block.first + r) + column / kBlock, dh_blocks);
           };
           if (args.y_row_codes.is_defined()) {
             quantize_row<counting>(y_row, width, args.y_row_codes.row<uint8_t>(block.first + r) + f0,
-                                   args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_blocks, y_counts);
+                                   args.y_row_scale.row<float>(block.first + r) + f0 / kBlock, y_blocks);
           }
           if (width == F) {
             quantize_part(0, 2 * F, 0);
