@@ -15,7 +15,8 @@ enum class Arithmetic {
 
 struct PeakLoop {
   Arithmetic arithmetic;
-  int64_t pieces;  // of work, about 20 us each, shared among the threads
+  int64_t pieces;  // of work, shared among the threads
+  int64_t rounds;  // of a piece: one multiply-add of as many registers as hide its latency
   View sink;       // [pieces] float32: results, so that the work cannot be left out
   double* flops;   // set to the number of floating-point operations, two for a multiply-add
 
@@ -26,7 +27,8 @@ void peak_loop(const PeakLoop& args, Stream& stream);
 }  // namespace cpu
 inline void peak_loop(const PeakLoop& args, Stream& stream) { dispatch<cpu::peak_loop>(args, stream); }
 
-// Floating-point operations a second on all threads of the stream, the best of twelve tries; takes about 30 ms.
+// Floating-point operations a second on all threads of the stream, the best of twelve tries of 2 to 5 ms; fewer where
+// they take longer than 60 ms together, as in a build for debugging.
 double measure_peak_flops(Arithmetic arithmetic, Stream& stream, Clock& clock);
 
 // Bytes read and written a second by a copy of memory too large for the caches, all threads of the stream, the best of
