@@ -2,6 +2,8 @@
 // the thread pool that its loops run on. On a GPU a kernel has only been asked for when its call returns.
 #pragma once
 
+#include <span>
+
 #include "core/base/device.h"
 #include "core/base/thread_pool.h"
 
@@ -30,6 +32,12 @@ class Stream {
   template <class Body>
   void parallel_for(int64_t n, Body&& body) {
     parallel_for(n, 1, static_cast<Body&&>(body));
+  }
+  // body(i) for each i of [0, ends.back()), of unequal lengths: thread t of the pool begins with ends[t - 1] ...
+  // ends[t] - 1.
+  template <class Body>
+  void parallel_shares(std::span<const int64_t> ends, Body&& body) {
+    pool_->for_chunks(ends.back(), 1, ends, [&body](int64_t i, int64_t) { body(i); });
   }
   // body(begin, end) for consecutive pieces of [0, n), each `grain` long but the last.
   template <class Body>

@@ -408,7 +408,7 @@ void attention_forward(const AttentionForward& args, Stream& stream) {
     const int64_t head_dim = args.q.cols() / H, value_dim = args.o.cols() / H;
     stream.parallel_for(args.batch * H * chunks, [&](int64_t item) {
       // The last queries of a sequence take longest: they come first.
-      const int64_t chunk = chunks - 1 - item / (args.batch * H), b = item / H % args.batch, h = item % H;
+      const int64_t chunk = chunks - 1 - item % chunks, h = item / chunks % H, b = item / chunks / H;
       const int64_t first = chunk * kQueries, t = b * S + first;
       [[maybe_unused]] const Mode<Words> mode;
       attend<Words, Scalar>({.q = args.q.row<Scalar>(t) + h * head_dim,

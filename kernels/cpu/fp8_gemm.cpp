@@ -258,10 +258,10 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
   const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   const int64_t n_blocks = (N + kBlock - 1) / kBlock, k_blocks = (K + kBlock - 1) / kBlock;
-  const std::vector<Task> tasks = cut_tasks(
+  const Tasks tasks = cut_tasks(
       stream, G, N, kUnit, [&](int64_t g) { return offsets[g + 1] - offsets[g]; }, [K](int64_t) { return K; });
-  stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
-    const Task& task = tasks[size_t(index)];
+  stream.parallel_shares(tasks.ends, [&](int64_t index) {
+    const Task& task = tasks.all[size_t(index)];
     const int64_t first = offsets[task.group], g = task.group;
     const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
     const auto a = codes<false>([&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
@@ -287,11 +287,11 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
   // A group of no rows adds nothing: no task, unless there are zeros to write.
-  const std::vector<Task> tasks = cut_tasks(
+  const Tasks tasks = cut_tasks(
       stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; },
       [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
-  stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
-    const Task& task = tasks[size_t(index)];
+  stream.parallel_shares(tasks.ends, [&](int64_t index) {
+    const Task& task = tasks.all[size_t(index)];
     const int64_t first = blocks[task.group], depth = offsets[task.group + 1] - offsets[task.group];
     const auto a = codes<true>(
         [&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },

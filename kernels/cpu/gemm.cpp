@@ -64,12 +64,12 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
   visit_float(args.a.dtype(), [&]<class Scalar>() {
     const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-    const std::vector<Task> tasks = cut_tasks(
+    const Tasks tasks = cut_tasks(
         stream, G, N, kUnit<Scalar>,
         [&](int64_t g) { return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g); },
         [K](int64_t) { return K; });
-    stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
-      const Task& task = tasks[size_t(index)];
+    stream.parallel_shares(tasks.ends, [&](int64_t index) {
+      const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
       const auto a = operand<Scalar, false>(
           [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
@@ -93,10 +93,10 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
       return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
     };
     // A group of no rows adds nothing: no task, unless there are zeros to write.
-    const std::vector<Task> tasks = cut_tasks(
+    const Tasks tasks = cut_tasks(
         stream, G, K, kUnit<Scalar>, [&](int64_t g) { return args.accumulate && rows_of(g) == 0 ? 0 : N; }, rows_of);
-    stream.parallel_for(int64_t(tasks.size()), [&](int64_t index) {
-      const Task& task = tasks[size_t(index)];
+    stream.parallel_shares(tasks.ends, [&](int64_t index) {
+      const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
