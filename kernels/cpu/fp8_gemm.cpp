@@ -1,6 +1,7 @@
 #include "kernels/fp8_gemm.h"
 
 #include "kernels/cpu/isa_headers.h"
+#include "kernels/cpu/product_tasks.h"
 //
 #include "kernels/cpu/isa_begin.inc"
 //
@@ -258,8 +259,9 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   const int64_t* offsets = args.offsets.is_defined() ? args.offsets.data<int64_t>() : all_rows;
   const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
   const int64_t n_blocks = (N + kBlock - 1) / kBlock, k_blocks = (K + kBlock - 1) / kBlock;
-  const Tasks tasks = cut_tasks(
-      stream, G, N, kUnit, [&](int64_t g) { return offsets[g + 1] - offsets[g]; }, [K](int64_t) { return K; });
+  std::vector<GroupSize> groups;
+  for (int64_t g = 0; g < G; ++g) groups.push_back({offsets[g + 1] - offsets[g], K});
+  const Tasks tasks = cut_tasks(stream.pool().num_threads(), groups, N, kUnit);
   stream.parallel_shares(tasks.ends, [&](int64_t index) {
     const Task& task = tasks.all[size_t(index)];
     const int64_t first = offsets[task.group], g = task.group;
@@ -286,13 +288,12 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t lines_of_scale = args.by_tiles ? kBlock : 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
-  // A group of no rows adds nothing: no task, unless there are zeros to write.
-  const Tasks tasks = cut_tasks(
-      stream, G, K, kUnit, [&](int64_t g) { return args.accumulate && blocks[g + 1] == blocks[g] ? 0 : N; },
-      [&](int64_t g) { return offsets[g + 1] - offsets[g]; });
+  std::vector<GroupSize> groups;
+  for (int64_t g = 0; g < G; ++g) groups.push_back(gradient_group(N, offsets[g + 1] - offsets[g], args.accumulate));
+  const Tasks tasks = cut_tasks(stream.pool().num_threads(), groups, K, kUnit);
   stream.parallel_shares(tasks.ends, [&](int64_t index) {
     const Task& task = tasks.all[size_t(index)];
-    const int64_t first = blocks[task.group], depth = offsets[task.group + 1] - offsets[task.group];
+    const int64_t first = blocks[task.group], depth = groups[size_t(task.group)].depth;
     const auto a = codes<true>(
         [&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
         [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n / lines_of_scale]; });

@@ -1,6 +1,7 @@
 #include "kernels/gemm.h"
 
 #include "kernels/cpu/isa_headers.h"
+#include "kernels/cpu/product_tasks.h"
 //
 #include "kernels/cpu/isa_begin.inc"
 //
@@ -57,6 +58,9 @@ int64_t num_groups(const ConstView& offsets) { return offsets.is_defined() ? off
 int64_t row_of_group(const ConstView& offsets, int64_t rows, int64_t g) {
   return offsets.is_defined() ? offsets.data<int64_t>()[g] : g == 0 ? 0 : rows;
 }
+int64_t rows_of_group(const ConstView& offsets, int64_t rows, int64_t g) {
+  return row_of_group(offsets, rows, g + 1) - row_of_group(offsets, rows, g);
+}
 
 }  // namespace
 
@@ -64,10 +68,9 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
   visit_float(args.a.dtype(), [&]<class Scalar>() {
     const int64_t R = args.c.rows(), N = args.c.cols(), K = args.a.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-    const Tasks tasks = cut_tasks(
-        stream, G, N, kUnit<Scalar>,
-        [&](int64_t g) { return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g); },
-        [K](int64_t) { return K; });
+    std::vector<GroupSize> groups;
+    for (int64_t g = 0; g < G; ++g) groups.push_back({rows_of_group(args.offsets, R, g), K});
+    const Tasks tasks = cut_tasks(stream.pool().num_threads(), groups, N, kUnit<Scalar>);
     stream.parallel_shares(tasks.ends, [&](int64_t index) {
       const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
@@ -89,19 +92,17 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
   visit_float(args.dy.dtype(), [&]<class Scalar>() {
     const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
-    const auto rows_of = [&](int64_t g) {
-      return row_of_group(args.offsets, R, g + 1) - row_of_group(args.offsets, R, g);
-    };
-    // A group of no rows adds nothing: no task, unless there are zeros to write.
-    const Tasks tasks = cut_tasks(
-        stream, G, K, kUnit<Scalar>, [&](int64_t g) { return args.accumulate && rows_of(g) == 0 ? 0 : N; }, rows_of);
+    std::vector<GroupSize> groups;
+    for (int64_t g = 0; g < G; ++g)
+      groups.push_back(gradient_group(N, rows_of_group(args.offsets, R, g), args.accumulate));
+    const Tasks tasks = cut_tasks(stream.pool().num_threads(), groups, K, kUnit<Scalar>);
     stream.parallel_shares(tasks.ends, [&](int64_t index) {
       const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
       const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
       const auto b = operand<Scalar, true>(
           [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
-      sum_task<Scalar>(task, rows_of(task.group), a, b, gradient_in(args.dw, task, args.accumulate));
+      sum_task<Scalar>(task, groups[size_t(task.group)].depth, a, b, gradient_in(args.dw, task, args.accumulate));
     });
   });
 }
