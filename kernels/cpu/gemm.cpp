@@ -93,8 +93,9 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     const int64_t R = args.dy.rows(), N = args.dy.cols(), K = args.x.cols(), G = num_groups(args.offsets);
     const int32_t* gather = args.rows.is_defined() ? args.rows.data<int32_t>() : nullptr;
     std::vector<GroupSize> groups;
-    for (int64_t g = 0; g < G; ++g)
+    for (int64_t g = 0; g < G; ++g) {
       groups.push_back(gradient_group(N, rows_of_group(args.offsets, R, g), args.accumulate));
+    }
     const Tasks tasks = cut_tasks(stream.pool().num_threads(), groups, K, kUnit<Scalar>);
     stream.parallel_shares(tasks.ends, [&](int64_t index) {
       const Task& task = tasks.all[size_t(index)];

@@ -48,9 +48,14 @@ std::vector<Part> cut_rows(int64_t shares, std::span<const GroupSize> groups, in
 
 Tasks cut_tasks(int threads, std::span<const GroupSize> groups, int64_t columns, int64_t unit) {
   if (columns == 0) return {.all = {}, .ends = std::vector<int64_t>(size_t(threads), 0)};
-  int64_t rows = 0, work = 0;
-  for (const GroupSize& group : groups) rows += group.rows, work += group.rows * work_of_row(group);
-  const std::vector<Part> parts = cut_rows(rows >= threads * kLeastRowsOfShare ? threads : 1, groups, work);
+  int64_t rows = 0, work = 0, packings = 0;
+  for (const GroupSize& group : groups) {
+    rows += group.rows, work += group.rows * work_of_row(group);
+    packings += (group.rows + kTaskRows - 1) / kTaskRows;
+  }
+  // A wide B that is packed less often than there are threads would be packed once by each.
+  const bool shares_rows = rows >= threads * kLeastRowsOfShare && (packings >= threads || rows >= columns);
+  const std::vector<Part> parts = cut_rows(shares_rows ? threads : 1, groups, work);
 
   int64_t most = kTaskRows;  // rows of a task
   const auto pieces_of = [&](const Part& part) { return (part.rows + most - 1) / most; };

@@ -103,7 +103,7 @@ TEST_CASE("threads have equal shares of neighbouring rows, the longest task firs
   }
 }
 
-TEST_CASE("a product of few rows is shared by columns, one of little work in no small tasks",
+TEST_CASE("a product of few rows or many columns is shared by columns, one of little work in no small tasks",
           "[kernels][product_tasks]") {
   const Tasks few_rows = cut_tasks(2, std::vector<GroupSize>{{64, 1024}}, 4096, 64);
   REQUIRE(few_rows.ends == std::vector<int64_t>{4, 8});
@@ -111,6 +111,11 @@ TEST_CASE("a product of few rows is shared by columns, one of little work in no 
     const Task& task = few_rows.all[size_t(i)];
     CHECK(task.rows == 64);
     CHECK((task.column < 2048) == (i < 4));
+  }
+  const Tasks wide = cut_tasks(2, std::vector<GroupSize>{{512, 384}}, 8192, 64);
+  for (size_t i = 0; i < wide.all.size(); ++i) {
+    CHECK(wide.all[i].rows == 512);
+    CHECK((wide.all[i].column < 4096) == (int64_t(i) < wide.ends[0]));
   }
   const Tasks little = cut_tasks(2, std::vector<GroupSize>{{384, 1024}}, 128, 64);
   CHECK(little.ends == std::vector<int64_t>{1, 2});
