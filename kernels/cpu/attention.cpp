@@ -407,7 +407,8 @@ void attention_forward(const AttentionForward& args, Stream& stream) {
     const int64_t S = T / args.batch, chunks = (S + kQueries - 1) / kQueries;
     const int64_t head_dim = args.q.cols() / H, value_dim = args.o.cols() / H;
     stream.parallel_for(args.batch * H * chunks, [&](int64_t item) {
-      // The last queries of a sequence take longest: they come first.
+      // Sequences one after the other, so that shares are of sequences, or of heads; of a head the last queries first,
+      // which take longest.
       const int64_t chunk = chunks - 1 - item % chunks, h = item / chunks % H, b = item / chunks / H;
       const int64_t first = chunk * kQueries, t = b * S + first;
       [[maybe_unused]] const Mode<Words> mode;
@@ -436,7 +437,7 @@ void attention_decode(const AttentionDecode& args, Stream& stream) {
     const int64_t chunks = (N + kQueries - 1) / kQueries;
     const int64_t head_dim = args.q.cols() / H, value_dim = args.o.cols() / H;
     stream.parallel_for(H * chunks, [&](int64_t item) {
-      const int64_t chunk = chunks - 1 - item / H, h = item % H, n = chunk * kQueries;
+      const int64_t chunk = chunks - 1 - item % chunks, h = item / chunks, n = chunk * kQueries;
       [[maybe_unused]] const Mode<Words> mode;
       attend<Words, Scalar>({.q = args.q.row<Scalar>(n) + h * head_dim,
                              .k = args.k_cache.data<Scalar>() + h / group * head_dim,

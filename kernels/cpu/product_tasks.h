@@ -26,9 +26,9 @@ struct Tasks {
 
 // Covers `columns` columns of each group. A thread's share is as many rows as are its part of the work, so that it
 // reads what it wrote; tasks are as wide as leaves a few for each thread if they are not short, columns shared evenly
-// in units of `unit`. Where there are too few rows for that, or far more columns, shares are of columns; where too few
-// columns, rows are cut further. The longest of a share come first, so that threads finish together. Where work is cut
-// makes no difference to any sum.
+// in units of `unit`. Where there are too few rows for that, or B, wider than the result is high, would be packed more
+// often for it, shares are of columns; where too few columns, rows are cut further. The longest of a share come first,
+// so that threads finish together. Where work is cut makes no difference to any sum.
 Tasks cut_tasks(int threads, std::span<const GroupSize> groups, int64_t columns, int64_t unit);
 
 }  // namespace octet::kernels::cpu

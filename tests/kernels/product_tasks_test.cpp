@@ -72,10 +72,12 @@ TEST_CASE("threads have equal shares of neighbouring rows, the longest task firs
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const std::vector<GroupSize> groups = random_groups(seed, 3000);
     int64_t rows = 0;
-    double all = 0;
+    double all = 0, of_row = 0;  // work: of all, of one row at most
     for (const GroupSize& group : groups) {
+      const double each = double(std::max<int64_t>(group.depth, 1)) * 512;
       rows += group.rows;
-      all += double(group.rows) * double(std::max<int64_t>(group.depth, 1)) * 512;
+      all += double(group.rows) * each;
+      of_row = std::max(of_row, each);
     }
     if (rows < 200 * threads) continue;
     const Tasks tasks = cut_tasks(threads, groups, 512, 64);
@@ -95,8 +97,6 @@ TEST_CASE("threads have equal shares of neighbouring rows, the longest task firs
       CHECK(first_of_share > last_row);
       last_row = last_of_share;
       // A few rows, of the groups at both ends, are not worth a task of their own.
-      double of_row = 0;
-      for (const GroupSize& group : groups) of_row = std::max(of_row, double(std::max<int64_t>(group.depth, 1)) * 512);
       CHECK(std::abs(share - all / threads) <= 2 * 17 * of_row);
       begin = end;
     }
