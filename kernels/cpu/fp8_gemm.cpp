@@ -15,21 +15,21 @@ static_assert(kWords % kBlock == 0 && kPieces * kBlock == 2 * kWords);
 constexpr int64_t kUnit = 16 * PairWords::kVectors;  // columns of a tile, the widest of all emulations
 
 // An operand of codes as gemm_tile.inc has it, with the scale of each 128 of k.
-template <bool across, class Line, class Scale>
+template <bool across, class Scale>
 struct CodeOperand {
   using Element = uint8_t;
   static constexpr bool kAcross = across;
-  Line line;
+  Lines<uint8_t> line;
   Scale scale;  // scale(i, k / 128)
 };
-template <bool across, class Line, class Scale>
-CodeOperand<across, Line, Scale> codes(Line line, Scale scale) {
+template <bool across, class Scale>
+CodeOperand<across, Scale> codes(Lines<uint8_t> line, Scale scale) {
   return {line, scale};
 }
 
 // found[i]: whether there is a NaN among the n codes of row or column first + i, from k on.
 template <class From>
-void find_nans(const From& from, int64_t first, int64_t count, int64_t k, int64_t n, uint8_t* found) {
+void find_nans(From from, int64_t first, int64_t count, int64_t k, int64_t n, uint8_t* found) {
   if constexpr (From::kAcross) {
     std::memset(found, 0, size_t(count));
     for (int64_t d = 0; d < n; ++d) {
@@ -44,7 +44,7 @@ void find_nans(const From& from, int64_t first, int64_t count, int64_t k, int64_
 // to[piece * stride + i] is the scale of line first + i. Panels hold a NaN code as a number, so that the arithmetic
 // need not look for it: the scale of its 128 is the NaN, and so every sum it enters is one.
 template <class From>
-void pack_scales(const From& from, int64_t first, int64_t count, int64_t k0, int64_t depth, int64_t stride, float* to) {
+void pack_scales(From from, int64_t first, int64_t count, int64_t k0, int64_t depth, int64_t stride, float* to) {
   uint8_t poisoned[kTaskColumns];
   for (int64_t piece = 0; piece == 0 || piece * kBlock < depth; ++piece) {
     const int64_t k = k0 + piece * kBlock, n = std::min(kBlock, depth - piece * kBlock);
@@ -265,19 +265,19 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
   stream.parallel_shares(tasks.ends, [&](int64_t index) {
     const Task& task = tasks.all[size_t(index)];
     const int64_t first = offsets[task.group], g = task.group;
-    const auto row = [&](int64_t i) { return gather != nullptr ? int64_t(gather[first + i]) : first + i; };
-    const auto a = codes<false>([&](int64_t i) { return args.a.row<uint8_t>(row(i)); },
-                                [&](int64_t i, int64_t kb) { return args.a_scale.row<float>(row(i))[kb]; });
+    const auto a = codes<false>(
+        lines_of<uint8_t>(args.a, first, gather),
+        [scales = lines_of<float>(args.a_scale, first, gather)](int64_t i, int64_t kb) { return scales(i)[kb]; });
     const Result result = result_in(args.c, first + task.row, task, /*accumulate=*/false);
     if (args.b_is_kn) {
       const auto b =
-          codes<true>([&](int64_t k) { return args.b.row<uint8_t>(g * K + k); },
-                      [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * k_blocks + kb)[n / kBlock]; });
+          codes<true>(lines_of<uint8_t>(args.b, g * K), [scales = lines_of<float>(args.b_scale, g * k_blocks)](
+                                                            int64_t n, int64_t kb) { return scales(kb)[n / kBlock]; });
       sum_task(args.emulation, task, K, a, b, result);
     } else {
       const auto b =
-          codes<false>([&](int64_t n) { return args.b.row<uint8_t>(g * N + n); },
-                       [&](int64_t n, int64_t kb) { return args.b_scale.row<float>(g * n_blocks + n / kBlock)[kb]; });
+          codes<false>(lines_of<uint8_t>(args.b, g * N), [scales = lines_of<float>(args.b_scale, g * n_blocks)](
+                                                             int64_t n, int64_t kb) { return scales(n / kBlock)[kb]; });
       sum_task(args.emulation, task, K, a, b, result);
     }
   });
@@ -285,7 +285,6 @@ void fp8_grouped_gemm(const Fp8GroupedGemm& args, Stream& stream) {
 
 void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   const int64_t N = args.dw.shape()[-2], K = args.dw.shape()[-1], G = args.block_offsets.num_elements() - 1;
-  const int64_t lines_of_scale = args.by_tiles ? kBlock : 1;
   const int64_t* blocks = args.block_offsets.data<int64_t>();
   const int64_t* offsets = args.offsets.data<int64_t>();
   std::vector<GroupSize> groups;
@@ -294,12 +293,13 @@ void fp8_grouped_wgrad(const Fp8GroupedWgrad& args, Stream& stream) {
   stream.parallel_shares(tasks.ends, [&](int64_t index) {
     const Task& task = tasks.all[size_t(index)];
     const int64_t first = blocks[task.group], depth = groups[size_t(task.group)].depth;
-    const auto a = codes<true>(
-        [&](int64_t p) { return args.dy.row<uint8_t>(kBlock * first + p); },
-        [&](int64_t n, int64_t block) { return args.dy_scale.row<float>(first + block)[n / lines_of_scale]; });
-    const auto b = codes<true>(
-        [&](int64_t p) { return args.x.row<uint8_t>(kBlock * first + p); },
-        [&](int64_t k, int64_t block) { return args.x_scale.row<float>(first + block)[k / lines_of_scale]; });
+    const auto operand = [&](const ConstView& x, const ConstView& scale) {
+      return codes<true>(lines_of<uint8_t>(x, kBlock * first),
+                         [scales = lines_of<float>(scale, first), by_tiles = args.by_tiles](int64_t i, int64_t block) {
+                           return scales(block)[by_tiles ? i / kBlock : i];
+                         });
+    };
+    const auto a = operand(args.dy, args.dy_scale), b = operand(args.x, args.x_scale);
     sum_task(args.emulation, task, depth, a, b, gradient_in(args.dw, task, args.accumulate));
   });
 }

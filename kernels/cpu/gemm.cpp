@@ -74,15 +74,12 @@ void grouped_gemm(const GroupedGemm& args, Stream& stream) {
     stream.parallel_shares(tasks.ends, [&](int64_t index) {
       const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
-      const auto a = operand<Scalar, false>(
-          [&](int64_t i) { return args.a.row<Scalar>(gather != nullptr ? gather[first + i] : first + i); });
+      const Operand<Scalar, false> a = {lines_of<Scalar>(args.a, first, gather)};
       const Result result = result_in(args.c, first + task.row, task, args.accumulate);
       if (args.b_is_kn) {
-        const auto b = operand<Scalar, true>([&](int64_t k) { return args.b.row<Scalar>(task.group * K + k); });
-        sum_task<Scalar>(task, K, a, b, result);
+        sum_task<Scalar>(task, K, a, Operand<Scalar, true>{lines_of<Scalar>(args.b, task.group * K)}, result);
       } else {
-        const auto b = operand<Scalar, false>([&](int64_t n) { return args.b.row<Scalar>(task.group * N + n); });
-        sum_task<Scalar>(task, K, a, b, result);
+        sum_task<Scalar>(task, K, a, Operand<Scalar, false>{lines_of<Scalar>(args.b, task.group * N)}, result);
       }
     });
   });
@@ -100,9 +97,8 @@ void grouped_wgrad(const GroupedWgrad& args, Stream& stream) {
     stream.parallel_shares(tasks.ends, [&](int64_t index) {
       const Task& task = tasks.all[size_t(index)];
       const int64_t first = row_of_group(args.offsets, R, task.group);
-      const auto a = operand<Scalar, true>([&](int64_t r) { return args.dy.row<Scalar>(first + r); });
-      const auto b = operand<Scalar, true>(
-          [&](int64_t r) { return args.x.row<Scalar>(gather != nullptr ? gather[first + r] : first + r); });
+      const Operand<Scalar, true> a = {lines_of<Scalar>(args.dy, first)};
+      const Operand<Scalar, true> b = {lines_of<Scalar>(args.x, first, gather)};
       sum_task<Scalar>(task, groups[size_t(task.group)].depth, a, b, gradient_in(args.dw, task, args.accumulate));
     });
   });
