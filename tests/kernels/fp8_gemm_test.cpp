@@ -376,6 +376,15 @@ TEST_CASE("fp8_grouped_wgrad fills whole tiles of a tensor core", "[kernels][fp8
   check_wgrad(Emulation::kHopper, Data::kAllCodes, Groups({0, 900, 0}), 66, 132, by_tiles);
 }
 
+// A CPU packs 96 rows of dy at a time, two register tiles out of sixteen, and x in 64 columns.
+TEST_CASE("fp8_grouped_wgrad packs rows and columns of every number", "[kernels][fp8_gemm]") {
+  const Backend backend = GENERATE(from_range(cpu_backends()));
+  const UseBackend use(backend);
+  const int64_t N = GENERATE(15, 16, 23, 96, 97, 111, 113, 198), K = GENERATE(63, 64, 65, 192);
+  CAPTURE(backend.name, N, K);
+  check_wgrad(Emulation::kIdeal, Data::kAllCodes, Groups({129, 0, 3}), N, K, /*by_tiles=*/false);
+}
+
 // A CPU writes such a gradient past its caches, where rows lie on boundaries of 64 bytes.
 TEST_CASE("a weight gradient larger than the caches is written as any other: FP8", "[kernels][fp8_gemm]") {
   const Backend backend = GENERATE(from_range(cpu_backends()));
